@@ -1,0 +1,85 @@
+"""Bounds: reference rows that see real data, or nothing at all. Not data-free methods, and marked so.
+
+They use the same loop, student recipe and clock as every method; the guard is lifted for them, and their records say
+`reference`. `ctx.real` holds the training split for those that ask for it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.engine.context import Context
+from dfkd.engine.method import METHODS, Budget, Method, Stage
+from dfkd.synthesis import losses
+from dfkd.synthesis.buffer import Batch, ShuffledPasses
+
+
+@METHODS.register_module("teacher")
+class TeacherBound(Method):
+    """The teacher itself, evaluated as a student would be."""
+
+    reference = True
+
+    def schedule(self, budget: Budget) -> list[Stage]:
+        return []
+
+    def judged(self, ctx: Context) -> nn.Module:
+        return ctx.teacher
+
+
+class _RealData(Method):
+    """Student steps on the real training set, in shuffled passes."""
+
+    reference = True
+    needs_data = True
+
+    def schedule(self, budget: Budget) -> list[Stage]:
+        return [Stage("distil", budget.rounds, steps=budget.steps_per_round)]
+
+    def setup(self, ctx: Context) -> None:
+        self.passes = ShuffledPasses()
+
+    def draw(self, ctx: Context) -> Batch:
+        images, labels = ctx.real
+        indices = self.passes.draw(ctx.budget.batch, len(labels), ctx.rng("draw"))
+        return Batch(ctx.augment(images[indices]), labels[indices])
+
+    def state_dict(self) -> dict:
+        return self.passes.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.passes.load_state_dict(state)
+
+
+@METHODS.register_module("student-real")
+class StudentReal(_RealData):
+    """The student trained on real images and labels, without the teacher."""
+
+    def distill(self, ctx: Context, batch: Batch) -> dict[str, Tensor]:
+        return {"ce": losses.cross_entropy(ctx.student(batch.images), batch.labels).mean()}
+
+
+@METHODS.register_module("kd-real")
+class KDReal(_RealData):
+    """The student distilled on real images: what a data-free method would like to reach."""
+
+    def __init__(self, temperature: float = 20.0) -> None:
+        self.temperature = temperature
+
+
+@METHODS.register_module("kd-noise")
+class KDNoise(_RealData):
+    """The student distilled on uniform noise in [0, 1]: what a data-free method has to beat."""
+
+    needs_data = False
+
+    def __init__(self, temperature: float = 20.0) -> None:
+        self.temperature = temperature
+
+    def draw(self, ctx: Context) -> Batch:
+        spec = ctx.spec
+        with ctx.making_images(ctx.budget.batch):
+            shape = (ctx.budget.batch, spec.channels, spec.size, spec.size)
+            images = torch.rand(shape, generator=ctx.rng("noise"), device=ctx.device)
+        return Batch(images.to(memory_format=torch.channels_last))

@@ -1,0 +1,345 @@
+#!/usr/bin/env python3
+"""DFKD suite: data-free knowledge distillation methods side by side.
+
+    python bench.py --method ssdkd --data digits        run one cell and add its row to the tables
+    python bench.py VERB --help                         what a verb takes
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tabulate import tabulate
+
+from dfkd import catalog, leaderboard, protocols, records
+from dfkd.errors import UserError, unknown
+from dfkd.files import replace_file
+from dfkd.networks.names import ARCHITECTURES
+from dfkd.tasks import TASKS, prepare, task
+from dfkd.tasks.store import data_root, digest
+from dfkd.units import duration
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results"
+TEACHERS = RESULTS / "teachers"
+CUSTOM = ROOT / "work" / "custom"
+EXIT_PARTIAL = 75  # EX_TEMPFAIL: try again, with --resume
+
+VERBS = {
+    "run": "run one cell: a method on a data set (the default verb)",
+    "data": "fetch a data set and convert it, or say that it is there",
+    "teacher": "adopt or train a teacher",
+    "list": "methods, data, protocols and pairs, with the status of each",
+    "plan": "cells of the tables that have no valid record, with an estimated time",
+    "leaderboard": "write the tables and plots from the records",
+    "doctor": "what is installed, which device, which data are there and intact",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; `run` is the verb where none is named."""
+    main = argparse.ArgumentParser(
+        prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = main.add_subparsers(dest="verb", metavar="VERB", required=True)
+    add = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
+
+    run = add["run"]
+    run.add_argument("--method", required=True, help="a recipe or method, see `list`")
+    run.add_argument("--data", required=True, help=f"one of: {', '.join(TASKS)}")
+    run.add_argument("--pair", help="TEACHER-STUDENT, such as wrn40_2-wrn16_1 (default: the table's first)")
+    run.add_argument("--seed", type=int, default=0, help="repetition (default 0)")
+    run.add_argument("--protocol", help="default: paper with CUDA, else cpu, or quick for embedded data")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
+                     help="change a hyper-parameter; the record is marked custom and kept out of the tables")
+    run.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="as --set, where the protocol differs")
+    run.add_argument("--resume", action="store_true", help="go on from the state an interrupted run left")
+    run.add_argument("--out", type=Path, help="folder for the record (default: results/records, custom: work/custom)")
+    run.add_argument("--teacher-weights", type=Path, metavar="FILE", help="your own checkpoint; marked custom")
+    run.add_argument("--import", dest="extra", metavar="FILE|MODULE", help="a method from outside the repository")
+    run.add_argument("--time-limit", type=float, metavar="MINUTES", help="save and stop after this long; resumable")
+    run.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard to the work folder")
+
+    add["data"].add_argument("name", help=f"one of: {', '.join(TASKS)}")
+    add["data"].add_argument("--manifest", type=Path, help="also copy the manifest there")
+    teacher = add["teacher"]
+    teacher.add_argument("--data", required=True)
+    teacher.add_argument("--arch", required=True)
+    teacher.add_argument("--protocol", help="whose recipe trains it (default as for run)")
+    teacher.add_argument("--seed", type=int, default=0)
+    for verb in (run, teacher):
+        verb.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
+        verb.add_argument("--weights", type=Path, help="folder of ready teachers (default: DFKD_WEIGHTS)")
+    for name in ("run", "data", "teacher", "doctor"):
+        add[name].add_argument("--data-root", type=Path, help="where data lie (default: DFKD_DATA, else a cache)")
+    add["plan"].add_argument("--data", help="only this table")
+    add["plan"].add_argument("--protocol", help="only this protocol")
+    add["plan"].add_argument("--shard", metavar="I/N", help="every N-th cell from the I-th (1-based), for job arrays")
+    add["leaderboard"].add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
+    add["list"].add_argument("--import", dest="extra", metavar="FILE|MODULE")
+    return main
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] not in (*VERBS, "-h", "--help"):
+        if not arguments[0].startswith("-"):
+            return fail(unknown("verb", arguments[0], VERBS))
+        arguments.insert(0, "run")
+    options = parser().parse_args(arguments or ["--help"])
+    try:
+        return globals()[f"do_{options.verb}"](options)
+    except UserError as error:
+        return fail(error)
+
+
+def fail(error: Exception, status: int = 2) -> int:
+    print(f"bench.py: {error}", file=sys.stderr)
+    return status
+
+
+def do_run(options: argparse.Namespace) -> int:
+    protocol = options.protocol or default_protocol(options.data, options.device)
+    cell = protocols.resolve(
+        options.data, protocol, options.method, options.pair, options.seed, options.changes, options.extra,
+        options.precision,
+    )
+    if options.teacher_weights:
+        cell = replace(cell, custom=True)
+    out = options.out or (CUSTOM / cell.digest[:12] if cell.custom else RESULTS / "records")
+    check_writable(out)
+    from dfkd.engine.guard import guard
+
+    guard.install()  # before anything else that could keep a way to the data
+    from dfkd.engine.machine import device_of
+    from dfkd.engine.run import WORK, Options, run
+    from dfkd.teachers.provide import foreign, provide
+
+    root, device = data_root(options.data_root), device_of(options.device)
+    limit = f", about {cell.minutes:g} minutes" if cell.minutes else ""
+    print(f"{cell.name} on {device}{limit}")
+    if options.teacher_weights:
+        weights, card = foreign(
+            options.data, cell.identity["teacher"], options.teacher_weights, WORK / "teachers", root, device
+        )
+    else:
+        weights, card = provide(
+            options.data, cell.identity["teacher"], cell.teacher_recipe, TEACHERS, root, device, source=options.weights
+        )
+    limit = 60 * options.time_limit if options.time_limit else None
+    settings = Options(
+        root, str(device), options.resume, extra=options.extra, time_limit=limit, tensorboard=options.tensorboard
+    )
+    try:
+        record = run(cell, weights, card, settings)
+    except UserError:
+        raise
+    except Exception as error:
+        if hasattr(error, "record"):
+            records.keep(error.record, out)
+        return fail(error, 1)
+    work = WORK / record["work"]
+    path = records.keep(record, out)
+    report(record, path, work)
+    if path is not None and path.is_relative_to(RESULTS):
+        keep_samples(record, work)
+        if "DVC_STAGE" not in os.environ:  # there the tables have a stage of their own
+            render()
+    return EXIT_PARTIAL if record["status"] == "partial" else 0
+
+
+def default_protocol(data: str, device: str | None) -> str:
+    """`paper` where a CUDA device is present, else `quick` for embedded data and `cpu` for the rest."""
+    if task(data).embedded:
+        return "quick"
+    if device is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return "paper" if device.startswith("cuda") else "cpu"
+
+
+def check_writable(folder: Path) -> None:
+    """Before an hour of work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(None, "permission denied")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def report(record: dict, path: Path | None, work: Path) -> None:
+    """What a run came to, in a few lines."""
+    metrics, seconds = record["metrics"], record["time"]
+    last = "none" if metrics["last"] is None else f"{metrics['last']:.2f}"
+    note = f" ({record['error']})" if record["error"] else ""
+    print(f"{record['status']}{note}: {metrics['name']} {last}, teacher {metrics['teacher']:.2f}")
+    parts = ", ".join(f"{account} {duration(seconds[account])}" for account in ("synthesis", "distillation", "total"))
+    print(f"time: {parts}; memory {record['cost']['peak_memory_bytes'] / 2**20:.0f} MiB")
+    print(f"record: {path or 'not written: a finished one is there already'}")
+    if (work / "student.safetensors").is_file():
+        print(f"student: {work / 'student.safetensors'}")
+    if record["status"] == "partial":
+        print("run the same command with --resume to go on")
+
+
+def keep_samples(record: dict, work: Path) -> None:
+    """The grid of synthetic samples, beside the plots of its table."""
+    identity = record["identity"]
+    if (work / "samples.png").is_file() and not record["reference"]:
+        pair = f"{identity['teacher']}-{identity['student']}"
+        folder = RESULTS / "plots" / "samples" / identity["data"] / identity["protocol"]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(work / "samples.png", folder / f"{pair}-{identity['method']}.png")
+
+
+def do_data(options: argparse.Namespace) -> int:
+    root = data_root(options.data_root)
+    manifest, line = prepare(options.name, root)
+    print(line)
+    if options.manifest:
+        text = json.dumps({**manifest, "digest": digest(manifest)}, indent=1)
+        replace_file(options.manifest, text + "\n")
+    return 0
+
+
+def do_teacher(options: argparse.Namespace) -> int:
+    from dfkd.engine.machine import device_of
+    from dfkd.teachers.provide import provide
+
+    protocol = options.protocol or default_protocol(options.data, options.device)
+    available = protocols.protocols(options.data)
+    if protocol not in available:
+        raise unknown("protocol", protocol, available)
+    if options.arch not in ARCHITECTURES:
+        raise unknown("network", options.arch, ARCHITECTURES)
+    path, card = provide(
+        options.data, options.arch, available[protocol]["teacher"], TEACHERS, data_root(options.data_root),
+        device_of(options.device), seed=options.seed, source=options.weights,
+    )
+    print(f"{path}: {card['origin']}, {card['accuracy']:.2f} % on the test set")
+    return 0
+
+
+def do_list(options: argparse.Namespace) -> int:
+    done = current_records()
+    methods = catalog.entries(options.extra)
+    rows = [(m.name, "bound" if m.reference else m.prior, m.summary) for m in methods.values()]
+    print(tabulate(rows, headers=("method", "prior", "what it is"), tablefmt="simple"), end="\n\n")
+    rows = []
+    for data in protocols.datasets():
+        for protocol in protocols.protocols(data):
+            cells = [cell for cell in protocols.span() if cell[:2] == (data, protocol)]
+            valid = sum(cell in done for cell in cells)
+            pairs = sorted({cell[2] for cell in cells})
+            rows.append((data, protocol, "\n".join(pairs), f"{valid} of {len(cells)} cells"))
+    print(tabulate(rows, headers=("data", "protocol", "pairs", "status"), tablefmt="simple"), end="\n\n")
+    rows = []
+    for data in protocols.datasets():
+        for name, recipe in protocols.recipes(data).items():
+            tables = ", ".join(sorted({c[1] for c in protocols.span() if c[0] == data and c[3] == name}))
+            rows.append((data, name, recipe.get("method", name), tables or "none", recipe.get("note", "")))
+    print(tabulate(rows, headers=("data", "recipe", "method", "in tables", "note"), tablefmt="simple"))
+    return 0
+
+
+def do_plan(options: argparse.Namespace) -> int:
+    for name, known in (("data", protocols.datasets()), ("protocol", {c[1] for c in protocols.span()})):
+        if getattr(options, name) not in (None, *known):
+            raise unknown(name, getattr(options, name), known)
+    done = current_records()
+    missing = [
+        cell for cell in protocols.span()
+        if cell not in done and options.data in (None, cell[0]) and options.protocol in (None, cell[1])
+    ]
+    index, count = shard(options.shard)
+    total = 0.0
+    for data, protocol, pair, method, seed in missing[index::count]:
+        minutes = protocols.protocols(data)[protocol].get("minutes", 0)
+        total += minutes
+        print(
+            f"python bench.py --data {data} --protocol {protocol} --pair {pair} --method {method} --seed {seed}"
+            f"  # about {duration(60 * minutes)}"
+        )
+    print(f"# {len(missing[index::count])} cells, about {duration(60 * total)}", file=sys.stderr)
+    return 0
+
+
+def shard(text: str | None) -> tuple[int, int]:
+    """`I/N` as (offset, stride)."""
+    try:
+        index, count = (int(part) for part in (text or "1/1").split("/"))
+    except ValueError:
+        index, count = 0, 0
+    if not 1 <= index <= count:
+        raise UserError(f"--shard takes I/N with 1 <= I <= N, not {text!r}")
+    return index - 1, count
+
+
+def current_records() -> set[tuple]:
+    """(data, protocol, pair, recipe, seed) of every finished record that today's code and configuration stand for."""
+    found = set()
+    everything = records.read_all(RESULTS / "records")
+    digests = current_digests(everything)
+    for record in everything:
+        cell, provenance = records.cell_of(record), record["provenance"]
+        made_with = {"method": provenance["code"]["method"], "config": provenance["config"]}
+        if record["status"] in ("ok", "diverged") and digests[cell] == made_with:
+            pair = f"{cell.teacher}-{cell.student}"
+            found.add((cell.data, cell.protocol, pair, cell.method, record["identity"]["seed"]))
+    return found
+
+
+def current_digests(everything: list[dict]) -> dict[records.Cell, dict]:
+    """The digests of method and configuration as they are now, for each cell that has a record."""
+    digests = {}
+    for cell in records.cells(everything):
+        try:
+            now = protocols.resolve(cell.data, cell.protocol, cell.method, f"{cell.teacher}-{cell.student}")
+            digests[cell] = {"method": now.entry.digest, "config": now.digest}
+        except UserError:  # its recipe or method is gone
+            digests[cell] = {"method": None, "config": None}
+    return digests
+
+
+def do_leaderboard(options: argparse.Namespace) -> int:
+    if not options.check:
+        for path in render():
+            print(f"wrote {path.relative_to(ROOT)}")
+        return 0
+    differing = leaderboard.check(*tables())
+    for name in differing:
+        print(f"results/{name} is not what the records give; run: python bench.py leaderboard")
+    return 1 if differing else 0
+
+
+def tables() -> tuple:
+    everything = records.read_all(RESULTS / "records")
+    published = leaderboard.read_published(RESULTS / "published.csv")
+    return RESULTS, everything, published, current_digests(everything)
+
+
+def render() -> list[Path]:
+    """Bring `results/LEADERBOARD.md`, the tables and the plots up to date."""
+    return leaderboard.write(*tables())
+
+
+def do_doctor(options: argparse.Namespace) -> int:
+    from dfkd.doctor import examine
+
+    ok = True
+    for good, line in examine(data_root(options.data_root), TEACHERS):
+        print(("ok    " if good else "MISSING  ") + line)
+        ok &= good
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""What can be known of a method without importing it (and so without torch): read from its syntax tree.
+
+`list`, `plan`, `--help` and the check of `--set` keys use this; it also gives the digest by which a record is known
+to be stale.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dfkd.errors import UserError, unknown
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("methods", "baselines")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered method: its name, where it stands, its declared prior, its constructor's arguments."""
+
+    name: str
+    path: Path
+    prior: str
+    reference: bool
+    needs_data: bool
+    summary: str
+    arguments: dict[str, object] = field(hash=False)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the code of its file and of the method files that one imports."""
+        return code_digest(*_with_imports(self.path))
+
+
+def entries(extra: str | None = None) -> dict[str, Entry]:
+    """Every registered method by name; `extra` is what `--import` names, a path or a module.
+
+    Raises UserError for a file that cannot be read or two methods of one name.
+    """
+    paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
+    if extra is not None:
+        paths.append(locate(extra))
+    found: dict[str, Entry] = {}
+    for path in paths:
+        for entry in _read(path):
+            if entry.name in found and found[entry.name].path != path:
+                raise UserError(f"method {entry.name!r} is registered in both {found[entry.name].path} and {path}")
+            found[entry.name] = entry
+    return found
+
+
+def entry(name: str, extra: str | None = None) -> Entry:
+    known = entries(extra)
+    if name not in known:
+        raise unknown("method", name, known)
+    return known[name]
+
+
+def locate(name: str) -> Path:
+    """The file of `--import NAME`: a path, or a module on the search path."""
+    from importlib.util import find_spec
+
+    path = Path(name)
+    if path.suffix == ".py" or path.is_file():
+        if not path.is_file():
+            raise UserError(f"--import: there is no file {name}")
+        return path.resolve()
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        raise UserError(f"--import: there is no module {name!r}")
+    return Path(spec.origin)
+
+
+def _read(path: Path) -> list[Entry]:
+    tree = _parse(path)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    found = []
+    for node in classes.values():
+        name = next(filter(None, map(_registered_name, node.decorator_list)), None)
+        if name is None:
+            continue
+        lineage = _lineage(node, classes)
+        constants = {k: v for cls in reversed(lineage) for k, v in _constants(cls).items()}
+        found.append(
+            Entry(
+                name=name,
+                path=path,
+                prior=str(constants.get("prior", "none")),
+                reference=bool(constants.get("reference", False)),
+                needs_data=bool(constants.get("reference", False) and constants.get("needs_data", False)),
+                summary=(ast.get_docstring(node) or "").split("\n")[0],
+                arguments=next(filter(None, map(_arguments, lineage)), {}),
+            )
+        )
+    return found
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(), str(path))
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as Python: {error}") from error
+
+
+def _registered_name(decorator: ast.expr) -> str | None:
+    """`name` of `@METHODS.register_module("name")` or `(name="name")`."""
+    if not (isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("METHODS.register_module")):
+        return None
+    named = [keyword.value for keyword in decorator.keywords if keyword.arg == "name"]
+    values = [node.value for node in (*decorator.args, *named) if isinstance(node, ast.Constant)]
+    return values[0] if values else None
+
+
+def _lineage(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
+    """The class and its bases defined in the same file, nearest first."""
+    line = [node]
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes:
+            line += _lineage(classes[base.id], classes)
+    return line
+
+
+def _constants(node: ast.ClassDef) -> dict[str, object]:
+    return {
+        item.targets[0].id: item.value.value
+        for item in node.body
+        if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant) and isinstance(item.targets[0], ast.Name)
+    }
+
+
+def _arguments(node: ast.ClassDef) -> dict[str, object] | None:
+    """Constructor arguments with their literal defaults, or None where the class has no constructor."""
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            positional, keyword = item.args.args[1:], item.args.kwonlyargs
+            defaults = [None] * (len(positional) - len(item.args.defaults)) + item.args.defaults
+            pairs = zip((*positional, *keyword), (*defaults, *item.args.kw_defaults), strict=True)
+            return {a.arg: ast.literal_eval(d) if d is not None else None for a, d in pairs}
+    return None
+
+
+def code_digest(*paths: Path) -> str:
+    """sha256 over the syntax trees without docstrings and comments: an edit of words makes no record stale."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        tree = _parse(path)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def _with_imports(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Path, ...]:
+    """The file and, transitively, the method files it imports."""
+    seen = (*seen, path)
+    for node in ast.walk(_parse(path)):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module in FOLDERS:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            target = ROOT / (name.replace(".", "/") + ".py")
+            if name.split(".")[0] in FOLDERS and target.is_file() and target not in seen:
+                seen = _with_imports(target, seen)
+    return seen
+
+
+def harness_digest() -> str:
+    """The digest of the harness's own code."""
+    return code_digest(*(ROOT / "dfkd").rglob("*.py"))

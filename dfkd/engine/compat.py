@@ -1,0 +1,39 @@
+"""Cures for mmengine 0.10.7, one each, every one pinned by a test that fails when a release makes it needless.
+
+What is cured by not using it: its checkpoints (no random state, not readable with `weights_only=True`), its
+iteration loop (sleeps two seconds whenever a loader is exhausted), `IterTimerHook`, `LoggerHook` and
+`RuntimeInfoHook` (call `.item()` on losses, keep state in `MessageHub`), its data-parallel wrapper (replaces the
+model's `train_step` by its own).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import nn
+
+# Every default hook that keeps state in MessageHub, writes checkpoints or reads log values is switched off.
+NO_DEFAULT_HOOKS = dict.fromkeys(
+    ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"), None
+)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """The context in which networks run: `bf16` autocasts, `fp32` and `tf32` do not."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@OPTIM_WRAPPERS.register_module()
+class PrecisionOptimWrapper(OptimWrapper):
+    """AmpOptimWrapper asserts a GPU; this one autocasts anywhere, in bfloat16, which needs no loss scaling."""
+
+    def __init__(self, *args: Any, precision: str = "fp32", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.precision = precision
+
+    def optim_context(self, model: nn.Module) -> AbstractContextManager:
+        return autocast(next(model.parameters()).device, self.precision)

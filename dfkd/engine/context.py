@@ -1,0 +1,95 @@
+"""What a method is handed: a teacher, a student, a budget, random streams. No data set, no loader, no evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.engine.clock import Clock
+from dfkd.engine.method import Budget
+from dfkd.engine.seeds import Streams
+from dfkd.networks.normalised import Normalised
+from dfkd.synthesis.augment import Augment
+from dfkd.synthesis.buffer import ReplayBuffer
+from dfkd.tasks.base import InputSpec
+
+
+class Teacher(Normalised):
+    """The frozen teacher, in eval mode for good. Takes images in [0, 1] and counts them."""
+
+    def __init__(self, network: nn.Module, spec: InputSpec) -> None:
+        super().__init__(network, spec)
+        self.images_seen = 0
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.images_seen += len(images)
+        return super().forward(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        self.images_seen += len(images)
+        return super().features(images)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in eval mode whatever is asked: its statistics are part of what it knows."""
+        return super().train(False)
+
+
+@dataclass
+class Context:
+    """The method's world.
+
+    Attributes:
+        teacher: images in [0, 1] → logits; frozen. `teach` is the same without gradient.
+        student: the present student, images in [0, 1] → logits. Another object after a stage with a fresh one.
+        new_student: makes another student with the run's initialisation.
+        spec: image size, channels and classes of the teacher's input.
+        budget, device: see `Budget`; everything lives on `device`.
+        buffer: the replay buffer.
+        calls: synthesis calls so far, the present one included.
+        student_steps: student steps so far (those of discarded students not counted).
+        real: None; the training split, (uint8 N×C×H×W, int64 N), for bounds that declare `needs_data`.
+    """
+
+    teacher: Teacher
+    student: Normalised
+    new_student: Callable[[], Normalised]
+    spec: InputSpec
+    budget: Budget
+    device: torch.device
+    rng: Streams
+    buffer: ReplayBuffer
+    augmentation: Augment
+    autocast: Callable[[], AbstractContextManager]
+    clock: Clock = field(repr=False)
+    calls: int = 0
+    student_steps: int = 0
+    images_synthesised: int = 0
+    real: tuple[Tensor, Tensor] | None = None
+
+    def teach(self, images: Tensor) -> Tensor:
+        """The teacher's logits, without gradient."""
+        with torch.no_grad():
+            return self.teacher(images)
+
+    def augment(self, images: Tensor, stream: str = "augment") -> Tensor:
+        """Images uint8 or in [0, 1], cropped and flipped as the task allows, in [0, 1]."""
+        images = self.augmentation(images, self.rng(stream))
+        return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+    def random_labels(self, count: int) -> Tensor:
+        """Uniform random classes, int64."""
+        return torch.randint(self.spec.classes, (count,), generator=self.rng("labels"), device=self.device)
+
+    def noise(self, *shape: int) -> Tensor:
+        """N(0, 1)."""
+        return torch.randn(*shape, generator=self.rng("noise"), device=self.device)
+
+    def making_images(self, count: int) -> AbstractContextManager:
+        """For methods that sample a generator in `draw`: charge the work inside, `count` images, to synthesis."""
+        self.images_synthesised += count
+        return self.clock.aside("synthesis")

@@ -1,0 +1,60 @@
+"""The judge: test images that only it holds, and the metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.registry import METRICS
+from mmengine.runner import BaseLoop, Runner
+from torch import Tensor, nn
+
+from dfkd.engine.clock import Clock
+
+
+@METRICS.register_module()
+class TopOne(BaseMetric):
+    """Top-1 accuracy in percent over the whole set."""
+
+    default_prefix = None
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            correct = (sample["logits"].argmax(1) == sample["labels"]).sum()
+            self.results.append((correct, len(sample["labels"])))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        correct, count = zip(*results, strict=True)
+        return {"top1": 100.0 * torch.stack(list(correct)).sum().item() / sum(count)}
+
+
+class Judge(BaseLoop):
+    """Evaluates a network on the test split; an mmengine validation loop without a loader.
+
+    The images, uint8 on the device, are loaded before the guard is sealed, and nothing hands them on.
+    """
+
+    def __init__(
+        self, runner: Runner, evaluator: Evaluator, images: Tensor, labels: Tensor, metric: str, clock: Clock,
+        batch: int = 500,
+    ) -> None:
+        super().__init__(runner, dataloader={})
+        self.evaluator, self.metric, self._clock, self._batch = evaluator, metric, clock, batch
+        self.__images, self.__labels = images, labels
+
+    @torch.no_grad()
+    def run(self, network: nn.Module) -> float:
+        """The metric of `network` (images in [0, 1] → logits), left in the mode it was in. Uncharged."""
+        training = network.training
+        with self._clock.phase("evaluation"):
+            network.eval()
+            self.runner.call_hook("before_val")
+            for first in range(0, len(self.__labels), self._batch):
+                images = self.__images[first : first + self._batch].float().div_(255)
+                sample = {"logits": network(images), "labels": self.__labels[first : first + self._batch]}
+                self.evaluator.process([sample])
+            value = self.evaluator.evaluate(len(self.__labels))[self.metric]
+            network.train(training)
+        return value

@@ -1,0 +1,103 @@
+"""The machine a run is on: device, memory, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from dfkd.catalog import ROOT
+from dfkd.errors import UserError
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of `--device`; by default CUDA where there is one."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def hardware(device: torch.device) -> dict:
+    """The record's hardware: a class within which times may be compared, and details."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        details = {"memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
+        return {"class": torch.cuda.get_device_name(device), "details": details}
+    model = _processor()
+    threads = torch.get_num_threads()
+    return {"class": f"{model}, {threads} threads", "details": {"cpus": os.cpu_count(), "threads": threads}}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine() or "CPU"
+
+
+class Memory:
+    """Peak bytes of a run: on CUDA what its allocator held, on a CPU resident memory above the imported process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+        except OSError:
+            pass
+        self._start = _resident("VmRSS") or _maximum()
+
+    def peak(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return max(0, (_resident("VmHWM") or _maximum()) - self._start)
+
+
+def _resident(field: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
+
+
+def _maximum() -> int:
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "mmengine-lite", "numpy", "dfkd"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The git commit of the project, with `+` where the working tree differs; None outside a checkout."""
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "dfkd", "methods", "baselines", "benchmarks")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

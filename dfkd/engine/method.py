@@ -1,0 +1,122 @@
+"""What a method is: its public surface, and the registry it joins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmengine.registry import Registry
+from torch import Tensor, nn
+
+from dfkd.synthesis import losses
+from dfkd.synthesis.buffer import Batch, Samples
+
+if TYPE_CHECKING:
+    from dfkd.engine.context import Context
+    from dfkd.tasks import Task
+
+METHODS = Registry("method")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a protocol (in `paper`: the recipe) grants. A method spends it in its `schedule`.
+
+    `steps` student steps of `batch` images; `rounds` alternations of synthesis and distillation;
+    `synthesis_batch` images a synthesis call makes.
+    """
+
+    steps: int
+    batch: int
+    rounds: int
+    synthesis_batch: int
+
+    @property
+    def steps_per_round(self) -> int:
+        return self.steps // self.rounds
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`rounds` times: `calls` synthesis calls, then `steps` student steps.
+
+    Steps of a stage with `counted=False` train a student that is thrown away: they are charged to synthesis and
+    appear in no curve. `fresh_student` starts the stage with a new student, optimiser and learning-rate schedule.
+    """
+
+    name: str
+    rounds: int
+    calls: int = 0
+    steps: int = 0
+    counted: bool = True
+    fresh_student: bool = False
+
+
+class Method:
+    """Base of every method. A subclass's constructor arguments are its hyper-parameters, each with a default.
+
+    All members but `synthesize` have a default that most methods keep.
+    """
+
+    prior = "none"
+    """What it knows besides the teacher: "none", "class names", or the diffusion model it uses."""
+
+    reference = False
+    """True for bounds, which records and tables mark."""
+
+    needs_data = False
+    """True for bounds that train on the real training split (`ctx.real`), the only ones for which the guard is not
+    sealed; ignored where `reference` is False."""
+
+    replay = "oldest"
+    """Which entries a full buffer overwrites: "oldest" or "lowest" (priority)."""
+
+    temperature = 20.0
+    """τ of the distillation loss (Fast's and CMI's for CIFAR)."""
+
+    def supports(self, task: Task) -> str | None:
+        """None, or the reason why the method does not apply to this task; the table prints the reason."""
+        return None
+
+    def schedule(self, budget: Budget) -> list[Stage]:
+        """The stages in order. Default: a synthesis call and its share of the student steps in each round."""
+        return [Stage("distil", budget.rounds, calls=1, steps=budget.steps_per_round)]
+
+    def capacity(self, budget: Budget) -> int:
+        """Slots of the replay buffer. Default: every image the schedule makes."""
+        calls = sum(stage.rounds * stage.calls for stage in self.schedule(budget))
+        return max(1, calls * budget.synthesis_batch)
+
+    def setup(self, ctx: Context) -> None:
+        """Build generators, banks and heads. Charged to setup."""
+
+    def synthesize(self, ctx: Context) -> Samples:
+        """Make new samples; the harness puts them into the buffer. Charged to synthesis."""
+        raise NotImplementedError(f"{type(self).__name__} has synthesis calls in its schedule but no synthesize()")
+
+    def draw(self, ctx: Context) -> Batch:
+        """The next student batch. Default: uniform from the buffer, with the protocol's augmentation.
+
+        A method that makes its images here does so inside `with ctx.making_images():`, which charges them.
+        """
+        batch = ctx.buffer.draw(ctx.budget.batch, ctx.rng("draw"))
+        batch.images = ctx.augment(batch.images)
+        return batch
+
+    def modules(self) -> list[nn.Module]:
+        """Further modules that the student's optimiser trains."""
+        return []
+
+    def distill(self, ctx: Context, batch: Batch) -> dict[str, Tensor]:
+        """Named losses of one student step; their sum is minimised. Default: L_KD at `temperature`."""
+        return {"kd": losses.kl(ctx.teach(batch.images), ctx.student(batch.images), self.temperature).mean()}
+
+    def after_step(self, ctx: Context, batch: Batch, outputs: dict[str, Tensor]) -> None:
+        """Feed back priorities, or step an auxiliary head. `outputs` are the losses that `distill` returned."""
+
+    def state_dict(self) -> dict:
+        """Everything the next step depends on: tensors and plain containers only."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take back what `state_dict` gave, after `setup`."""

@@ -1,0 +1,329 @@
+"""One cell from start to record: assembles teacher, student, method and Runner, and writes what was measured."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import hashlib
+import importlib
+import importlib.util
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmengine.runner import Runner
+from torch import Tensor
+
+from dfkd import catalog, records, teachers
+from dfkd.engine import compat, machine
+from dfkd.engine.clock import Clock
+from dfkd.engine.context import Context, Teacher
+from dfkd.engine.evaluation import Judge
+from dfkd.engine.guard import guard
+from dfkd.engine.hooks import CurveHook, GuardHook, ProgressHook, SamplesHook, StateHook
+from dfkd.engine.loop import DataFreeLoop, Distiller, Diverged, Stopped
+from dfkd.engine.method import METHODS, Budget, Method
+from dfkd.engine.seeds import Streams, seed_for, seed_globals
+from dfkd.errors import UserError
+from dfkd.networks.normalised import Normalised
+from dfkd.protocols import ResolvedCell
+from dfkd.synthesis.augment import Augment
+from dfkd.synthesis.buffer import ReplayBuffer
+from dfkd.tasks import InputSpec, Task, store, task
+from dfkd.teachers.training import initialise, on_device
+
+WORK = catalog.ROOT / "work"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What changes where a run happens and not what it computes."""
+
+    data_root: Path
+    device: str | None = None
+    resume: bool = False
+    work: Path = WORK
+    extra: str | None = None
+    save_every: float = 60.0
+    time_limit: float | None = None
+    tensorboard: bool = False
+
+
+def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options) -> dict:
+    """Run one cell and return its record, not yet written.
+
+    `teacher_weights` is the teacher's safetensors file and `card` its card. Statuses `ok`, `diverged` and `partial`
+    are returned; a violation of the data-free rule or a crash raises, after the record of status `failed` has been
+    attached to the exception as `record`.
+    """
+    device = machine.device_of(options.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cell.config["precision"] == "tf32"
+    the_task, memory = task(cell.identity["data"]), machine.Memory(device)
+    facts = _Facts(cell, card, the_task.manifest(options.data_root), device)
+    folder = options.work / cell.name / facts.digest[:12]
+    clock = Clock(device)
+    seed = seed_for("run", *cell.identity.values())
+    with ExitStack() as stack:
+        stack.enter_context(_exclusive(folder, options.resume))
+        with clock.phase("setup"):
+            seed_globals(seed)
+            spec = InputSpec.from_dict(card["spec"])
+            teacher = _teacher(cell, teacher_weights, spec, device)
+            test = _arrays(the_task, "test", options.data_root, device)
+            real = _arrays(the_task, "train", options.data_root, device) if cell.entry.needs_data else None
+            # From here to the end nothing in this process opens real data; the method's file is imported inside.
+            stack.enter_context(nullcontext() if cell.entry.needs_data else guard.seal(options.data_root))
+            method = build_method(cell)
+            reason = method.supports(the_task)
+            if reason is not None:
+                raise UserError(f"{cell.identity['method']} does not apply to {the_task.name}: {reason}")
+            ctx = _context(cell, method, teacher, spec, the_task, device, clock, folder)
+            ctx.real = real
+            method.setup(ctx)
+            runner = _runner(cell, method, ctx, test, the_task.metric, options, folder, seed)
+        status, error = "ok", None
+        try:
+            runner.train()
+        except Diverged as problem:
+            status, error = "diverged", str(problem)
+        except Stopped as problem:
+            status, error = "partial", str(problem)
+        except Exception as problem:
+            problem.record = facts.record(runner.train_loop, clock, memory, "failed", str(problem))
+            raise
+        if status != "partial":
+            with clock.phase("bookkeeping"):
+                _keep_student(cell, ctx, runner.train_loop, folder, card, facts)
+                (folder / "state.pt").unlink(missing_ok=True)
+                (folder / "bank.bin").unlink(missing_ok=True)
+        record = facts.record(runner.train_loop, clock, memory, status, error)
+        record["work"] = str(folder.relative_to(options.work))
+        return record
+
+
+def build_method(cell: ResolvedCell) -> Method:
+    """Import the method's file and build it. Raises UserError for an argument value it refuses."""
+    import_file(cell.entry.path)
+    try:
+        return METHODS.get(cell.entry.name)(**cell.config["args"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{cell.identity['method']}: {error}") from error
+
+
+def import_file(path: Path) -> None:
+    """Import a method's file once: as `methods.x` or `baselines.x` inside the project, by path elsewhere."""
+    if path.is_relative_to(catalog.ROOT):
+        name = ".".join(path.relative_to(catalog.ROOT).with_suffix("").parts)
+        if name.split(".")[0] in catalog.FOLDERS:
+            importlib.import_module(name)
+            return
+    name = f"imported_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+
+
+def _arrays(the_task: Task, split: str, root: Path, device: torch.device) -> tuple[Tensor, Tensor]:
+    return on_device(*the_task.load(split, root), device)
+
+
+def _teacher(cell: ResolvedCell, weights: Path, spec: InputSpec, device: torch.device) -> Teacher:
+    network = teachers.load(weights, cell.identity["teacher"], spec)
+    return Teacher(network, spec).to(device, memory_format=torch.channels_last)
+
+
+def _context(
+    cell: ResolvedCell, method: Method, teacher: Teacher, spec: InputSpec, the_task: Task, device: torch.device,
+    clock: Clock, folder: Path,
+) -> Context:
+    identity, config = cell.identity, cell.config
+    budget = Budget(
+        config["student"]["steps"], config["student"]["batch"], config["rounds"], config["synthesis_batch"]
+    )
+
+    def new_student() -> Normalised:
+        # The same initialisation for every method at equal data, pair and repetition.
+        axes = (identity["data"], identity["teacher"], identity["student"], identity["seed"])
+        network = initialise(identity["student"], spec, seed_for("student-init", *axes))
+        return Normalised(network, spec).to(device, memory_format=torch.channels_last)
+
+    shape = (spec.channels, spec.size, spec.size)
+    return Context(
+        teacher=teacher,
+        student=new_student(),
+        new_student=new_student,
+        spec=spec,
+        budget=budget,
+        device=device,
+        rng=Streams(device, *identity.values()),
+        buffer=ReplayBuffer(method.capacity(budget), shape, device, method.replay, folder / "bank.bin"),
+        augmentation=Augment(the_task.padding, the_task.flip),
+        autocast=lambda: compat.autocast(device, config["precision"]),
+        clock=clock,
+    )
+
+
+def _runner(
+    cell: ResolvedCell, method: Method, ctx: Context, test: tuple[Tensor, Tensor], metric: str, options: Options,
+    folder: Path, seed: int,
+) -> Runner:
+    """mmengine's Runner around the data-free loop and the judge."""
+    student, stages = cell.config["student"], method.schedule(ctx.budget)
+    optimiser = dict(type="PrecisionOptimWrapper", precision=cell.config["precision"], optimizer=student["optimizer"])
+    schedule = dict(student["schedule"])
+    per = schedule.pop("per")
+
+    def loop(runner: Runner, dataloader: dict) -> DataFreeLoop:
+        return DataFreeLoop(
+            runner, method, ctx, stages, cell.config["evaluations"], lambda: evaluate(runner), lambda: renew(runner),
+            options.time_limit, per,
+        )
+
+    def judge(runner: Runner, dataloader: dict, evaluator: dict) -> Judge:
+        return Judge(runner, runner.build_evaluator(evaluator), *test, metric, ctx.clock)
+
+    def evaluate(runner: Runner) -> float:
+        seen = ctx.teacher.images_seen
+        value = runner.val_loop.run(method.judged(ctx) if method.reference else ctx.student)
+        ctx.teacher.images_seen = seen
+        return value
+
+    def renew(runner: Runner) -> None:
+        ctx.student = runner.model.student = ctx.new_student()
+        runner.optim_wrapper = runner.build_optim_wrapper(optimiser)
+        runner.param_schedulers = runner.build_param_scheduler(_schedule(schedule, per, ctx.budget))
+
+    hooks = [
+        StateHook(folder / "state.pt", options.save_every, options.resume),
+        GuardHook(ctx.teacher),
+        ProgressHook(cell.name),
+        SamplesHook(folder / "samples.png"),
+    ]
+    visualizer = None
+    if options.tensorboard:
+        hooks.append(CurveHook())
+        visualizer = dict(type="Visualizer", vis_backends=[dict(type="TensorboardVisBackend")], save_dir=str(folder))
+    runner = Runner(
+        model=Distiller(ctx.student, method.modules(), ctx.device),
+        work_dir=str(folder / "log"),
+        train_dataloader={},
+        train_cfg=dict(type=loop),
+        optim_wrapper=optimiser,
+        param_scheduler=_schedule(schedule, per, ctx.budget),
+        val_dataloader={},
+        val_cfg=dict(type=judge),
+        val_evaluator=dict(type="TopOne"),
+        default_hooks=compat.NO_DEFAULT_HOOKS,
+        custom_hooks=hooks,
+        visualizer=visualizer,
+        log_level="WARNING",
+        experiment_name=f"{cell.identity['method']}-{id(ctx)}",
+        randomness=dict(seed=seed % 2**32),
+    )
+    runner.model.to(ctx.device)  # mmengine moves it to CUDA wherever there is one
+    return runner
+
+
+def _schedule(schedule: dict, per: str, budget: Budget) -> dict:
+    """mmengine's scheduler; a cosine always ends with the run, whatever its length."""
+    schedule = dict(schedule, by_epoch=per == "round")
+    if schedule["type"] == "CosineAnnealingLR":
+        schedule["T_max"] = budget.steps if per == "step" else budget.rounds
+    return schedule
+
+
+@contextmanager
+def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
+    """The work folder for this process alone; emptied unless the run may resume from it."""
+    if not resume and folder.exists():
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")
+    except OSError as error:
+        raise UserError(f"cannot write to the work folder {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is running this cell in {folder}") from None
+        yield
+
+
+def _keep_student(
+    cell: ResolvedCell, ctx: Context, loop: DataFreeLoop, folder: Path, card: dict, facts: _Facts
+) -> None:
+    """What an engineer came for: the student's weights with a card like the teacher's."""
+    if not loop.total_steps:
+        return
+    last = loop.curve[-1]["value"] if loop.curve else None
+    student_card = {
+        **card,
+        "arch": cell.identity["student"],
+        "recipe": cell.config,
+        "seed": cell.identity["seed"],
+        "accuracy": last,
+        "origin": "distilled",
+        "address": None,
+        "seconds": round(ctx.clock.scored, 2),
+        "data_digest": facts.data["digest"],
+    }
+    teachers.save(ctx.student.network, folder / "student.safetensors", student_card)
+
+
+class _Facts:
+    """What a record says of a run beside its measurements, gathered before the guard is sealed."""
+
+    def __init__(self, cell: ResolvedCell, card: dict, manifest: dict, device: torch.device) -> None:
+        self.cell, self.card = cell, card
+        self.data = {"digest": store.digest(manifest), "changed": manifest["changed"] or None}
+        self.code = {"method": cell.entry.digest, "harness": catalog.harness_digest()}
+        self.hardware, self.versions, self.commit = machine.hardware(device), machine.versions(), machine.commit()
+        parts = (cell.digest, *self.code.values(), self.data["digest"], str(card["digest"]), device.type)
+        self.digest = hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    def record(
+        self, loop: DataFreeLoop, clock: Clock, memory: machine.Memory, status: str, error: str | None
+    ) -> dict:
+        """The record of the run as it stands."""
+        ctx, card = loop.ctx, self.card
+        values = [point["value"] for point in loop.curve]
+        return {
+            "schema": records.VERSION,
+            "status": status,
+            "error": error,
+            "custom": self.cell.custom,
+            "reference": self.cell.entry.reference,
+            "identity": self.cell.identity,
+            "metrics": {
+                "name": task(self.cell.identity["data"]).metric,
+                "last": values[-1] if values and status == "ok" else None,
+                "oracle_best": max(values, default=None),
+                "teacher": card["accuracy"],
+                "curve": loop.curve,
+            },
+            "time": clock.report(),
+            "cost": {
+                "images_synthesised": ctx.images_synthesised,
+                "student_steps": ctx.student_steps,
+                "teacher_forwards": ctx.teacher.images_seen,
+                "peak_memory_bytes": memory.peak(),
+            },
+            "prior": {"kind": self.cell.entry.prior, "trained_on": None, "digest": None},
+            "provenance": {
+                "code": self.code,
+                "config": self.cell.digest,
+                "data": self.data,
+                "teacher": {key: card[key] for key in ("digest", "origin", "accuracy")},
+                "commit": self.commit,
+                "versions": self.versions,
+                "hardware": self.hardware,
+                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            },
+            "config": self.cell.config,
+        }

@@ -1,0 +1,68 @@
+"""Exact resume: everything the next step depends on, in one file of tensors and plain containers.
+
+mmengine's checkpoints hold no random state and need an unsafe read; this file is read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from mmengine.runner import Runner
+
+from dfkd.engine.loop import DataFreeLoop
+from dfkd.engine.seeds import global_state, load_global_state
+from dfkd.errors import UserError
+from dfkd.files import replacing
+
+VERSION = 1
+
+
+def collect(runner: Runner, loop: DataFreeLoop) -> dict:
+    """The state of a run between two steps."""
+    return {
+        "version": VERSION,
+        "loop": loop.state_dict(),
+        "student": runner.model.state_dict(),
+        "bad": runner.model.bad,
+        "optimiser": runner.optim_wrapper.state_dict(),
+        "schedules": [schedule.state_dict() for schedule in runner.param_schedulers or ()],
+        "buffer": loop.ctx.buffer.state_dict(),
+        "method": loop.method.state_dict(),
+        "streams": loop.ctx.rng.state_dict(),
+        "globals": global_state(),
+        "clock": loop.clock.state_dict(),
+    }
+
+
+def restore(runner: Runner, loop: DataFreeLoop, state: dict) -> None:
+    """Put `state` back into a freshly built run."""
+    loop.load_state_dict(state["loop"])
+    runner.model.load_state_dict(state["student"])
+    runner.model.bad.copy_(state["bad"])
+    runner.optim_wrapper.load_state_dict(state["optimiser"])
+    for schedule, saved in zip(runner.param_schedulers or (), state["schedules"], strict=True):
+        schedule.load_state_dict(saved)
+    loop.ctx.buffer.load_state_dict(state["buffer"])
+    loop.method.load_state_dict(state["method"])
+    loop.ctx.rng.load_state_dict(state["streams"])
+    load_global_state(state["globals"])
+    loop.clock.load_state_dict(state["clock"])
+
+
+def save(path: Path, state: dict) -> None:
+    """Write atomically: a kill leaves the previous state."""
+    with replacing(path) as file:
+        torch.save(state, file)
+
+
+def load(path: Path, device: torch.device) -> dict:
+    """Read a state. Raises UserError where the file is damaged or of another version."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}); delete it to start this run afresh") from error
+    if state["version"] != VERSION:
+        raise UserError(f"{path} has version {state['version']}, not {VERSION}; delete it to start this run afresh")
+    return state

@@ -1,0 +1,23 @@
+"""The one exception a user is meant to read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input or a missing resource: `bench.py` prints its one line and exits with status 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None where none is alike."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)), None)
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not known, e.g. `raise unknown("method", "sskd", METHODS)`."""
+    names = sorted(known)
+    close = nearest(name, names)
+    hint = f"nearest: {close!r}; " if close else ""
+    return UserError(f"unknown {kind} {name!r} ({hint}there are: {', '.join(names) or 'none'})")

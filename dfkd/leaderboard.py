@@ -1,0 +1,386 @@
+"""`results/LEADERBOARD.md`, `results/tables/<data>.md`: pure functions of records and published numbers."""
+
+import csv
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from dfkd import plots
+from dfkd.errors import UserError
+from dfkd.files import replace_file
+from dfkd.records import Cell
+from dfkd.statistics import KD_BOUND, Cost, Result, Summary, gap_to_kd, gather
+from dfkd.units import duration
+
+Digests = Mapping[Cell, Mapping[str, str]]
+Reasons = Mapping[Cell, str]
+Published = list[dict[str, str]]
+
+PAPER = "paper"  # the only protocol whose numbers may stand beside published ones
+PROTOCOLS = {
+    PAPER: "The published recipes",
+    "cpu": "Real data, small pairs, cut budgets; not to be compared with papers",
+    "quick": "Embedded data, minutes on a laptop; not to be compared with papers",
+}
+METRICS = {"top1": ("Top-1 accuracy in percent", 2), "miou": ("Mean IoU as a fraction", 3)}  # text, decimals
+
+HEAD = """\
+# Leaderboard
+
+Generated from `results/records` by `python bench.py leaderboard`; do not edit.
+
+- **`last` ranks**: the student after its last step. Without data there is nothing to choose a better one by.
+- **`oracle`** is the best test score seen on the way, which is what papers print. It ranks nothing.
+- **Compare within one table only** (one data set, one protocol), and times only within one class of hardware.
+- *Italic rows marked `ref`* are bounds, not competitors: teacher, student and KD on real data, KD on noise.
+"""
+
+TABLE_HEAD = """\
+# {data}
+
+Generated from `results/records` by `python bench.py leaderboard`; do not edit.
+How to read it: [columns](../LEADERBOARD.md#columns).
+
+"""
+
+LEGEND = """\
+## Columns
+
+| column | meaning |
+|:--|:--|
+| teacher | test score of the teacher |
+| # | rank within the pair, by `last`; `ref`: a bound |
+| prior | what the method knows besides the teacher |
+| last | score after the last step: mean ± sample standard deviation (number of seeds) |
+| oracle | best test score of each run, mean over seeds |
+| gap | `last` less the `last` of `kd-real`, which is distillation on the real training data |
+| paper | published score [source]; † not verified in the source itself; * see the note |
+| oracle − paper | ours less published, both chosen on the test set |
+| synthesis, distillation | time spent on making images, and on training the student |
+| total | all time but evaluation and bookkeeping: set-up, prior and buffer included |
+| images, steps | images synthesised; training steps of the student |
+| memory | peak: device memory on CUDA, process memory on a CPU |
+| status | `stale`: method or configuration changed since; `n/a`: does not apply, see note; only `ok` ranks |
+"""
+
+REFERENCE_ORDER = ("teacher", "student-real", KD_BOUND)  # the rest by name
+
+
+def read_published(path: str | Path) -> Published:
+    """The rows of `published.csv`; `UserError` names the first line that is wrong."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    for line, row in enumerate(rows, start=2):
+        try:
+            float(row["value"])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path}: line {line}: value: not a number") from None
+    return rows
+
+
+def render(
+    records: Iterable[dict],
+    published: Published,
+    current_digests: Digests | None = None,
+    not_applicable: Reasons | None = None,
+) -> dict[str, str]:
+    """Path below `results/` → text, for the leaderboard and the table of each data set.
+
+    `current_digests` tells which records are stale (see `statistics.gather`); `not_applicable` gives the
+    reason for each cell that its method declines, shown where the same pair has other records.
+    """
+    return _render(gather(records, current_digests), published, not_applicable or {})
+
+
+def write(
+    results_folder: str | Path,
+    records: Iterable[dict],
+    published: Published,
+    current_digests: Digests | None = None,
+    not_applicable: Reasons | None = None,
+) -> list[Path]:
+    """Bring tables and plots up to date with the records; returns the files that changed."""
+    folder = Path(results_folder)
+    results = gather(records, current_digests)
+    files = _render(results, published, not_applicable or {})
+    changed = [folder / name for name in _differing(folder, files)]
+    for path in changed:
+        name = path.relative_to(folder).as_posix()
+        if name in files:
+            replace_file(path, files[name])
+        else:
+            path.unlink()  # the table of a data set that has no record any more
+    return changed + plots.draw(results, folder / "plots")
+
+
+def check(
+    results_folder: str | Path,
+    records: Iterable[dict],
+    published: Published,
+    current_digests: Digests | None = None,
+    not_applicable: Reasons | None = None,
+) -> list[str]:
+    """Names, below `results/`, of the files that are not what the records give; empty if all is well."""
+    folder = Path(results_folder)
+    results = gather(records, current_digests)
+    outdated = plots.outdated(results, folder / "plots")
+    files = _render(results, published, not_applicable or {})
+    return _differing(folder, files) + [path.relative_to(folder).as_posix() for path in outdated]
+
+
+def _render(results: list[Result], published: Published, reasons: Reasons) -> dict[str, str]:
+    primary = {_published_key(row): row for row in published if row["primary"] == "yes"}
+    files = {}
+    sections = []
+    for data, group in itertools.groupby(results, key=lambda result: result.cell.data):
+        tables = [
+            (protocol, list(rows))
+            for protocol, rows in itertools.groupby(group, key=lambda result: result.cell.protocol)
+        ]
+        tables.sort(key=lambda table: _protocol_order(table[0]))
+        body = "\n".join(_table(rows, primary, reasons, "plots") for _, rows in tables)
+        sections.append(f"## {data}\n\n{body}")
+        body = "\n".join(_table(rows, primary, reasons, "../plots") for _, rows in tables)
+        files[f"tables/{data}.md"] = TABLE_HEAD.format(data=data) + body
+    overview = _overview(results) if results else "No records yet: `make reproduce` makes the quick table.\n"
+    files["LEADERBOARD.md"] = "\n".join([HEAD, overview, *sections, LEGEND])
+    return files
+
+
+def _differing(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """Files whose text on disk is another one, and tables that no record stands behind."""
+    differing = [
+        name
+        for name, text in files.items()
+        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
+    ]
+    present = (path.relative_to(folder).as_posix() for path in folder.glob("tables/*.md"))
+    return sorted([*differing, *(name for name in present if name not in files)])
+
+
+def _protocol_order(protocol: str) -> tuple[int, str]:
+    return (list(PROTOCOLS).index(protocol) if protocol in PROTOCOLS else len(PROTOCOLS), protocol)
+
+
+def _pair(result: Result) -> tuple[str, ...]:
+    return result.cell[:4]
+
+
+def _overview(results: list[Result]) -> str:
+    """One line for each pair of each table: where the best method stands between nothing and real data."""
+    rows = []
+    for (data, protocol, teacher, student), group in itertools.groupby(results, key=_pair):
+        pair = list(group)
+        kd = next((result for result in pair if result.cell.method == KD_BOUND), None)
+        best = next(iter(_ordered(result for result in pair if result.ranked)), None)
+        rows.append(
+            [
+                f"[{data}](#{data})",
+                protocol,
+                f"{teacher} → {student}",
+                _score(kd.last, kd.metric) if kd else "–",
+                best.cell.method if best else "–",
+                _score(best.last, best.metric) if best else "–",
+                _signed(gap_to_kd(best, pair), best.metric) if best else "–",
+            ]
+        )
+    rows.sort(key=lambda row: (row[0], _protocol_order(row[1])))
+    headers = ["data", "protocol", "pair", "KD on real data", "best method", "last", "gap"]
+    return _markdown(headers, rows, right={"KD on real data", "last", "gap"})
+
+
+def _table(results: list[Result], primary: Mapping[tuple, dict], reasons: Reasons, plots_folder: str) -> str:
+    """Heading, table, plot and notes of one data set under one protocol."""
+    protocol = results[0].cell.protocol
+    joined = _Published(results, primary)
+    rows = []
+    for _, group in itertools.groupby(results, key=_pair):
+        pair = list(group)
+        ranks = itertools.count(1)
+        for result in _ordered(pair):
+            rows += _rows(result, pair, next(ranks) if result.ranked else None, joined)
+        rows += [_declined(cell, pair[0]) for cell in _declining(pair, reasons)]
+    headers = [header for header in rows[0] if joined or header not in _Published.HEADERS]
+    words, _ = METRICS[results[0].metric]
+    meaning = f" {PROTOCOLS[protocol]}." if protocol in PROTOCOLS else ""
+    text = f"### {protocol}\n\n{words}.{meaning}\n\n"
+    text += _markdown(headers, [[row[header] for header in headers] for row in rows], right=_NUMBERS)
+    if any(plots.drawable(result) for result in results):
+        name = plots.name_of(results[0].cell)
+        text += f"\n![accuracy against total time]({plots_folder}/{name}.png)\n"
+    notes = _notes(results, joined) + [
+        f"`{cell.method}`, {cell.teacher} → {cell.student}, does not apply: {_line(reasons[cell])}"
+        for cell in _declining(results, reasons)
+    ]
+    return text + ("\n" + "".join(f"- {note}\n" for note in notes) if notes else "")
+
+
+def _ordered(pair: Iterable[Result]) -> list[Result]:
+    """Bounds first, then methods by their last accuracy, then those that have none."""
+
+    def place(result: Result) -> tuple:
+        name = result.cell.method
+        if result.reference:
+            known = name in REFERENCE_ORDER
+            return (0, REFERENCE_ORDER.index(name) if known else len(REFERENCE_ORDER), name)
+        return (1, -result.last.mean, name) if result.last else (2, 0, name)
+
+    return sorted(pair, key=place)
+
+
+_NUMBERS = {
+    *("teacher", "#", "last", "oracle", "gap", "paper", "oracle − paper"),
+    *("synthesis", "distillation", "total", "images", "steps", "memory"),
+}
+
+
+def _rows(result: Result, pair: list[Result], rank: int | None, joined: "_Published") -> list[dict[str, str]]:
+    """The row of a result, and one more for each further class of hardware that its seeds ran on."""
+    cell, metric = result.cell, result.metric
+    last = _score(result.last, metric)
+    row = {
+        "pair": f"{cell.teacher} → {cell.student}",
+        "teacher": _number(result.teacher, metric),
+        "#": "ref" if result.reference else str(rank or "–"),
+        "method": f"*{cell.method}*" if result.reference else cell.method,
+        "prior": result.prior,
+        "last": f"**{last}**" if rank == 1 else last,
+        "oracle": _number(result.oracle and result.oracle.mean, metric),
+        "gap": _signed(gap_to_kd(result, pair), metric),
+        "paper": joined.value(result),
+        "oracle − paper": joined.difference(result),
+        **_cost(result.costs[0], alone=len(result.costs) == 1),
+        "status": result.status,
+    }
+    further = dict.fromkeys(row, "") | {"pair": row["pair"], "method": f"↳ {cell.method}"}
+    return [row, *(further | _cost(cost, alone=False) for cost in result.costs[1:])]
+
+
+def _cost(cost: Cost, alone: bool) -> dict[str, str]:
+    return {
+        "synthesis": duration(cost.synthesis),
+        "distillation": duration(cost.distillation),
+        "total": duration(cost.scored),
+        "images": f"{cost.images:,.0f}",
+        "steps": f"{cost.steps:,.0f}",
+        "memory": _memory(cost.memory),
+        "hardware": cost.hardware if alone else f"{cost.hardware} ({cost.n} seed{'s' * (cost.n > 1)})",
+    }
+
+
+def _declining(results: list[Result], reasons: Reasons) -> list[Cell]:
+    """Cells of these pairs whose method declines, and that have no record."""
+    present = {result.cell for result in results}
+    pairs = {cell[:4] for cell in present}
+    return sorted(cell for cell in reasons if cell[:4] in pairs and cell not in present)
+
+
+def _declined(cell: Cell, neighbour: Result) -> dict[str, str]:
+    row = dict.fromkeys(_rows(neighbour, [neighbour], None, _Published([], {}))[0], "")
+    pair = f"{cell.teacher} → {cell.student}"
+    return row | {"pair": pair, "#": "–", "method": cell.method, "status": "n/a"}
+
+
+def _notes(results: list[Result], joined: "_Published") -> list[str]:
+    changed = sorted({text for result in results for text in result.changed})
+    notes = [f"Data: {_line(text)}" for text in changed]
+    if results[0].cell.protocol == PAPER and not all(result.comparable for result in results):
+        notes.append(
+            "No published numbers beside runs on a subset, or on data changed in a way that may touch the "
+            "test images: the scores would not be comparable."
+        )
+    if len({cost.hardware for result in results for cost in result.costs}) > 1:
+        notes.append("Several classes of hardware: compare times and memory only between rows of one class.")
+    if any("stale" in result.status for result in results):
+        notes.append("Stale: the method or its configuration has changed since the run; run it again.")
+    return notes + joined.notes()
+
+
+class _Published:
+    """Published numbers joined to the results of one table, and the notes that must stand with them."""
+
+    HEADERS = ("paper", "oracle − paper")
+
+    def __init__(self, results: list[Result], primary: Mapping[tuple, dict]) -> None:
+        self._rows = {
+            result.cell: primary[key]
+            for result in results
+            if result.cell.protocol == PAPER and result.comparable and (key := _result_key(result)) in primary
+        }
+        self._tags: dict[str, str] = {}  # source → tag
+        for row in self._rows.values():
+            if row["source"] not in self._tags:
+                name = re.match(r"[\w-]+", row["source"]).group()
+                taken = sum(tag.split()[0] == name for tag in self._tags.values())
+                self._tags[row["source"]] = f"{name} {taken + 1}" if taken else name
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
+
+    def value(self, result: Result) -> str:
+        row = self._rows.get(result.cell)
+        if row is None:
+            return "–"
+        marks = ("" if row["verified"] == "yes" else "†") + ("\\*" if row["note"] else "")
+        return f"{_number(float(row['value']), result.metric)} [{self._tags[row['source']]}]{marks}"
+
+    def difference(self, result: Result) -> str:
+        row = self._rows.get(result.cell)
+        # A number that its own source makes doubtful is shown, and nothing is measured by it.
+        if row is None or result.oracle is None or row["note"].startswith("suspect"):
+            return "–"
+        return _signed(result.oracle.mean - float(row["value"]), result.metric)
+
+    def notes(self) -> list[str]:
+        urls = {row["source"]: row["url"] for row in self._rows.values()}
+        remarks = dict.fromkeys(
+            f"\\* `{cell.method}`: {row['note']}" for cell, row in self._rows.items() if row["note"]
+        )
+        return [f"[{tag}] {source}. <{urls[source]}>" for source, tag in self._tags.items()] + list(remarks)
+
+
+def _published_key(row: Mapping[str, str]) -> tuple:
+    return tuple(row[field] for field in ("data", "teacher", "student", "method", "metric"))
+
+
+def _result_key(result: Result) -> tuple:
+    cell = result.cell
+    return (cell.data, cell.teacher, cell.student, cell.method, result.metric)
+
+
+def _memory(size: float | None) -> str:
+    if size is None:
+        return "–"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def _number(value: float | None, metric: str) -> str:
+    return "–" if value is None else f"{value:.{METRICS[metric][1]}f}"
+
+
+def _signed(value: float | None, metric: str) -> str:
+    """With a sign that is as wide as a plus."""
+    return "–" if value is None else f"{value:+.{METRICS[metric][1]}f}".replace("-", "−")
+
+
+def _score(summary: Summary | None, metric: str) -> str:
+    if summary is None:
+        return "–"
+    spread = "" if summary.std is None else f" ± {_number(summary.std, metric)}"
+    return f"{_number(summary.mean, metric)}{spread} ({summary.n})"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], right: set[str]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    align = ["right" if header in right else "left" for header in headers]
+    return tabulate(cells, headers, tablefmt="pipe", colalign=align, disable_numparse=True) + "\n"

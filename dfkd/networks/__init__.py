@@ -1,0 +1,39 @@
+"""Networks as the field of data-free distillation defines them (they are not torchvision's).
+
+Every network has `forward(x) -> logits` and `features(x) -> pooled penultimate vector` with
+`forward(x) == fc(features(x))`; x is B x 3 x H x W and normalised already (see `normalised.py`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dfkd.errors import unknown
+from dfkd.networks.names import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["ARCHITECTURES", "build"]
+
+
+def build(arch: str, classes: int, size: int = 32) -> nn.Module:
+    """A freshly initialised network for `classes` classes and images of `size` x `size` pixels.
+
+    The weights are drawn from torch's global generator. Raises UserError for an unknown `arch`.
+    """
+    if arch not in ARCHITECTURES:
+        raise unknown("network", arch, ARCHITECTURES)
+    # torch is imported only here, so that listing names stays instant.
+    if arch.startswith("resnet"):
+        from dfkd.networks.resnet import resnet
+
+        return resnet(int(arch.removeprefix("resnet")), classes)
+    if arch.startswith("wrn"):
+        from dfkd.networks.wrn import WideResNet
+
+        depth, widening = arch.removeprefix("wrn").split("_")
+        return WideResNet(int(depth), int(widening), classes)
+    from dfkd.networks.vgg import VGG11
+
+    return VGG11(classes, size)

@@ -1,0 +1,230 @@
+"""Protocols and recipes: from names on the command line to one resolved configuration. Torch-free.
+
+`benchmarks/<data>/protocol.yaml` holds the protocols of a table, `benchmarks/<data>/recipes/<name>.yaml` how a
+method differs there from its class's defaults, `params.yaml` which cells the tables span.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from dfkd import catalog
+from dfkd.errors import UserError, unknown
+from dfkd.networks.names import ARCHITECTURES
+from dfkd.tasks import task
+
+BENCHMARKS = catalog.ROOT / "benchmarks"
+PARAMS = catalog.ROOT / "params.yaml"
+RECIPE_KEYS = {"method", "args", "pairs", "protocols", "note"}
+
+
+@dataclass(frozen=True)
+class ResolvedCell:
+    """One entry of a table: what identifies it, the method behind it, its resolved configuration."""
+
+    identity: dict
+    entry: catalog.Entry
+    config: dict
+    custom: bool = False
+    note: str = ""
+    teacher_recipe: dict = field(default_factory=dict)
+    minutes: float | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the canonical JSON of the configuration, which all seeds share."""
+        text = json.dumps(self.config, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        i = self.identity
+        return f"{i['data']}/{i['teacher']}-{i['student']}/{i['method']}/{i['protocol']}-seed{i['seed']}"
+
+
+def datasets() -> list[str]:
+    """Data sets that have a table."""
+    return sorted(path.parent.name for path in BENCHMARKS.glob("*/protocol.yaml"))
+
+
+def protocols(data: str) -> dict[str, dict]:
+    """The protocols of a table by name."""
+    path = BENCHMARKS / data / "protocol.yaml"
+    if not path.is_file():
+        raise unknown("data", data, datasets())
+    return _yaml(path)
+
+
+def recipes(data: str) -> dict[str, dict]:
+    """The recipes of a table by name; a method without one runs under its own name with its defaults."""
+    found = {}
+    for path in sorted((BENCHMARKS / data / "recipes").glob("*.yaml")):
+        found[path.stem] = _yaml(path)
+        extra = set(found[path.stem]) - RECIPE_KEYS
+        if extra:
+            raise UserError(f"{path}: {unknown('key', extra.pop(), RECIPE_KEYS)}")
+    return found
+
+
+def span() -> Iterator[tuple[str, str, str, str, int]]:
+    """Every (data, protocol, pair, recipe, seed) that `params.yaml` names."""
+    for data, tables in _yaml(PARAMS).items():
+        for protocol, lists in tables.items():
+            for pair in lists["pairs"]:
+                for recipe in lists["recipes"]:
+                    for seed in lists["seeds"]:
+                        yield data, protocol, pair, recipe, seed
+
+
+def default_pair(data: str, protocol: str) -> str:
+    """The first pair that the table spans."""
+    try:
+        return _yaml(PARAMS)[data][protocol]["pairs"][0]
+    except KeyError:
+        raise UserError(f"params.yaml names no pair for {data} under {protocol}; pass --pair") from None
+
+
+def resolve(
+    data: str,
+    protocol: str,
+    method: str,
+    pair: str | None = None,
+    seed: int = 0,
+    changes: list[str] | None = None,
+    extra: str | None = None,
+    precision: str | None = None,
+) -> ResolvedCell:
+    """One cell. `method` is a recipe's or a method's name, `changes` are `key=value` from `--set`.
+
+    Precedence, the last wins: constructor defaults, the recipe's `args`, its `pairs`, its `protocols`, `--set`.
+    Raises UserError for every unknown name (with the nearest one) and every value of a wrong type.
+    """
+    task(data)
+    available = protocols(data)
+    if protocol not in available:
+        raise unknown("protocol", protocol, available)
+    settings, recipe_book = deepcopy(available[protocol]), recipes(data)
+    methods = catalog.entries(extra)
+    if method not in recipe_book and method not in methods:
+        raise unknown("method", method, {*recipe_book, *methods})
+    recipe = recipe_book.get(method, {})
+    entry = methods.get(recipe.get("method", method))
+    if entry is None:
+        raise UserError(f"recipe {method!r} of {data} names a method that is not registered: {recipe['method']!r}")
+    pair = pair or default_pair(data, protocol)
+    teacher, student = split_pair(pair)
+
+    by_protocol = recipe.get("protocols", {}).get(protocol, {})
+    arguments = {
+        **recipe.get("args", {}), **recipe.get("pairs", {}).get(pair, {}), **by_protocol.get("args", {})
+    }
+    may_set = set(settings.pop("recipe_may_set", ()))
+    for key, value in by_protocol.items():
+        if key == "args":
+            continue
+        if key not in may_set:
+            raise UserError(f"recipe {method!r}: protocol {protocol} of {data} fixes {key!r} for all methods")
+        settings[key] = {**settings[key], **value} if isinstance(value, dict) else value
+    teacher_recipe, minutes = settings.pop("teacher", {}), settings.pop("minutes", None)
+    for change in changes or ():
+        _change(change, arguments, settings, entry)
+    if precision is not None and precision != settings["precision"]:
+        settings["precision"] = precision
+        changes = [*(changes or ()), f"precision={precision}"]
+    arguments = {
+        key: coerce(key, value, _known(key, entry.arguments, f"argument of {entry.name}"))
+        for key, value in arguments.items()
+    }
+    _check_budget(settings, method)
+    names = dict(data=data, teacher=teacher, student=student, method=method, protocol=protocol)
+    identity, config = {**names, "seed": seed}, {**names, "class": entry.name, "args": arguments, **settings}
+    return ResolvedCell(identity, entry, config, bool(changes), recipe.get("note", ""), teacher_recipe, minutes)
+
+
+def split_pair(pair: str) -> tuple[str, str]:
+    """`teacher-student` as two known architectures."""
+    parts = pair.split("-")
+    if len(parts) != 2:
+        raise UserError(f"a pair is written TEACHER-STUDENT, such as wrn40_2-wrn16_1, not {pair!r}")
+    for part in parts:
+        if part not in ARCHITECTURES:
+            raise unknown("network", part, ARCHITECTURES)
+    return parts[0], parts[1]
+
+
+def coerce(key: str, value: object, default: object) -> object:
+    """`value` as the type of `default`; numbers may be written as YAML leaves them (1e-3 is a string there)."""
+    wanted = type(default)
+    if default is None or (wanted is bool and isinstance(value, bool)):
+        return _number(value) if isinstance(value, str) else value
+    if wanted is float and not isinstance(value, bool):
+        number = _number(value) if isinstance(value, str) else value
+        if isinstance(number, int | float):
+            return float(number)
+    elif wanted is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif wanted not in (bool, float, int) and isinstance(value, wanted):
+        return value
+    raise UserError(f"{key} takes a value of type {wanted.__name__}, not {value!r}")
+
+
+def _number(text: str) -> object:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _known(key: str, known: dict, kind: str) -> object:
+    if key not in known:
+        raise unknown(kind, key, known)
+    return known[key]
+
+
+def _change(change: str, arguments: dict, settings: dict, entry: catalog.Entry) -> None:
+    """Apply one `key=value`: a constructor argument, or a protocol key with dots (`student.steps`)."""
+    key, separator, text = change.partition("=")
+    if not separator:
+        raise UserError(f"--set takes key=value, not {change!r}")
+    value = yaml.safe_load(text) if text else ""
+    if key in entry.arguments:
+        arguments[key] = coerce(f"--set {key}", value, entry.arguments[key])
+        return
+    flat = _flatten(settings)
+    if key not in flat:
+        raise unknown("--set key", key, (*entry.arguments, *flat))
+    *path, last = key.split(".")
+    for part in path:
+        settings = settings[part]
+    settings[last] = coerce(f"--set {key}", value, flat[key])
+
+
+def _flatten(settings: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in settings.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _check_budget(settings: dict, method: str) -> None:
+    steps, rounds = settings["student"]["steps"], settings["rounds"]
+    if min(steps, rounds, settings["student"]["batch"], settings["synthesis_batch"], settings["evaluations"]) < 1:
+        raise UserError(f"{method}: steps, batch, rounds, synthesis_batch and evaluations must be at least 1")
+    if steps % rounds:
+        raise UserError(f"{method}: {steps} student steps do not divide into {rounds} rounds")
+    if settings["precision"] not in ("fp32", "tf32", "bf16"):
+        raise unknown("precision", settings["precision"], ("fp32", "tf32", "bf16"))
+
+
+def _yaml(path: Path) -> dict:
+    try:
+        return yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,176 @@
+"""What the tables and the plots say about a cell: seeds gathered, means, deviations, what compares."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dfkd.records import Cell, cells
+
+KD_BOUND = "kd-real"  # the bound from which every gap is taken
+STATUSES = ("ok", "stale", "partial", "diverged", "failed")
+
+
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean of at least one value."""
+    return math.fsum(values) / len(values)
+
+
+def sample_std(values: Sequence[float]) -> float | None:
+    """The sample standard deviation (divisor n - 1); None for a single value, of which nothing is known."""
+    if len(values) < 2:
+        return None
+    centre = mean(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+
+
+class Summary(NamedTuple):
+    """Mean, sample standard deviation (None for one value) and number of values."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+def summarise(values: Iterable[float | None]) -> Summary | None:
+    """The summary of the values that are there; None if none is."""
+    known = [value for value in values if value is not None]
+    return Summary(mean(known), sample_std(known), len(known)) if known else None
+
+
+def across_seeds(records: Iterable[dict], group: str, key: str) -> Summary | None:
+    """`record[group][key]` over the seeds, e.g. `across_seeds(records, "time", "scored")` in seconds."""
+    return summarise(record[group][key] for record in records)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the runs of a cell cost on one class of hardware; means over `n` runs, times in seconds."""
+
+    hardware: str
+    n: int
+    synthesis: float
+    distillation: float
+    scored: float
+    images: float
+    steps: float
+    memory: float | None  # bytes
+
+
+@dataclass(frozen=True)
+class Result:
+    """One cell over its seeds. Accuracies are None unless some run of it came to its end."""
+
+    cell: Cell
+    metric: str
+    state: str  # one of STATUSES: that of the runs that the numbers are taken from
+    status: str  # `state`, and what the other seeds of the cell came to
+    reference: bool
+    prior: str
+    teacher: float | None
+    last: Summary | None
+    oracle: Summary | None
+    costs: tuple[Cost, ...]  # one for each class of hardware
+    changed: tuple[str, ...]  # what was changed in the data, as their manifest says
+    comparable: bool  # with published numbers: whole data set, untouched test images
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the cell has a place among the methods."""
+        return self.state == "ok" and not self.reference
+
+
+def gather(
+    records: Iterable[dict], current_digests: Mapping[Cell, Mapping[str, str]] | None = None
+) -> list[Result]:
+    """One result for each cell; custom records are left out.
+
+    `current_digests[cell]` has the digests `method` and `config` of the code at hand: a record with others is
+    stale. A cell that is not named there, or no mapping at all, is taken as it is.
+    """
+    included = cells(record for record in records if not record["custom"])
+    return [_result(cell, runs, (current_digests or {}).get(cell)) for cell, runs in included.items()]
+
+
+def gap_to_kd(result: Result, results: Iterable[Result]) -> float | None:
+    """Last accuracy less that of distillation on real data, same table and pair; None if either lacks."""
+    kd = next((other for other in results if other.cell == result.cell._replace(method=KD_BOUND)), None)
+    if kd is None or kd is result or kd.last is None or result.last is None:
+        return None
+    return result.last.mean - kd.last.mean
+
+
+def is_comparable(data: Mapping[str, Any]) -> bool:
+    """Whether published numbers hold for these data (`provenance.data`): whole, original test images."""
+    if data.get("subset", False):
+        return False
+    return not data["changed"] or data.get("test_changed") is False
+
+
+def _result(cell: Cell, runs: list[dict], current: Mapping[str, str] | None) -> Result:
+    by_state: dict[str, list[dict]] = {}
+    for run in runs:
+        by_state.setdefault(_state(run, current), []).append(run)
+    # Numbers of different states are never averaged: finished runs of today's code come first.
+    state = next(state for state in STATUSES if state in by_state)
+    chosen = by_state[state]
+    finished = chosen if state in ("ok", "stale") else []
+    first = chosen[0]
+    teachers = summarise(run["metrics"]["teacher"] for run in chosen)
+    return Result(
+        cell=cell,
+        metric=first["metrics"]["name"],
+        state=state,
+        status=_status(state, by_state),
+        reference=first["reference"],
+        prior=_prior(first),
+        teacher=teachers.mean if teachers else None,
+        last=across_seeds(finished, "metrics", "last"),
+        oracle=across_seeds(finished, "metrics", "oracle_best"),
+        costs=_costs(chosen),
+        changed=tuple(sorted({run["provenance"]["data"]["changed"] or "" for run in chosen} - {""})),
+        comparable=all(is_comparable(run["provenance"]["data"]) for run in chosen),
+    )
+
+
+def _state(run: dict, current: Mapping[str, str] | None) -> str:
+    provenance = run["provenance"]
+    made_with = (provenance["code"]["method"], provenance["config"])
+    if run["status"] == "ok" and current is not None and made_with != (current["method"], current["config"]):
+        return "stale"
+    return run["status"]
+
+
+def _prior(run: dict) -> str:
+    prior = run["prior"]
+    trained_on = f" ({prior['trained_on']})" if prior["trained_on"] else ""
+    # Training a prior of our own is billed to its account; foreign weights come free, so say so.
+    foreign = prior["digest"] is not None and run["time"]["prior"] == 0
+    return prior["kind"] + trained_on + (", foreign weights" if foreign else "")
+
+
+def _status(state: str, by_state: Mapping[str, list[dict]]) -> str:
+    others = Counter({other: len(runs) for other, runs in by_state.items() if other != state})
+    return ", ".join([state, *(f"{others[other]} {other}" for other in STATUSES if other in others)])
+
+
+def _costs(runs: list[dict]) -> tuple[Cost, ...]:
+    by_hardware: dict[str, list[dict]] = {}
+    for run in runs:
+        by_hardware.setdefault(run["provenance"]["hardware"]["class"], []).append(run)
+    return tuple(_cost(hardware, by_hardware[hardware]) for hardware in sorted(by_hardware))
+
+
+def _cost(hardware: str, runs: list[dict]) -> Cost:
+    memory = across_seeds(runs, "cost", "peak_memory_bytes")
+    return Cost(
+        hardware=hardware,
+        n=len(runs),
+        synthesis=mean([run["time"]["synthesis"] for run in runs]),
+        distillation=mean([run["time"]["distillation"] for run in runs]),
+        scored=mean([run["time"]["scored"] for run in runs]),
+        images=mean([run["cost"]["images_synthesised"] for run in runs]),
+        steps=mean([run["cost"]["student_steps"] for run in runs]),
+        memory=memory.mean if memory else None,
+    )

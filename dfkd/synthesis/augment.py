@@ -1,0 +1,58 @@
+"""Batched augmentation on the device, for the student's images and for inversion alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _pick(images: Tensor, rows: Tensor, columns: Tensor, padding: int) -> Tensor:
+    """out[n, :, i, j] = images[n, :, rows[n, i], columns[n, j]], zero outside by up to `padding` pixels."""
+    if padding:
+        images = torch.nn.functional.pad(images, (padding,) * 4)
+        rows, columns = rows + padding, columns + padding
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class _CropFlip(torch.autograd.Function):
+    """A crop of a zero-padded image is a translation, so its gradient is the opposite one.
+
+    Both directions are gathers. Autograd's own backward of indexing is a scatter with atomic additions: slower,
+    and not repeatable on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx, images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, padding: int) -> Tensor:  # noqa: ANN001
+        ctx.save_for_backward(dy, dx, flip)
+        ctx.padding = padding
+        i = torch.arange(images.shape[2], device=images.device)[None]
+        j = torch.arange(images.shape[3], device=images.device)[None]
+        columns = torch.where(flip[:, None], images.shape[3] - 1 - j, j) + dx[:, None]
+        return _pick(images, i + dy[:, None], columns, padding)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+        dy, dx, flip = ctx.saved_tensors
+        i = torch.arange(grad.shape[2], device=grad.device)[None]
+        j = torch.arange(grad.shape[3], device=grad.device)[None] - dx[:, None]
+        columns = torch.where(flip[:, None], grad.shape[3] - 1 - j, j)
+        return _pick(grad, i - dy[:, None], columns, ctx.padding), None, None, None, None
+
+
+class Augment:
+    """Per-image random crop after zero padding, then a flip with p = .5: the field's CIFAR augmentation.
+
+    `padding` in pixels, `flip` only where the task allows it (digits have a handedness). Accepts uint8 or float
+    N×C×H×W and is differentiable for the latter; draws come from the generator it is given, on its device.
+    """
+
+    def __init__(self, padding: int = 4, flip: bool = True) -> None:
+        self.padding, self.flip = padding, flip
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        count, device = len(images), images.device
+        span = 2 * self.padding + 1
+        shift = torch.randint(0, span, (2, count), generator=generator, device=device) - self.padding
+        flip = torch.rand(count, generator=generator, device=device) < (0.5 if self.flip else 0.0)
+        return _CropFlip.apply(images, shift[0], shift[1], flip, self.padding)

@@ -1,0 +1,75 @@
+"""`L_bn`: how far a batch's statistics are from those a network's BatchNorm layers remember."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class BatchNormLoss:
+    """Σ_l ‖σ²_l − v_l‖₂ + ‖μ_l − m_l‖₂ over all 2-d BatchNorm layers (baselines.md 1.0; ssdkd.md E2).
+
+    μ_l, σ²_l are the running statistics, m_l, v_l the mean and biased variance of the layer's *input* over
+    (N, H, W), in float32. The norms are plain and the layers unweighted.
+
+    With `momentum` β (Fast, NAYER, SSD-KD) m_l becomes (1−β)·m_l + β·M_l, likewise v_l; (M, V) is empty in the
+    first call, is copied from the last step of that call, and afterwards moves by M ← β·M + (1−β)·m once a
+    call, in `update()`. It carries no gradient.
+
+    The hooks exist only inside `capture()`: a forward pass outside it pays nothing.
+    """
+
+    def __init__(self, network: nn.Module, momentum: float | None = None) -> None:
+        self.layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.momentum = momentum
+        self.memory: list[tuple[Tensor, Tensor]] = []
+        self._batch: list[tuple[Tensor, Tensor]] = []
+
+    @contextmanager
+    def capture(self) -> Iterator[BatchNormLoss]:
+        """Record the statistics of every forward pass made inside; the last one counts."""
+        index = {layer: i for i, layer in enumerate(self.layers)}
+
+        def record(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+            variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
+            self._batch[index[layer]] = (mean, variance)
+
+        self._batch = [None] * len(self.layers)
+        handles = [layer.register_forward_pre_hook(record) for layer in self.layers]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def loss(self) -> Tensor:
+        """The loss of the last captured forward pass, a scalar."""
+        total = 0
+        for i, (layer, (mean, variance)) in enumerate(zip(self.layers, self._batch, strict=True)):
+            if self.memory:
+                beta = self.momentum
+                mean = (1 - beta) * mean + beta * self.memory[i][0]
+                variance = (1 - beta) * variance + beta * self.memory[i][1]
+            total = total + torch.linalg.vector_norm(layer.running_var - variance)
+            total = total + torch.linalg.vector_norm(layer.running_mean - mean)
+        return total
+
+    def update(self) -> None:
+        """Move the memory by the last captured statistics, once at the end of a synthesis call."""
+        last = [(mean.detach(), variance.detach()) for mean, variance in self._batch]
+        if self.momentum is not None:
+            beta = self.momentum
+            self.memory = [
+                (beta * old_mean + (1 - beta) * mean, beta * old_variance + (1 - beta) * variance)
+                for (old_mean, old_variance), (mean, variance) in zip(self.memory, last, strict=True)
+            ] if self.memory else last
+        self._batch = []
+
+    def state_dict(self) -> dict:
+        return {"memory": [list(pair) for pair in self.memory]}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.memory = [(mean, variance) for mean, variance in state["memory"]]

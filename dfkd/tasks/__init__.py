@@ -1,0 +1,36 @@
+"""Tasks: data sets with input specification and metric. Only this package opens data, and without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dfkd.errors import unknown
+from dfkd.tasks import store
+from dfkd.tasks.base import InputSpec, Task
+from dfkd.tasks.cifar import CIFAR10, CIFAR100
+from dfkd.tasks.digits import DIGITS
+
+__all__ = ["TASKS", "InputSpec", "Task", "prepare", "task"]
+
+TASKS: dict[str, Task] = {task.name: task for task in (DIGITS, CIFAR10, CIFAR100)}
+
+
+def task(name: str) -> Task:
+    """The task of that name. Raises UserError naming the nearest one."""
+    if name not in TASKS:
+        raise unknown("data", name, TASKS)
+    return TASKS[name]
+
+
+def prepare(name: str, root: Path) -> tuple[dict[str, Any], str]:
+    """Have the data of a task in place: its manifest, and a line on what was done (`bench.py data NAME`).
+
+    Arrays that are there and intact are kept; missing or damaged ones are fetched. Raises UserError.
+    """
+    wanted = task(name)
+    if wanted.embedded:
+        return wanted.fetch(root), f"{name}: comes with the packages, nothing to fetch"
+    if not store.check(root, name):
+        return wanted.manifest(root), f"{name}: already in {root}, intact"
+    return wanted.fetch(root), f"{name}: stored in {root}"

@@ -1,0 +1,82 @@
+"""A teacher for a run, wherever it comes from: found, adopted, somebody's own, or trained now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfkd.errors import UserError
+from dfkd.networks.normalised import Normalised
+from dfkd.tasks import store, task
+from dfkd.teachers import cards, weights
+from dfkd.teachers.training import accuracy, initialise, train
+
+
+def provide(
+    data: str,
+    arch: str,
+    recipe: Mapping[str, Any],
+    own: Path,
+    data_root: Path,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    source: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> tuple[Path, dict]:
+    """The weights file and card of `<data>_<arch>` in folder `own`.
+
+    Found there, else adopted from `source` or `DFKD_WEIGHTS`, else trained by `recipe` (last epoch, no picking by test
+    accuracy). Raises UserError.
+    """
+    folders = cards.weights_folders(own, source)
+    found = cards.find(data, arch, folders)
+    if found is not None and found.parent == Path(own):
+        return found, cards.read_card(found)
+    manifest = task(data).manifest(data_root)
+    if found is not None:
+        say(f"teacher {data}_{arch}: adopting {found.name} from the weights folder")
+        path = weights.adopt(
+            data, arch, found.parent, own, lambda network: _measure(network, data, data_root, device),
+            store.digest(manifest),
+        )
+        return path, cards.read_card(path)
+    if not recipe:
+        raise UserError(f"no teacher {data}_{arch} and no recipe to train one; name a folder by DFKD_WEIGHTS")
+    say(f"teacher {data}_{arch}: training {recipe['epochs']} epochs")
+    spec = task(data).spec
+    network = initialise(arch, spec, seed)
+
+    def report(epoch: int, epochs: int, seconds: float) -> None:
+        if epoch == 1 or epoch == epochs or epoch % max(1, epochs // 10) == 0:
+            left = seconds / epoch * (epochs - epoch)
+            say(f"teacher {data}_{arch}: epoch {epoch}/{epochs}, about {left:.0f} s left")
+
+    seconds = train(
+        network, *task(data).load("train", data_root), task(data), recipe, seed=seed, device=device, report=report
+    )
+    network.to("cpu")
+    score = _measure(Normalised(network, spec), data, data_root, device)
+    path = Path(own) / cards.weights_name(data, arch)
+    facts = dict(recipe=dict(recipe), seed=seed, accuracy=score, seconds=round(seconds, 2))
+    card = cards.new_card(data, arch, spec, "trained", data_digest=store.digest(manifest), **facts)
+    return path, weights.save(network, path, card)
+
+
+def foreign(data: str, arch: str, path: Path, folder: Path, data_root: Path, device: torch.device) -> tuple[Path, dict]:
+    """Somebody's own checkpoint, converted into `folder` and measured; returns the weights file and its card."""
+    spec = weights.spec_of(path, task(data).spec) if path.suffix == ".safetensors" else task(data).spec
+    network = weights.load_foreign(path, arch, spec)
+    score = _measure(Normalised(network, spec), data, data_root, device)
+    digest = store.digest(task(data).manifest(data_root))
+    card = cards.new_card(data, arch, spec, "foreign", accuracy=score, data_digest=digest)
+    target = folder / f"{cards.file_digest(path)[:12]}_{cards.weights_name(data, arch)}"
+    return target, weights.save(network, target, card)
+
+
+def _measure(network: torch.nn.Module, data: str, data_root: Path, device: torch.device) -> float:
+    network = network.to(device, memory_format=torch.channels_last)
+    return accuracy(network, *task(data).load("test", data_root), device)

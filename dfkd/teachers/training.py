@@ -1,0 +1,139 @@
+"""Supervised training of teachers, and top-1 accuracy: uint8 arrays held on the device, no loader."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfkd.errors import UserError, unknown
+from dfkd.networks import build
+from dfkd.networks.normalised import Normalised
+from dfkd.synthesis.augment import Augment
+from dfkd.tasks import InputSpec, Task
+
+Array = np.ndarray | Tensor
+
+RECIPE: dict[str, tuple[type, ...]] = {
+    "epochs": (int,),
+    "batch": (int,),
+    "lr": (int, float),
+    "momentum": (int, float),
+    "weight_decay": (int, float),
+    "schedule": (str,),
+}
+SCHEDULES = {"cosine": {}, "multistep": {"milestones": (list, tuple), "gamma": (int, float)}}
+
+
+def initialise(arch: str, spec: InputSpec, seed: int) -> nn.Module:
+    """A bare network with first weights that depend on `seed` alone; global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(arch, spec.classes, spec.size)
+
+
+def on_device(images: Array, labels: Array, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """Arrays (uint8 N x H x W x C, int64 N) as tensors on the device (uint8 N x C x H x W, channels last).
+
+    Tensors are taken to be N x C x H x W already.
+    """
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+    if isinstance(labels, np.ndarray):
+        labels = torch.from_numpy(np.array(labels, dtype=np.int64))
+    return images.to(device), labels.to(device)
+
+
+def rates(recipe: Mapping[str, Any]) -> list[float]:
+    """The learning rate of each epoch: cosine towards 0, or `lr` times `gamma` at each of `milestones`.
+
+    Raises UserError for a missing or unknown key, a value of the wrong type, an unknown schedule.
+    """
+    name = recipe.get("schedule")
+    if name not in SCHEDULES:
+        raise unknown("schedule", str(name), SCHEDULES)
+    keys = RECIPE | SCHEDULES[name]
+    for key in recipe.keys() - keys.keys():
+        raise unknown("key of a teacher's recipe", key, keys)
+    for key, types in keys.items():
+        if not isinstance(recipe.get(key), types) or isinstance(recipe[key], bool):
+            raise UserError(
+                f"the teacher's recipe: {key!r} is {recipe.get(key)!r}, not a {types[-1].__name__}"
+            )
+    epochs, lr = recipe["epochs"], recipe["lr"]
+    if epochs < 1 or recipe["batch"] < 2:
+        raise UserError("the teacher's recipe: 'epochs' must be at least 1 and 'batch' at least 2")
+    if name == "cosine":
+        return [lr * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs)]
+    return [lr * recipe["gamma"] ** sum(epoch >= m for m in recipe["milestones"]) for epoch in range(epochs)]
+
+
+def train(
+    network: nn.Module,
+    images: Array,
+    labels: Array,
+    on: Task,
+    recipe: Mapping[str, Any],
+    *,
+    seed: int,
+    device: str | torch.device = "cpu",
+    report: Callable[[int, int, float], None] = lambda epoch, epochs, seconds: None,
+) -> float:
+    """Supervised training of a bare network by SGD, in place, to the last epoch; returns the seconds it took.
+
+    `on` gives normalisation and augmentation; `report(epoch, epochs, seconds)` is called after each epoch.
+    The network stays on the device, in eval mode. UserError for a bad recipe and where the loss diverges.
+    """
+    plan = rates(recipe)
+    start = time.perf_counter()
+    images, labels = on_device(images, labels, device)
+    model = Normalised(network, on.spec).to(device, memory_format=torch.channels_last).train()
+    augment = Augment(on.padding, on.flip)
+    # Streams of their own: one draw more in one place must not move the others.
+    shuffling = torch.Generator().manual_seed(seed)
+    augmentation = torch.Generator(device).manual_seed(seed)
+    optimiser = torch.optim.SGD(
+        network.parameters(), plan[0], recipe["momentum"], weight_decay=recipe["weight_decay"]
+    )
+    for epoch, lr in enumerate(plan, 1):
+        optimiser.param_groups[0]["lr"] = lr
+        total = torch.zeros((), device=device)
+        for index in torch.randperm(len(labels), generator=shuffling).to(device).split(recipe["batch"]):
+            batch = augment(images[index], augmentation).float() / 255
+            loss = F.cross_entropy(model(batch), labels[index])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            total += loss.detach()
+        # The only wait for the device, once an epoch.
+        if not math.isfinite(total.item()):
+            raise UserError(
+                f"training diverged in epoch {epoch}: the loss is not finite; lower the learning rate"
+            )
+        report(epoch, len(plan), time.perf_counter() - start)
+    network.eval()
+    return time.perf_counter() - start
+
+
+def accuracy(
+    network: nn.Module, images: Array, labels: Array, device: str | torch.device, batch: int = 500
+) -> float:
+    """Top-1 accuracy in percent of a network that takes images in [0, 1]; it waits for the device once.
+
+    The network is measured in eval mode and left in the mode it had.
+    """
+    images, labels = on_device(images, labels, device)
+    training = network.training
+    network.eval()
+    hits = torch.zeros((), dtype=torch.int64, device=device)
+    with torch.inference_mode():
+        for x, y in zip(images.split(batch), labels.split(batch), strict=True):
+            hits += (network(x.float() / 255).argmax(1) == y).sum()
+    network.train(training)
+    return 100.0 * hits.item() / len(labels)

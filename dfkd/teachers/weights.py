@@ -1,0 +1,136 @@
+"""Reading and writing weights: our own, those of `DFKD_WEIGHTS`, and anybody's checkpoint."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfkd.errors import UserError
+from dfkd.networks import build
+from dfkd.tasks import InputSpec, task
+from dfkd.files import replacing
+from dfkd.teachers.cards import card_path, file_digest, new_card, read_card, weights_name, write_card
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Public checkpoints known by the sha256 of their safetensors file; a name alone would prove nothing.
+ADDRESSES = {
+    digest: address
+    for address, digests in {
+        "https://github.com/chenyaofo/pytorch-cifar-models": (
+            "2f978aaeac04ede6ae30c3f3db63a014a3f22fb45084c4b07ba06ae7b578c35e",  # cifar10_resnet20
+            "b9482028c37b20b1bfba0d9fe55b7f40c029161dc02e11892e1e2ad4f02ef73f",  # cifar10_resnet56
+            "8c447a4ab4ee53726a16699d04b32bad12634460d235e0f4acdc9d0d9d232d12",  # cifar100_resnet20
+            "d63a829c0f9cf63f6ed65a473c71d60be1c89de38d2de8fc95f5d6edd3d93b33",  # cifar100_resnet56
+        ),
+        "https://github.com/karanchahal/distiller": (
+            "5f4fd58af49f2b060d40822613c0228c7662badd4204b360f2260e7ec58a8425",  # cifar10_wrn16_1
+            "44bf0c21b887b4c7c9e9d3a58b5d32317c336702934a5338ae8b04a24313dc21",  # cifar10_wrn28_1
+        ),
+    }.items()
+    for digest in digests
+}
+
+
+def spec_of(weights: Path, spec: InputSpec) -> InputSpec:
+    """`spec` with the `mean` and `std` of the weights file's metadata, where it has them."""
+    from safetensors import SafetensorError, safe_open
+
+    if Path(weights).suffix != ".safetensors":
+        return spec
+    try:
+        with safe_open(weights, "numpy") as file:
+            constants = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{weights} cannot be read ({error})") from None
+    own = {key: constants[key].split() for key in ("mean", "std") if key in constants}
+    return InputSpec.from_dict({**spec.to_dict(), **own})
+
+
+def save(network: nn.Module, path: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a bare network (not `Normalised`) and its card atomically; returns the card with its digest."""
+    from safetensors.torch import save as pack
+
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    metadata = {key: " ".join(map(str, card["spec"][key])) for key in ("mean", "std")}
+    with replacing(path) as file:
+        file.write(pack(state, metadata))
+    return write_card(path, card)
+
+
+def load(path: Path, arch: str, spec: InputSpec) -> nn.Module:
+    """The bare network of a weights file, in eval mode.
+
+    Raises UserError where the file is missing, differs from the digest on its card (if it has one), or does
+    not fit, naming the first mismatching key.
+    """
+    if card_path(path).is_file():
+        expected, found = read_card(path)["digest"], file_digest(path)
+        if found != expected:
+            raise UserError(f"{path} is damaged: sha256 {expected} expected, {found} found")
+    return load_foreign(path, arch, spec)
+
+
+def load_foreign(path: Path, arch: str, spec: InputSpec) -> nn.Module:
+    """As `load`, for anybody's `.safetensors` or `.pth`, without a card. An unsafe pickle is refused."""
+    from dfkd.networks.keys import adapt
+
+    network = build(arch, spec.classes, spec.size)
+    state = _read_state(Path(path))
+    try:
+        network.load_state_dict(adapt(state, network))
+    except UserError as error:
+        raise UserError(f"{path} does not fit {arch} with {spec.classes} classes: {error}") from None
+    return network.eval()
+
+
+def _read_state(path: Path) -> Any:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is refused: a pickle with more than tensors and plain containers could run code; "
+            "save its state_dict() alone, or convert it to safetensors"
+        ) from None
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as weights ({type(error).__name__}: {error})") from None
+
+
+def adopt(
+    data: str,
+    arch: str,
+    source: Path,
+    own: Path,
+    measure: Callable[[nn.Module], float] | None = None,
+    data_digest: str | None = None,
+) -> Path:
+    """Copy the teacher `<data>_<arch>` from folder `source` to `own`, with a card; returns its new path.
+
+    `measure` takes the network (images in [0, 1] in, logits out) and returns its test accuracy in percent.
+    The file must fit the network before anything is written. Raises UserError as `load` does.
+    """
+    from dfkd.networks.normalised import Normalised
+
+    given = Path(source) / weights_name(data, arch)
+    spec = spec_of(given, task(data).spec)
+    network = Normalised(load(given, arch, spec), spec).eval()
+    accuracy = measure(network) if measure else None
+    path = Path(own) / given.name
+    with replacing(path) as file, open(given, "rb") as original:
+        shutil.copyfileobj(original, file)
+    address = ADDRESSES.get(file_digest(path))
+    facts = {"accuracy": accuracy, "address": address, "data_digest": data_digest}
+    write_card(path, new_card(data, arch, spec, "adopted", **facts))
+    return path

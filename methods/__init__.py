@@ -1,0 +1,1 @@
+"""The methods the suite is about, one readable file each."""

@@ -1,0 +1,230 @@
+from pathlib import Path
+
+import pytest
+
+from dfkd import leaderboard, units
+from dfkd.records import Cell, cell_of
+
+FOLDER = Path(__file__).parent
+CHANGED = "20 test images come from a JPEG copy"
+
+
+def published(method, value, *, primary="yes", source="Fast (AAAI 2022), Table 1", verified="yes", note=""):
+    return {
+        "data": "cifar10",
+        "teacher": "wrn40_2",
+        "student": "wrn16_1",
+        "method": method,
+        "metric": "top1",
+        "value": str(value),
+        "source": source,
+        "url": "https://example.org/paper",
+        "verified": verified,
+        "primary": primary,
+        "note": note,
+    }
+
+
+def page(records, rows=(), current=None, reasons=None):
+    return leaderboard.render(records, list(rows), current, reasons)["LEADERBOARD.md"]
+
+
+def rows_of(text, protocol="paper"):
+    """The rows of the table below a protocol's heading, each as header → cell."""
+    lines = text.split(f"### {protocol}\n")[1].split("\n###")[0].split("\n## ")[0].splitlines()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    return [dict(zip(table[0], row, strict=True)) for row in table[2:]]
+
+
+def row_of(text, method, protocol="paper"):
+    (row,) = [row for row in rows_of(text, protocol) if row["method"].strip("*") == method]
+    return row
+
+
+def test_golden(record):
+    """The whole page for a handful of records; after a wanted change, look at it and store it anew."""
+    runs = [record("ssdkd", last, seed=seed, synthesis=125.0) for seed, last in enumerate([89.9, 90.1])]
+    runs += [record("fast-10", 89.0, 89.4), record("kd-real", 92.5, reference=True, synthesis=0.0)]
+    runs += [record("deepinv", protocol="cpu", status="diverged", hardware="CPU 2 cores", changed=CHANGED)]
+    text = page(runs, [published("fast-10", 89.29)])
+    assert text == (FOLDER / "golden_leaderboard.md").read_text(encoding="utf-8")
+
+
+def test_the_last_iterate_ranks_and_not_the_oracle(record):
+    text = page([record("peaky", 85.0, 99.0), record("steady", 86.0, 86.5)])
+    assert [(row["#"], row["method"], row["oracle"]) for row in rows_of(text)] == [
+        ("1", "steady", "86.50"),
+        ("2", "peaky", "99.00"),
+    ]
+
+
+def test_bounds_come_first_marked_and_without_a_rank(record):
+    bounds = {"kd-noise": 10.0, "kd-real": 92.0, "student-real": 93.0, "teacher": 95.0}
+    runs = [record(method, last, reference=True) for method, last in bounds.items()]
+    rows = rows_of(page([record("ssdkd", 94.0), *runs]))
+    names = [(row["#"], row["method"]) for row in rows]
+    order = ["*teacher*", "*student-real*", "*kd-real*", "*kd-noise*"]
+    assert names == [*(("ref", name) for name in order), ("1", "ssdkd")]
+
+
+def test_the_gap_is_last_less_last_of_the_same_table_and_pair(record):
+    runs = [record("ssdkd", 90.0, 91.0), record("kd-real", 92.5, 93.0, reference=True)]
+    runs += [record("ssdkd", 70.0, protocol="cpu"), record("ssdkd", 80.0, student="wrn16_2")]
+    text = page(runs)
+    gaps = {(row["pair"], row["method"]): row["gap"] for row in rows_of(text)}
+    assert gaps["wrn40_2 → wrn16_1", "ssdkd"] == "−2.50"
+    assert gaps["wrn40_2 → wrn16_1", "*kd-real*"] == "–"
+    assert gaps["wrn40_2 → wrn16_2", "ssdkd"] == "–"
+    assert row_of(text, "ssdkd", "cpu")["gap"] == "–"
+
+
+def test_seeds_make_mean_and_deviation(record):
+    runs = [record("ssdkd", last, seed=seed) for seed, last in enumerate([88.0, 90.0, 92.0])]
+    assert row_of(page(runs), "ssdkd")["last"] == "**90.00 ± 2.00 (3)**"
+    assert row_of(page(runs[:1]), "ssdkd")["last"] == "**88.00 (1)**"
+
+
+@pytest.mark.parametrize("digests", [{"method": "new", "config": "c1"}, {"method": "m1", "config": "new"}])
+def test_a_record_of_other_code_or_configuration_is_stale(record, digests):
+    runs = [record("ssdkd", 95.0), record("fast-10", 90.0)]
+    current = {cell_of(runs[0]): digests, cell_of(runs[1]): {"method": "m1", "config": "c1"}}
+    text = page(runs, current=current)
+    row = row_of(text, "ssdkd")
+    assert (row["status"], row["#"]) == ("stale", "–")
+    assert "Stale: " in text
+    assert (row_of(text, "fast-10")["status"], row_of(text, "fast-10")["#"]) == ("ok", "1")
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed", "partial"])
+def test_what_did_not_finish_stands_last_without_a_rank(record, status):
+    rows = rows_of(page([record("broken", 99.0, status=status), record("ssdkd", 50.0)]))
+    assert [(row["#"], row["method"], row["last"], row["status"]) for row in rows] == [
+        ("1", "ssdkd", "**50.00 (1)**", "ok"),
+        ("–", "broken", "–", status),
+    ]
+
+
+def test_custom_records_have_no_place(record):
+    assert "tinkered" not in page([record("tinkered", custom=True), record("ssdkd")])
+
+
+def test_the_primary_row_is_joined_and_compared_with_the_oracle(record):
+    rows = [published("ssdkd", 91.0, primary="no", source="Other (2025)"), published("ssdkd", 90.5)]
+    text = page([record("ssdkd", 89.0, 90.0)], rows)
+    row = row_of(text, "ssdkd")
+    assert (row["paper"], row["oracle − paper"]) == ("90.50 [Fast]", "−0.50")
+    assert "- [Fast] Fast (AAAI 2022), Table 1. <https://example.org/paper>" in text
+    assert "Other (2025)" not in text
+
+
+def test_two_sources_of_one_name_have_two_tags(record):
+    rows = [published("a", 90.0), published("b", 80.0, source="Fast (AAAI 2022), Table 7", verified="no")]
+    text = page([record("a"), record("b")], rows)
+    assert row_of(text, "a")["paper"] == "90.00 [Fast]"
+    assert row_of(text, "b")["paper"] == "80.00 [Fast 2]†"
+    assert "- [Fast 2] Fast (AAAI 2022), Table 7." in text
+
+
+def test_a_suspect_number_is_shown_with_its_note_and_nothing_is_measured_by_it(record):
+    rows = [published("kd-real", 95.2, note="suspect: a copying error")]
+    text = page([record("kd-real", reference=True)], rows)
+    row = row_of(text, "kd-real")
+    assert (row["paper"], row["oracle − paper"]) == ("95.20 [Fast]\\*", "–")
+    assert "\\* `kd-real`: suspect: a copying error" in text
+
+
+@pytest.mark.parametrize("data", [{"changed": CHANGED}, {"changed": None, "subset": True}])
+def test_published_numbers_do_not_join_changed_data(record, data):
+    text = page([record("ssdkd", **data)], [published("ssdkd", 90.5)])
+    assert "paper" not in row_of(text, "ssdkd")
+    assert "90.50" not in text
+    assert "No published numbers beside" in text
+    if data["changed"]:
+        assert f"- Data: {CHANGED}" in text
+
+
+def test_published_numbers_join_where_only_training_images_changed(record):
+    text = page([record("ssdkd", changed=CHANGED, test_changed=False)], [published("ssdkd", 90.5)])
+    assert row_of(text, "ssdkd")["paper"] == "90.50 [Fast]"
+
+
+def test_published_numbers_belong_to_the_paper_protocol(record):
+    text = page([record("ssdkd", protocol="cpu")], [published("ssdkd", 90.5)])
+    assert "paper" not in row_of(text, "ssdkd", "cpu")
+
+
+def test_each_class_of_hardware_has_its_own_times(record):
+    runs = [
+        record("ssdkd", 90.0, synthesis=10.0, hardware="CPU 2 cores"),
+        record("ssdkd", 92.0, synthesis=2.0, seed=1, hardware="NVIDIA H200"),
+    ]
+    text = page(runs)
+    first, second = rows_of(text)
+    assert (first["synthesis"], first["hardware"]) == ("10.0 s", "CPU 2 cores (1 seed)")
+    assert (second["synthesis"], second["hardware"]) == ("2.0 s", "NVIDIA H200 (1 seed)")
+    assert (first["last"], second["last"], second["#"]) == ("**91.00 ± 1.41 (2)**", "", "")
+    assert "compare times and memory only between rows of one class" in text
+
+
+def test_one_class_of_hardware_needs_no_warning(record):
+    assert "Several classes" not in page([record("ssdkd")])
+
+
+def test_a_method_that_declines_gives_its_reason(record):
+    run = record("ssdkd")
+    reasons = {
+        cell_of(run)._replace(method="diffdfkd"): "needs 64 pixels",
+        cell_of(run): "has a record after all",
+        Cell("digits", "quick", "a", "b", "diffdfkd"): "no such table",
+    }
+    text = page([run], reasons=reasons)
+    assert row_of(text, "diffdfkd")["status"] == "n/a"
+    assert "- `diffdfkd`, wrn40_2 → wrn16_1, does not apply: needs 64 pixels" in text
+    assert "after all" not in text
+    assert "no such table" not in text
+
+
+def test_miou_is_a_fraction_with_three_decimals(record):
+    text = page([record("ssdkd", 0.3841, data="nyuv2", metric="miou")])
+    assert row_of(text, "ssdkd")["last"] == "**0.384 (1)**"
+
+
+def test_a_bar_in_a_text_does_not_break_the_table(record):
+    text = page([record(prior={"kind": "a|b", "trained_on": None, "digest": None})])
+    assert "a\\|b" in text
+
+
+def test_no_records_is_a_page_too():
+    files = leaderboard.render([], [])
+    assert list(files) == ["LEADERBOARD.md"]
+    assert "No records yet" in files["LEADERBOARD.md"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *[(0, "0 s"), (8.44, "8.4 s"), (59.94, "59.9 s"), (59.96, "1 m 00 s"), (252, "4 m 12 s")],
+        *[(3599.6, "1 h 00 m"), (3900, "1 h 05 m"), (86399, "1 d 00 h"), (183600, "2 d 03 h")],
+    ],
+)
+def test_durations(seconds, text):
+    assert units.duration(seconds) == text
+
+
+def test_write_is_idempotent_and_check_notices_an_edit(record, tmp_path):
+    runs = [record("ssdkd"), record("fast-10", protocol="cpu")]
+    written = {path.relative_to(tmp_path).as_posix() for path in leaderboard.write(tmp_path, runs, [])}
+    plots = {f"plots/cifar10-{name}" for name in ("cpu.png", "cpu.svg", "paper.png", "paper.svg")}
+    assert written == {"LEADERBOARD.md", "tables/cifar10.md"} | plots
+    assert leaderboard.write(tmp_path, list(reversed(runs)), []) == []
+    assert leaderboard.check(tmp_path, runs, []) == []
+
+    table = tmp_path / "tables" / "cifar10.md"
+    table.write_text(table.read_text() + "by hand\n")
+    (tmp_path / "tables" / "orphan.md").write_text("of a data set without records\n")
+    (tmp_path / "plots" / "cifar10-cpu.svg").unlink()
+    differing = ["tables/cifar10.md", "tables/orphan.md", "plots/cifar10-cpu.svg"]
+    assert leaderboard.check(tmp_path, runs, []) == differing
+    leaderboard.write(tmp_path, runs, [])
+    assert leaderboard.check(tmp_path, runs, []) == []
+    assert not (tmp_path / "tables" / "orphan.md").exists()

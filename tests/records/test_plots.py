@@ -1,0 +1,51 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dfkd import plots
+from dfkd.statistics import gather
+
+
+@pytest.fixture
+def table(record):
+    runs = [record("fast-10", 88.0 + seed, seed=seed, synthesis=500.0) for seed in range(3)]
+    runs += [record("ssdkd", 90.0, synthesis=100.0), record("ssdkd", 90.5, seed=1, hardware="CPU 2 cores")]
+    runs += [record("kd-real", 92.0, reference=True), record("kd-noise", 10.0, reference=True)]
+    return runs
+
+
+def test_a_figure_is_drawn_once_and_again_only_for_other_numbers(record, table, tmp_path):
+    expected = [tmp_path / "cifar10-paper.png", tmp_path / "cifar10-paper.svg"]
+    assert plots.outdated(gather(table), tmp_path) == expected
+    assert plots.draw(gather(table), tmp_path) == expected
+    assert expected[0].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in expected[1].read_bytes()
+    first = [path.read_bytes() for path in expected]
+    assert plots.outdated(gather(table), tmp_path) == plots.draw(gather(table), tmp_path) == []
+    more = [*table, record("deepinv", 80.0, synthesis=9000.0)]
+    assert plots.draw(gather(more), tmp_path) == expected
+    assert [path.read_bytes() for path in expected] != first
+    plots.draw(gather(table), tmp_path)
+    assert [path.read_bytes() for path in expected] == first  # no date, no random names
+
+
+def test_a_table_of_bounds_or_of_broken_runs_has_no_figure(record, tmp_path):
+    runs = [record("kd-real", reference=True), record("ssdkd", status="diverged")]
+    assert plots.draw(gather(runs), tmp_path) == []
+
+
+def test_labels_that_would_cover_each_other_are_moved_apart():
+    assert plots._apart([0.5, 0.5, 0.51], line=0.1) == pytest.approx([0.5, 0.6, 0.7])
+    assert plots._apart([0.9, 0.95, 1.0], line=0.1) == pytest.approx([0.8, 0.9, 1.0])
+
+
+def test_nothing_heavy_is_imported_until_a_figure_is_drawn():
+    code = (
+        "import sys, dfkd.leaderboard;"
+        "print([name for name in ('torch', 'mmengine', 'matplotlib', 'pandas') if name in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    said = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
+    assert said.stdout.strip() == "[]"

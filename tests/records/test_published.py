@@ -1,0 +1,90 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dfkd.errors import UserError
+from dfkd.leaderboard import read_published
+
+FILE = Path(__file__).parents[2] / "results" / "published.csv"
+COLUMNS = [
+    *("data", "teacher", "student", "method", "metric", "value", "synthesis_hours", "total_hours", "gpu"),
+    *("source", "url", "verified", "primary", "note"),
+]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return read_published(FILE)
+
+
+def key(row):
+    return tuple(row[column] for column in COLUMNS[:5])
+
+
+def test_every_published_number_was_kept(rows):
+    assert len(rows) == 367  # as many as the specification's list of published results has
+    assert all(list(row) == COLUMNS for row in rows)
+
+
+def test_one_row_of_each_key_is_primary(rows):
+    counted = Counter(key(row) for row in rows if row["primary"] == "yes")
+    assert set(counted) == {key(row) for row in rows}
+    assert set(counted.values()) == {1}
+    assert {row["primary"] for row in rows} | {row["verified"] for row in rows} == {"yes", "no"}
+
+
+def test_fasts_own_table_is_primary_then_what_is_verified(rows):
+    own = [row for row in rows if row["source"].startswith("Fast/FastDFKD")]
+    assert len(own) == 126
+    assert all(row["primary"] == "yes" for row in own)
+    verified = {key(row) for row in rows if row["verified"] == "yes"}
+    unverified = {key(row) for row in rows if row["primary"] == "yes" and row["verified"] == "no"}
+    assert not unverified & verified
+
+
+@pytest.mark.parametrize(
+    ("data", "pair", "method", "value", "hours"),
+    [
+        ("cifar10", ("resnet34", "resnet18"), "teacher", 95.70, ""),
+        ("cifar10", ("wrn40_2", "wrn16_1"), "student-real", 91.12, ""),
+        ("cifar10", ("wrn40_2", "wrn16_1"), "fast-10", 89.29, "0.15"),
+        ("cifar10", ("resnet34", "resnet18"), "deepinv", 93.26, "42.1"),
+        ("cifar10", ("vgg11", "resnet18"), "cmi", 91.13, "11.6"),
+        ("cifar10", ("wrn40_2", "wrn16_2"), "fast-2", 89.68, "0.03"),
+        ("cifar100", ("resnet34", "resnet18"), "kd-real", 77.87, ""),
+        ("cifar100", ("wrn40_2", "wrn16_1"), "dafl", 20.88, "1.67"),  # 22.50 in CMI's table
+        ("cifar100", ("wrn40_2", "wrn40_1"), "zskt", 53.60, "0.87"),
+        ("cifar100", ("vgg11", "resnet18"), "dfq", 66.21, "1.54"),
+        ("cifar100", ("wrn40_2", "wrn16_2"), "nayer-300", 71.72, ""),
+        ("nyuv2", ("deeplabv3_resnet50", "deeplabv3_mobilenetv2"), "ssdkd", 0.384, ""),
+        ("nyuv2", ("deeplabv3_resnet50", "deeplabv3_mobilenetv2"), "dfad", 0.364, ""),
+        ("tiny_imagenet", ("resnet34", "resnet18"), "spaceshipnet", 64.04, ""),
+    ],
+)
+def test_values_are_those_of_the_papers(rows, data, pair, method, value, hours):
+    metric = "miou" if data == "nyuv2" else "top1"
+    (row,) = [row for row in rows if key(row) == (data, *pair, method, metric) and row["primary"] == "yes"]
+    assert (float(row["value"]), row["synthesis_hours"]) == (value, hours)
+
+
+def test_hours_of_whole_runs_are_not_called_synthesis(rows):
+    for row in rows:
+        assert not (row["synthesis_hours"] and row["total_hours"])
+        if row["gpu"] == "RTX 3090 Ti" or "whole" in row["source"]:
+            assert not row["synthesis_hours"]
+
+
+def test_the_copying_error_keeps_its_note(rows):
+    suspect = [row for row in rows if row["note"].startswith("suspect")]
+    assert {key(row)[0::3] for row in suspect} == {("cifar10", "kd-real")}
+    assert [row["value"] for row in suspect] == ["95.2"] * 5
+
+
+def test_a_broken_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        read_published(tmp_path / "none.csv")
+    broken = tmp_path / "published.csv"
+    broken.write_text("data,value\ncifar10,93.1\ncifar10,ninety\n")
+    with pytest.raises(UserError, match=r"published\.csv: line 3: value"):
+        read_published(broken)

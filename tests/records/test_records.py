@@ -1,0 +1,211 @@
+import json
+import math
+from copy import deepcopy
+
+import pytest
+
+from dfkd import records
+from dfkd.errors import UserError
+
+
+def required_keys(schema, path=()):
+    """Every key that some object of the schema requires, as a path; items of arrays count as item 0."""
+    for key in schema.get("required", []):
+        yield (*path, key)
+    for key, below in schema.get("properties", {}).items():
+        yield from required_keys(below, (*path, key))
+    if "items" in schema:
+        yield from required_keys(schema["items"], (*path, 0))
+
+
+def parent_of(record, path):
+    for key in path[:-1]:
+        record = record[key]
+    return record
+
+
+KEYS = list(required_keys(records.SCHEMA))
+
+
+def test_the_schema_is_a_schema_and_requires_the_keys_of_the_design():
+    from jsonschema import Draft202012Validator
+
+    Draft202012Validator.check_schema(records.SCHEMA)
+    for path in (
+        ("identity", "seed"), ("metrics", "oracle_best"), ("metrics", "curve", 0, "step"),
+        ("time", "bookkeeping"), ("time", "resumes"), ("cost", "peak_memory_bytes"), ("prior", "trained_on"),
+        ("provenance", "commit"), ("provenance", "data", "changed"),
+        ("provenance", "hardware", "class"), ("config",), ("custom",),
+    ):  # fmt: skip
+        assert path in KEYS
+
+
+@pytest.mark.parametrize("path", KEYS, ids=lambda path: ".".join(map(str, path)))
+def test_a_missing_key_is_refused_by_name(record, path):
+    broken = record()
+    del parent_of(broken, path)[path[-1]]
+    with pytest.raises(UserError) as caught:
+        records.validate(broken)
+    message = str(caught.value)
+    assert f"'{path[-1]}' is a required property" in message
+    assert ".".join(map(str, path[:-1])) in message
+    assert "\n" not in message
+
+
+def test_further_keys_may_join(record):
+    more = record()
+    more["note"] = more["time"]["note"] = "joined"
+    records.validate(more)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("path", [("metrics", "last"), ("metrics", "curve", 0, "value"), ("config", "lr")])
+def test_what_json_has_no_number_for_is_refused(record, path, number):
+    broken = record(status="diverged")
+    parent_of(broken, path)[path[-1]] = number
+    with pytest.raises(UserError, match=r"write null"):
+        records.validate(broken)
+    parent_of(broken, path)[path[-1]] = None
+    records.validate(broken)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("schema",), 2),
+        (("status",), "fine"),
+        (("custom",), 0),
+        (("identity", "seed"), "0"),
+        (("identity", "seed"), True),
+        (("identity", "data"), "../escape"),
+        (("identity", "teacher"), "a-b"),
+        (("metrics", "name"), "top5"),
+        (("metrics", "last"), "93.1"),
+        (("time", "synthesis"), -1.0),
+        (("time", "resumes"), 0.5),
+        (("cost", "student_steps"), None),
+        (("provenance", "data", "test_changed"), "no"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_name(record, path, value):
+    broken = record()
+    parent_of(broken, path)[path[-1]] = value
+    with pytest.raises(UserError, match=r"\.".join(path)):
+        records.validate(broken)
+
+
+@pytest.mark.parametrize(("account", "named"), [("buffer", r"time\.total"), ("scored", r"time\.scored")])
+def test_a_clock_that_does_not_add_up_is_refused(record, account, named):
+    broken = record()
+    broken["time"][account] += 2e-3 * broken["time"]["total"]
+    with pytest.raises(UserError, match=named):
+        records.validate(broken)
+    near = record()
+    near["time"][account] += 0.5e-3 * near["time"]["total"]
+    records.validate(near)
+
+
+def test_evaluation_and_bookkeeping_are_free(record):
+    broken = record()
+    broken["time"]["scored"] = broken["time"]["total"]
+    with pytest.raises(UserError, match="less evaluation and bookkeeping"):
+        records.validate(broken)
+
+
+@pytest.mark.parametrize("key", ["last", "oracle_best"])
+def test_a_finished_run_has_an_accuracy(record, key):
+    broken = record()
+    broken["metrics"][key] = None
+    with pytest.raises(UserError, match=rf"metrics\.{key}"):
+        records.validate(broken)
+
+
+@pytest.mark.parametrize("broken", [None, [], "text", 3])
+def test_what_is_no_object_is_refused(broken):
+    with pytest.raises(UserError, match="object"):
+        records.validate(broken)
+
+
+def test_path(record, tmp_path):
+    identity = record("ssdkd", data="pacs-photo", protocol="cpu", seed=7)["identity"]
+    expected = tmp_path / "pacs-photo" / "wrn40_2-wrn16_1" / "ssdkd" / "cpu-seed7.json"
+    assert records.path_of(identity, tmp_path) == expected
+
+
+def test_write_then_read(record, tmp_path):
+    made = record(last=90.25)
+    path = records.write(made, tmp_path)
+    assert path == records.path_of(made["identity"], tmp_path)
+    assert records.read(path) == made
+    text = path.read_text()
+    assert text == json.dumps(made, indent=1, sort_keys=True) + "\n"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_refused_record_leaves_nothing(record, tmp_path):
+    broken = record()
+    broken["config"]["lr"] = math.nan
+    with pytest.raises(UserError):
+        records.write(broken, tmp_path)
+    broken["config"]["lr"] = object()
+    with pytest.raises(UserError, match="not JSON serializable"):
+        records.write(broken, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_breaks_leaves_the_old_record_whole(record, tmp_path, monkeypatch):
+    path = records.write(record(last=90.0), tmp_path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
+        records.write(record(last=91.0), tmp_path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(record, tmp_path):
+    (tmp_path / "cifar10").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="cannot write"):
+        records.write(record(), tmp_path)
+
+
+def test_read_all_is_in_order_of_paths_and_empty_without_a_folder(record, tmp_path):
+    made = [record("ssdkd", seed=1), record("fast-2"), record("ssdkd", seed=0)]
+    for each in made:
+        records.write(each, tmp_path / "records")
+    assert records.read_all(tmp_path / "records") == [made[1], made[2], made[0]]
+    assert records.read_all(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda text: text[:-20], "not a readable record"),
+        (lambda text: text.replace('"total"', '"totals"'), "'total' is a required property"),
+        (lambda text: text.replace('"last": 90.0', '"last": NaN'), r"metrics\.last"),
+        (lambda text: text.replace('"seed": 0', '"seed": 1'), "names another place"),
+    ],
+)
+def test_a_broken_file_is_named(record, tmp_path, edit, message):
+    path = records.write(record(), tmp_path)
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(UserError, match=message) as caught:
+        records.read_all(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_cells_gather_seeds(record):
+    made = [record("ssdkd", seed=1), record("fast-2"), record("ssdkd", seed=0)]
+    made += [record("ssdkd", protocol="cpu")]
+    grouped = records.cells(deepcopy(made))
+    assert [(cell.method, cell.protocol, len(runs)) for cell, runs in grouped.items()] == [
+        ("ssdkd", "cpu", 1),
+        ("fast-2", "paper", 1),
+        ("ssdkd", "paper", 2),
+    ]
+    seeds = [run["identity"]["seed"] for run in grouped[records.cell_of(made[0])]]
+    assert seeds == [0, 1]

@@ -1,0 +1,168 @@
+"""Tasks: fixed splits, the field's constants, downloads that fail in one line, and no torch."""
+
+import subprocess
+import sys
+import types
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+
+from dfkd import tasks
+from dfkd.errors import UserError, nearest, unknown
+from dfkd.tasks import InputSpec, cifar, store, task
+
+DIGITS_SHA256 = {
+    "train": (
+        "2e00023e1e7760b59ac91ec2f9ec10d0386cd815c9672c86cc957d9ea861e665",
+        "5a36ac9e12f205db31125c892ed2ed8b298eb6083a4c758d03452d0ef908afad",
+    ),
+    "test": (
+        "6caf92211f9716db24fab45532d23a627f95b079a1db283e3204a1c1a2223bf9",
+        "159a12dd1d349002c9db3f8c4f86d0f394a4abfa42848f28243810972aa5a0e3",
+    ),
+}
+
+
+def test_names_need_no_torch():
+    code = "import sys, dfkd.tasks, dfkd.networks, dfkd.teachers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_split_of_the_digits_is_fixed():
+    splits = task("digits").manifest(None)["splits"]
+    found = {split: (entry["images_sha256"], entry["labels_sha256"]) for split, entry in splits.items()}
+    assert found == DIGITS_SHA256
+
+
+def test_digits_are_real_scans_in_three_equal_channels():
+    from sklearn.datasets import load_digits
+
+    (train, train_labels), (test, test_labels) = (
+        task("digits").load(split, None) for split in ("train", "test")
+    )
+    assert train.shape == (1297, 16, 16, 3)
+    assert test.shape == (500, 16, 16, 3)
+    assert train.dtype == np.uint8
+    assert train_labels.dtype == np.int64
+    assert np.array_equal(train[..., 0], train[..., 2])
+    # Doubling keeps each scan's mean grey up to rounding, so every scan is found once, on one side.
+    greys = np.concatenate([train, test]).mean(axis=(1, 2, 3)) * 16 / 255
+    np.testing.assert_allclose(np.sort(greys), np.sort(load_digits().images.mean(axis=(1, 2))), atol=0.03)
+    counts = np.bincount(test_labels) / np.bincount(np.concatenate([train_labels, test_labels]))
+    np.testing.assert_allclose(counts, 500 / 1797, atol=0.01)
+
+
+def test_doubling_aligns_pixel_centres():
+    from dfkd.tasks.digits import _bilinear
+
+    assert np.array_equal(_bilinear(3) @ [0.0, 4.0, 8.0], [0, 1, 3, 5, 7, 8])
+
+
+def test_augmentation_suits_the_data():
+    assert (task("digits").padding, task("digits").flip) == (2, False)
+    assert (task("cifar10").padding, task("cifar10").flip) == (4, True)
+    assert [len(t.class_names) for t in tasks.TASKS.values()] == [
+        t.spec.classes for t in tasks.TASKS.values()
+    ]
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(
+        UserError,
+        match=r"unknown data 'cifar-10' \(nearest: 'cifar10'; there are: cifar10, cifar100, digits\)",
+    ):
+        task("cifar-10")
+    with pytest.raises(UserError, match="unknown split of digits 'val'"):
+        task("digits").load("val", None)
+    assert nearest("zzz", ["abc"]) is None
+    assert str(unknown("thing", "zzz", ["abc"])) == "unknown thing 'zzz' (there are: abc)"
+
+
+def test_input_specification_round_trip():
+    spec = task("cifar100").spec
+    assert InputSpec.from_dict(spec.to_dict()) == spec
+    for wrong in ({"mean": ["x"] * 3}, {"std": [1.0]}, {"size": None}):
+        with pytest.raises(UserError, match="not an input specification"):
+            InputSpec.from_dict({**spec.to_dict(), **wrong})
+
+
+class Source:
+    """Stands in for torchvision's CIFAR-10: twelve images, or a failure."""
+
+    url = "https://example.org/cifar.tar.gz"
+    classes = ["a", "b", "c"]
+    failure = None
+
+    def __init__(self, root, train, download):
+        if self.failure:
+            root.mkdir(parents=True, exist_ok=True)
+            (root / "half").write_bytes(b"half")
+            raise self.failure
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "archive").write_bytes(b"archive")
+        self.data = np.full((12, 32, 32, 3), int(train), np.uint8)
+        self.targets = [0, 1, 2] * 4
+
+
+@pytest.fixture
+def source(monkeypatch):
+    monkeypatch.setattr(Source, "failure", None)
+    datasets = types.SimpleNamespace(CIFAR10=Source, CIFAR100=Source)
+    monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(datasets=datasets))
+    return Source
+
+
+def test_a_download_ends_in_the_store_without_its_archive(source, tmp_path):
+    manifest, line = tasks.prepare("cifar10", tmp_path)
+    assert "stored in" in line
+    assert manifest == store.manifest(tmp_path, "cifar10")
+    assert manifest["changed"] == ""
+    assert not (tmp_path / "cifar10" / "download").exists()
+    images, labels = task("cifar10").load("train", tmp_path)
+    assert images.max() == 1
+    assert labels.dtype == np.int64
+    assert "intact" in tasks.prepare("cifar10", tmp_path)[1]
+
+
+def test_damaged_data_are_fetched_again(source, tmp_path):
+    tasks.prepare("cifar10", tmp_path)
+    (tmp_path / "cifar10" / "test_labels.npy").unlink()
+    assert "stored in" in tasks.prepare("cifar10", tmp_path)[1]
+    assert store.check(tmp_path, "cifar10") == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (
+            URLError("no route to host"),
+            r"cannot download \(no route to host\); fetch https://.*gz, put it into .*download",
+        ),
+        (RuntimeError("File not found or corrupted."), r"cannot download \(File not found or corrupted\.\)"),
+        (OSError(28, "No space left on device"), "no space left under"),
+    ],
+)
+def test_a_failed_download_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatch, failure, message):
+    monkeypatch.setattr(source, "failure", failure)
+    with pytest.raises(UserError, match=message) as caught:
+        cifar.download("cifar10", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "cifar10" / "download").exists()
+
+
+def test_somebodys_own_archive_survives_a_failure(source, tmp_path, monkeypatch):
+    archive = tmp_path / "cifar10" / "download" / "archive"
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(b"theirs")
+    monkeypatch.setattr(source, "failure", RuntimeError("corrupted"))
+    with pytest.raises(UserError):
+        cifar.download("cifar10", tmp_path)
+    assert archive.read_bytes() == b"theirs"
+
+
+def test_embedded_data_need_nothing(tmp_path):
+    manifest, line = tasks.prepare("digits", tmp_path)
+    assert manifest["name"] == "digits"
+    assert "nothing to fetch" in line
+    assert list(tmp_path.iterdir()) == []

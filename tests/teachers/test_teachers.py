@@ -1,0 +1,180 @@
+"""Weights and cards: what is written can be read, what is wrong is named, nothing unsafe is loaded."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from dfkd import teachers
+from dfkd.errors import UserError
+from dfkd.networks import build
+from dfkd.tasks import task
+from dfkd.teachers.training import initialise
+
+SPEC = task("digits").spec
+
+
+@pytest.fixture
+def network():
+    return initialise("resnet8", SPEC, seed=1)
+
+
+def equal(one, other):
+    states = one.state_dict(), other.state_dict()
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][k], states[1][k]) for k in states[0]
+    )
+
+
+@pytest.fixture
+def saved(network, tmp_path):
+    path = tmp_path / "own" / "digits_resnet8.safetensors"
+    card = teachers.new_card("digits", "resnet8", SPEC, "trained", seed=1, accuracy=97.5, seconds=3.0)
+    teachers.save(network.to(memory_format=torch.channels_last), path, card)
+    return path
+
+
+def test_round_trip(network, saved):
+    loaded = teachers.load(saved, "resnet8", SPEC)
+    assert equal(loaded, network)
+    assert not loaded.training
+    card = teachers.read_card(saved)
+    assert card.keys() == teachers.CARD.keys()
+    assert (card["accuracy"], card["recipe"], card["address"]) == (97.5, None, None)
+    assert card["digest"] == teachers.file_digest(saved)
+    assert sorted(path.suffix for path in saved.parent.iterdir()) == [".json", ".safetensors"]
+    with safe_open(saved, "pt") as file:
+        assert file.metadata() == {"mean": "0.5 0.5 0.5", "std": "0.5 0.5 0.5"}
+
+
+def test_weights_that_differ_from_their_card_are_refused(saved):
+    data = bytearray(saved.read_bytes())
+    data[-1] ^= 1
+    saved.write_bytes(data)
+    with pytest.raises(
+        UserError, match=r"digits_resnet8\.safetensors is damaged: sha256 .* expected, .* found"
+    ):
+        teachers.load(saved, "resnet8", SPEC)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accuracy": "high"}, "'accuracy' is 'high'"),
+        ({"origin": "found"}, "unknown origin 'found'"),
+        ({"spec": {}}, "not an input specification"),
+        ({"seed": True}, "'seed' is True"),
+    ],
+)
+def test_a_wrong_card_is_named(saved, change, message):
+    path = teachers.card_path(saved)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        teachers.read_card(saved)
+
+
+def test_a_missing_or_broken_card_is_named(saved):
+    path = teachers.card_path(saved)
+    for text, message in (("{", "is no card"), ("[]", "not a dictionary"), ("{}", "'data' is missing")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            teachers.read_card(saved)
+    path.unlink()
+    with pytest.raises(UserError, match=r"digits_resnet8\.json is missing"):
+        teachers.read_card(saved)
+
+
+def test_folders_are_searched_in_order(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("DFKD_WEIGHTS", str(tmp_path / "weights"))
+    folders = teachers.weights_folders(saved.parent)
+    assert folders == [saved.parent, tmp_path / "weights"]
+    assert teachers.find("digits", "resnet8", folders) == saved
+    assert teachers.find("digits", "wrn16_1", folders) is None
+    assert teachers.weights_folders(saved.parent, tmp_path)[1] == tmp_path
+    monkeypatch.delenv("DFKD_WEIGHTS")
+    assert teachers.weights_folders(saved.parent) == [saved.parent]
+
+
+def test_adoption_copies_measures_and_takes_the_file_s_normalisation(network, tmp_path):
+    (tmp_path / "given").mkdir()
+    given = tmp_path / "given" / "digits_resnet8.safetensors"
+    save_file(network.state_dict(), given, metadata={"mean": "0.1 0.2 0.3", "std": "1 2 3"})
+    seen = []
+    path = teachers.adopt(
+        "digits", "resnet8", given.parent, tmp_path / "own", lambda n: seen.append(n.spec) or 12.5, "abc"
+    )
+    card = teachers.read_card(path)
+    assert (card["origin"], card["accuracy"], card["data_digest"]) == ("adopted", 12.5, "abc")
+    assert card["address"] is None
+    assert card["digest"] == teachers.file_digest(given)
+    assert card["spec"] == {**SPEC.to_dict(), "mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}
+    assert seen[0].mean == (0.1, 0.2, 0.3)
+    assert equal(teachers.load(path, "resnet8", SPEC), network)
+
+
+def test_what_does_not_fit_is_not_adopted(network, tmp_path):
+    save_file(network.state_dict(), tmp_path / "digits_resnet20.safetensors")
+    with pytest.raises(
+        UserError, match=r"does not fit resnet20 with 10 classes: .* no key 'layer1\.1\.conv1\.weight'"
+    ):
+        teachers.adopt("digits", "resnet20", tmp_path, tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+
+
+def test_a_foreign_checkpoint_of_tensors_is_read(network, tmp_path):
+    path = tmp_path / "theirs.pth"
+    state = {f"module.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state}, path)
+    assert equal(teachers.load_foreign(path, "resnet8", SPEC), network)
+    assert teachers.spec_of(path, SPEC) == SPEC
+
+
+class Trap:
+    sprung = False
+
+    def __reduce__(self):
+        return setattr, (Trap, "sprung", True)
+
+
+def test_a_pickle_that_runs_code_is_refused_unread(network, tmp_path):
+    path = tmp_path / "theirs.pth"
+    for write in (lambda: torch.save({"w": Trap()}, path), lambda: path.write_bytes(pickle.dumps(Trap(), 2))):
+        write()
+        with pytest.raises(UserError, match=r"theirs\.pth is refused: a pickle .* could run code") as caught:
+            teachers.load_foreign(path, "resnet8", SPEC)
+        assert "\n" not in str(caught.value)
+    assert not Trap.sprung
+    torch.save(network, path)
+    with pytest.raises(UserError, match="is refused"):
+        teachers.load_foreign(path, "resnet8", SPEC)
+
+
+@pytest.mark.parametrize("name", ["theirs.pth", "theirs.safetensors"])
+def test_what_is_no_checkpoint_is_named(tmp_path, name):
+    path = tmp_path / name
+    with pytest.raises(UserError, match="is missing"):
+        teachers.load_foreign(path, "resnet8", SPEC)
+    for content in (b"", b"hello world" * 10):
+        path.write_bytes(content)
+        with pytest.raises(
+            UserError, match=r"theirs.* cannot be read as weights|theirs.* is refused"
+        ) as caught:
+            teachers.load_foreign(path, "resnet8", SPEC)
+        assert "\n" not in str(caught.value)
+    torch.save(torch.zeros(3), tmp_path / "list.pth")
+    with pytest.raises(UserError, match="no dictionary of tensors but Tensor"):
+        teachers.load_foreign(tmp_path / "list.pth", "resnet8", SPEC)
+
+
+def test_first_weights_depend_on_the_seed_alone():
+    before = torch.random.get_rng_state()
+    one, again, other = (initialise("resnet8", SPEC, seed) for seed in (1, 1, 2))
+    assert equal(one, again)
+    assert not equal(one, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        assert equal(one, build("resnet8", 10))
