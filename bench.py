@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """DFKD suite: data-free knowledge distillation methods side by side.
 
-    python bench.py --method ssdkd --data digits        run one cell and add its row to the tables
-    python bench.py VERB --help                         what a verb takes
+python bench.py --method ssdkd --data digits        run one cell and add its row to the tables
+python bench.py VERB --help                         what a verb takes
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from dfkd.files import replace_file
 from dfkd.networks.names import ARCHITECTURES
 from dfkd.tasks import TASKS, prepare, task
 from dfkd.tasks.store import data_root, digest
+from dfkd.teachers import read_card, weights_name
 from dfkd.units import duration
 
 ROOT = Path(__file__).resolve().parent
@@ -56,15 +59,33 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--pair", help="TEACHER-STUDENT, such as wrn40_2-wrn16_1 (default: the table's first)")
     run.add_argument("--seed", type=int, default=0, help="repetition (default 0)")
     run.add_argument("--protocol", help="default: paper with CUDA, else cpu, or quick for embedded data")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
-                     help="change a hyper-parameter; the record is marked custom and kept out of the tables")
-    run.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="as --set, where the protocol differs")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="changes",
+        help="change a hyper-parameter; the record is marked custom and kept out of the tables",
+    )
+    run.add_argument(
+        "--precision", choices=("fp32", "tf32", "bf16"), help="as --set, where the protocol differs"
+    )
     run.add_argument("--resume", action="store_true", help="go on from the state an interrupted run left")
-    run.add_argument("--out", type=Path, help="folder for the record (default: results/records, custom: work/custom)")
-    run.add_argument("--teacher-weights", type=Path, metavar="FILE", help="your own checkpoint; marked custom")
-    run.add_argument("--import", dest="extra", metavar="FILE|MODULE", help="a method from outside the repository")
-    run.add_argument("--time-limit", type=float, metavar="MINUTES", help="save and stop after this long; resumable")
-    run.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard to the work folder")
+    run.add_argument(
+        "--out", type=Path, help="folder for the record (default: results/records, custom: work/custom)"
+    )
+    run.add_argument(
+        "--teacher-weights", type=Path, metavar="FILE", help="your own checkpoint; marked custom"
+    )
+    run.add_argument(
+        "--import", dest="extra", metavar="FILE|MODULE", help="a method from outside the repository"
+    )
+    run.add_argument(
+        "--time-limit", type=float, metavar="MINUTES", help="save and stop after this long; resumable"
+    )
+    run.add_argument(
+        "--tensorboard", action="store_true", help="write curves for TensorBoard to the work folder"
+    )
 
     add["data"].add_argument("name", help=f"one of: {', '.join(TASKS)}")
     add["data"].add_argument("--manifest", type=Path, help="also copy the manifest there")
@@ -77,11 +98,25 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
         verb.add_argument("--weights", type=Path, help="folder of ready teachers (default: DFKD_WEIGHTS)")
     for name in ("run", "data", "teacher", "doctor"):
-        add[name].add_argument("--data-root", type=Path, help="where data lie (default: DFKD_DATA, else a cache)")
+        add[name].add_argument(
+            "--data-root", type=Path, help="where data lie (default: DFKD_DATA, else a cache)"
+        )
     add["plan"].add_argument("--data", help="only this table")
     add["plan"].add_argument("--protocol", help="only this protocol")
-    add["plan"].add_argument("--shard", metavar="I/N", help="every N-th cell from the I-th (1-based), for job arrays")
-    add["leaderboard"].add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
+    add["plan"].add_argument(
+        "--cells", type=Path, metavar="DIR", help="write what each cell depends on, for DVC"
+    )
+    add["plan"].add_argument(
+        "--shard", metavar="I/N", help="every N-th cell from the I-th (1-based), for job arrays"
+    )
+    add["leaderboard"].add_argument(
+        "--committed",
+        action="store_true",
+        help="show each record that differs from the committed one beside it",
+    )
+    add["leaderboard"].add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if a file differs"
+    )
     add["list"].add_argument("--import", dest="extra", metavar="FILE|MODULE")
     return main
 
@@ -107,14 +142,20 @@ def fail(error: Exception, status: int = 2) -> int:
 def do_run(options: argparse.Namespace) -> int:
     protocol = options.protocol or default_protocol(options.data, options.device)
     cell = protocols.resolve(
-        options.data, protocol, options.method, options.pair, options.seed, options.changes, options.extra,
+        options.data,
+        protocol,
+        options.method,
+        options.pair,
+        options.seed,
+        options.changes,
+        options.extra,
         options.precision,
     )
     if options.teacher_weights:
         cell = replace(cell, custom=True)
     out = options.out or (CUSTOM / cell.digest[:12] if cell.custom else RESULTS / "records")
     check_writable(out)
-    from dfkd.engine.guard import guard
+    from dfkd.engine.guard import DataFreeViolation, guard
 
     guard.install()  # before anything else that could keep a way to the data
     from dfkd.engine.machine import device_of
@@ -130,11 +171,22 @@ def do_run(options: argparse.Namespace) -> int:
         )
     else:
         weights, card = provide(
-            options.data, cell.identity["teacher"], cell.teacher_recipe, TEACHERS, root, device, source=options.weights
+            options.data,
+            cell.identity["teacher"],
+            cell.teacher_recipe,
+            TEACHERS,
+            root,
+            device,
+            source=options.weights,
         )
     limit = 60 * options.time_limit if options.time_limit else None
     settings = Options(
-        root, str(device), options.resume, extra=options.extra, time_limit=limit, tensorboard=options.tensorboard
+        root,
+        str(device),
+        options.resume,
+        extra=options.extra,
+        time_limit=limit,
+        tensorboard=options.tensorboard,
     )
     try:
         record = run(cell, weights, card, settings)
@@ -143,6 +195,8 @@ def do_run(options: argparse.Namespace) -> int:
     except Exception as error:
         if hasattr(error, "record"):
             records.keep(error.record, out)
+        if not isinstance(error, DataFreeViolation):
+            traceback.print_exc()
         return fail(error, 1)
     work = WORK / record["work"]
     path = records.keep(record, out)
@@ -181,7 +235,9 @@ def report(record: dict, path: Path | None, work: Path) -> None:
     last = "none" if metrics["last"] is None else f"{metrics['last']:.2f}"
     note = f" ({record['error']})" if record["error"] else ""
     print(f"{record['status']}{note}: {metrics['name']} {last}, teacher {metrics['teacher']:.2f}")
-    parts = ", ".join(f"{account} {duration(seconds[account])}" for account in ("synthesis", "distillation", "total"))
+    parts = ", ".join(
+        f"{account} {duration(seconds[account])}" for account in ("synthesis", "distillation", "total")
+    )
     print(f"time: {parts}; memory {record['cost']['peak_memory_bytes'] / 2**20:.0f} MiB")
     print(f"record: {path or 'not written: a finished one is there already'}")
     if (work / "student.safetensors").is_file():
@@ -221,8 +277,14 @@ def do_teacher(options: argparse.Namespace) -> int:
     if options.arch not in ARCHITECTURES:
         raise unknown("network", options.arch, ARCHITECTURES)
     path, card = provide(
-        options.data, options.arch, available[protocol]["teacher"], TEACHERS, data_root(options.data_root),
-        device_of(options.device), seed=options.seed, source=options.weights,
+        options.data,
+        options.arch,
+        available[protocol]["teacher"],
+        TEACHERS,
+        data_root(options.data_root),
+        device_of(options.device),
+        seed=options.seed,
+        source=options.weights,
     )
     print(f"{path}: {card['origin']}, {card['accuracy']:.2f} % on the test set")
     return 0
@@ -254,9 +316,13 @@ def do_plan(options: argparse.Namespace) -> int:
     for name, known in (("data", protocols.datasets()), ("protocol", {c[1] for c in protocols.span()})):
         if getattr(options, name) not in (None, *known):
             raise unknown(name, getattr(options, name), known)
+    if options.cells:
+        write_cells(options)
+        return 0
     done = current_records()
     missing = [
-        cell for cell in protocols.span()
+        cell
+        for cell in protocols.span()
         if cell not in done and options.data in (None, cell[0]) and options.protocol in (None, cell[1])
     ]
     index, count = shard(options.shard)
@@ -270,6 +336,23 @@ def do_plan(options: argparse.Namespace) -> int:
         )
     print(f"# {len(missing[index::count])} cells, about {duration(60 * total)}", file=sys.stderr)
     return 0
+
+
+def write_cells(options: argparse.Namespace) -> None:
+    """One small file a cell with the digests of all that its runs depend on, so that DVC runs what changed alone."""
+    for data, protocol, pair, method in {cell[:4] for cell in protocols.span()}:
+        if (data, protocol) != (options.data, options.protocol):
+            continue
+        cell = protocols.resolve(data, protocol, method, pair)
+        weights = TEACHERS / weights_name(data, cell.identity["teacher"])
+        manifest = json.loads((ROOT / "benchmarks" / data / "manifest.json").read_text())
+        facts = {
+            "method": cell.entry.digest,
+            "config": cell.digest,
+            "teacher": read_card(weights)["digest"],
+            "data": manifest["digest"],
+        }
+        replace_file(options.cells / f"{pair}-{method}.json", json.dumps(facts, indent=1) + "\n")
 
 
 def shard(text: str | None) -> tuple[int, int]:
@@ -310,6 +393,8 @@ def current_digests(everything: list[dict]) -> dict[records.Cell, dict]:
 
 
 def do_leaderboard(options: argparse.Namespace) -> int:
+    if options.committed:
+        return compare_with_commit()
     if not options.check:
         for path in render():
             print(f"wrote {path.relative_to(ROOT)}")
@@ -318,6 +403,25 @@ def do_leaderboard(options: argparse.Namespace) -> int:
     for name in differing:
         print(f"results/{name} is not what the records give; run: python bench.py leaderboard")
     return 1 if differing else 0
+
+
+def compare_with_commit() -> int:
+    """The accuracy of each quick record beside the one in the last commit."""
+    rows = []
+    for record in records.read_all(RESULTS / "records"):
+        if record["identity"]["protocol"] != "quick":
+            continue
+        path = records.path_of(record["identity"], RESULTS / "records").relative_to(ROOT)
+        shown = subprocess.run(
+            ["git", "-C", str(ROOT), "show", f"HEAD:{path}"], capture_output=True, text=True
+        )
+        before = json.loads(shown.stdout)["metrics"]["last"] if shown.returncode == 0 else None
+        identity = record["identity"]
+        cell = (identity["data"], identity["method"], identity["seed"])
+        rows.append((*cell, record["metrics"]["last"], before, duration(record["time"]["total"])))
+    headers = ("data", "method", "seed", "measured", "committed", "took")
+    print(tabulate(rows, headers=headers, tablefmt="simple", floatfmt=".2f", missingval="–"))
+    return 0
 
 
 def tables() -> tuple:

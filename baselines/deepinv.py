@@ -1,7 +1,8 @@
 """DeepInversion, with images optimised pixel by pixel.
 
 Yin et al., "Dreaming to Distill", CVPR 2020, as run for the CIFAR tables by CMI and Fast (baselines.md 1.2); the
-official program's loss (1.1) by arguments: `tv`, `l2`, `jitter=2, flip=False, clip=False, beta1=.9, beta2=.999`.
+official program's loss (1.1) by arguments: `tv`, `l2`, `clamp_js`, `jitter=2, flip=False, clip=False, beta1=.9,
+beta2=.999, student_bn=0`.
 Exact: loss, jitter, optimiser, the last iterate as result. Ours: the student's own BatchNorm term only while the
 adversarial one is on (the program uses it always and stops without), no PNG files.
 """
@@ -27,6 +28,7 @@ class DeepInv(Method):
         lr, beta1, beta2: of Adam, on normalised pixels.
         bn, oh, adv: weights of L_bn, L_oh and −JS.
         student_bn: share of the student's own BatchNorm loss subtracted inside L_bn (Fast's version; 0 in CMI's).
+        clamp_js: clamp the batch's JS to [0, 1], as the official program does.
         tv, l2: weights of TV2 and ‖x‖₂, on the jittered normalised images (section 1.1).
         jitter: largest circular shift per axis in pixels; 0 means an eighth of the image.
         flip: flip the whole batch with p = .5 in each step, where the task allows flips.
@@ -44,6 +46,7 @@ class DeepInv(Method):
         oh: float = 1.0,
         adv: float = 1.0,
         student_bn: float = 0.001,
+        clamp_js: bool = False,
         tv: float = 0.0,
         l2: float = 0.0,
         jitter: int = 0,
@@ -53,7 +56,8 @@ class DeepInv(Method):
     ) -> None:
         self.steps, self.lr, self.betas = steps, lr, (beta1, beta2)
         self.bn, self.oh, self.adv, self.student_bn, self.tv, self.l2 = bn, oh, adv, student_bn, tv, l2
-        self.jitter, self.flip, self.clip, self.temperature = jitter, flip, clip, temperature
+        self.clamp_js, self.temperature = clamp_js, temperature
+        self.jitter, self.flip, self.clip = jitter, flip, clip
 
     def setup(self, ctx: Context) -> None:
         self.statistics = BatchNormLoss(ctx.teacher)
@@ -87,13 +91,19 @@ class DeepInv(Method):
         return rolled.flip(3) if flip else rolled
 
     def _loss(
-        self, ctx: Context, normalised: Tensor, images: Tensor, labels: Tensor, student_statistics: BatchNormLoss
+        self,
+        ctx: Context,
+        normalised: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        student_statistics: BatchNormLoss,
     ) -> Tensor:
         teacher = ctx.teacher(images)
         loss = self.bn * self.statistics.loss() + self.oh * losses.cross_entropy(teacher, labels).mean()
         if self.adv:
             student = ctx.student(images)
-            loss = loss - self.adv * losses.jensen_shannon(student, teacher).mean()
+            divergence = losses.jensen_shannon(student, teacher).mean()
+            loss = loss - self.adv * (divergence.clamp(0, 1) if self.clamp_js else divergence)
             if self.student_bn:
                 loss = loss - self.bn * self.student_bn * student_statistics.loss()
         if self.tv:

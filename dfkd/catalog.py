@@ -47,7 +47,9 @@ def entries(extra: str | None = None) -> dict[str, Entry]:
     for path in paths:
         for entry in _read(path):
             if entry.name in found and found[entry.name].path != path:
-                raise UserError(f"method {entry.name!r} is registered in both {found[entry.name].path} and {path}")
+                raise UserError(
+                    f"method {entry.name!r} is registered in both {found[entry.name].path} and {path}"
+                )
             found[entry.name] = entry
     return found
 
@@ -110,7 +112,9 @@ def _parse(path: Path) -> ast.Module:
 
 def _registered_name(decorator: ast.expr) -> str | None:
     """`name` of `@METHODS.register_module("name")` or `(name="name")`."""
-    if not (isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("METHODS.register_module")):
+    if not (
+        isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("METHODS.register_module")
+    ):
         return None
     named = [keyword.value for keyword in decorator.keywords if keyword.arg == "name"]
     values = [node.value for node in (*decorator.args, *named) if isinstance(node, ast.Constant)]
@@ -130,7 +134,9 @@ def _constants(node: ast.ClassDef) -> dict[str, object]:
     return {
         item.targets[0].id: item.value.value
         for item in node.body
-        if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant) and isinstance(item.targets[0], ast.Name)
+        if isinstance(item, ast.Assign)
+        and isinstance(item.value, ast.Constant)
+        and isinstance(item.targets[0], ast.Name)
     }
 
 
@@ -151,7 +157,10 @@ def code_digest(*paths: Path) -> str:
     for path in sorted(paths):
         tree = _parse(path)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            if (
+                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node) is not None
+            ):
                 node.body = node.body[1:] or [ast.Pass()]
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from dfkd.tasks import task
 
 BENCHMARKS = catalog.ROOT / "benchmarks"
 PARAMS = catalog.ROOT / "params.yaml"
-RECIPE_KEYS = {"method", "args", "pairs", "protocols", "note"}
+RECIPE_KEYS = {"base", "method", "args", "pairs", "protocols", "note"}
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,33 @@ def protocols(data: str) -> dict[str, dict]:
 
 
 def recipes(data: str) -> dict[str, dict]:
-    """The recipes of a table by name; a method without one runs under its own name with its defaults."""
-    found = {}
-    for path in sorted((BENCHMARKS / data / "recipes").glob("*.yaml")):
-        found[path.stem] = _yaml(path)
-        extra = set(found[path.stem]) - RECIPE_KEYS
-        if extra:
-            raise UserError(f"{path}: {unknown('key', extra.pop(), RECIPE_KEYS)}")
-    return found
+    """The recipes of a table by name; a method without one runs under its own name with its defaults.
+
+    A recipe with a `base` says only how it differs from that recipe.
+    """
+    found = {path.stem: _yaml(path) for path in sorted((BENCHMARKS / data / "recipes").glob("*.yaml"))}
+    for name, recipe in found.items():
+        for key in recipe.keys() - RECIPE_KEYS:
+            raise UserError(f"recipe {name!r} of {data}: {unknown('key', key, RECIPE_KEYS)}")
+    return {name: _inherit(name, found) for name in found}
+
+
+def _inherit(name: str, found: dict[str, dict], below: tuple[str, ...] = ()) -> dict:
+    recipe = dict(found[name])
+    base = recipe.pop("base", None)
+    if base is None:
+        return {"method": name, **recipe}
+    if base not in found or base in below:
+        raise unknown(f"base of recipe {name!r}", base, found.keys() - {name, *below})
+    return _merge(_inherit(base, found, (*below, name)), recipe)
+
+
+def _merge(base: dict, changes: dict) -> dict:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
 
 
 def span() -> Iterator[tuple[str, str, str, str, int]]:
@@ -117,13 +137,17 @@ def resolve(
     recipe = recipe_book.get(method, {})
     entry = methods.get(recipe.get("method", method))
     if entry is None:
-        raise UserError(f"recipe {method!r} of {data} names a method that is not registered: {recipe['method']!r}")
+        raise UserError(
+            f"recipe {method!r} of {data} names a method that is not registered: {recipe['method']!r}"
+        )
     pair = pair or default_pair(data, protocol)
     teacher, student = split_pair(pair)
 
     by_protocol = recipe.get("protocols", {}).get(protocol, {})
     arguments = {
-        **recipe.get("args", {}), **recipe.get("pairs", {}).get(pair, {}), **by_protocol.get("args", {})
+        **recipe.get("args", {}),
+        **recipe.get("pairs", {}).get(pair, {}),
+        **by_protocol.get("args", {}),
     }
     may_set = set(settings.pop("recipe_may_set", ()))
     for key, value in by_protocol.items():
@@ -131,7 +155,7 @@ def resolve(
             continue
         if key not in may_set:
             raise UserError(f"recipe {method!r}: protocol {protocol} of {data} fixes {key!r} for all methods")
-        settings[key] = {**settings[key], **value} if isinstance(value, dict) else value
+        settings[key] = _merge(settings[key], value) if isinstance(value, dict) else value
     teacher_recipe, minutes = settings.pop("teacher", {}), settings.pop("minutes", None)
     for change in changes or ():
         _change(change, arguments, settings, entry)
@@ -145,7 +169,9 @@ def resolve(
     _check_budget(settings, method)
     names = dict(data=data, teacher=teacher, student=student, method=method, protocol=protocol)
     identity, config = {**names, "seed": seed}, {**names, "class": entry.name, "args": arguments, **settings}
-    return ResolvedCell(identity, entry, config, bool(changes), recipe.get("note", ""), teacher_recipe, minutes)
+    return ResolvedCell(
+        identity, entry, config, bool(changes), recipe.get("note", ""), teacher_recipe, minutes
+    )
 
 
 def split_pair(pair: str) -> tuple[str, str]:
@@ -161,18 +187,16 @@ def split_pair(pair: str) -> tuple[str, str]:
 
 def coerce(key: str, value: object, default: object) -> object:
     """`value` as the type of `default`; numbers may be written as YAML leaves them (1e-3 is a string there)."""
-    wanted = type(default)
-    if default is None or (wanted is bool and isinstance(value, bool)):
-        return _number(value) if isinstance(value, str) else value
-    if wanted is float and not isinstance(value, bool):
-        number = _number(value) if isinstance(value, str) else value
-        if isinstance(number, int | float):
-            return float(number)
-    elif wanted is int and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, str) and (default is None or isinstance(default, float)):
+        value = _number(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key} takes a finite number, not {value!r}")
+    if isinstance(default, float) and number:
+        return float(value)
+    if default is None or (type(value) is type(default)):
         return value
-    elif wanted not in (bool, float, int) and isinstance(value, wanted):
-        return value
-    raise UserError(f"{key} takes a value of type {wanted.__name__}, not {value!r}")
+    raise UserError(f"{key} takes a value of type {type(default).__name__}, not {value!r}")
 
 
 def _number(text: str) -> object:
@@ -189,7 +213,7 @@ def _known(key: str, known: dict, kind: str) -> object:
 
 
 def _change(change: str, arguments: dict, settings: dict, entry: catalog.Entry) -> None:
-    """Apply one `key=value`: a constructor argument, or a protocol key with dots (`student.steps`)."""
+    """Apply one `key=value`: a constructor argument, or a protocol key with dots (`training.steps`)."""
     key, separator, text = change.partition("=")
     if not separator:
         raise UserError(f"--set takes key=value, not {change!r}")
@@ -209,13 +233,20 @@ def _change(change: str, arguments: dict, settings: dict, entry: catalog.Entry) 
 def _flatten(settings: dict, prefix: str = "") -> dict:
     flat = {}
     for key, value in settings.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        flat.update(
+            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        )
     return flat
 
 
 def _check_budget(settings: dict, method: str) -> None:
-    steps, rounds = settings["student"]["steps"], settings["rounds"]
-    if min(steps, rounds, settings["student"]["batch"], settings["synthesis_batch"], settings["evaluations"]) < 1:
+    steps, rounds = settings["training"]["steps"], settings["rounds"]
+    if (
+        min(
+            steps, rounds, settings["training"]["batch"], settings["synthesis_batch"], settings["evaluations"]
+        )
+        < 1
+    ):
         raise UserError(f"{method}: steps, batch, rounds, synthesis_batch and evaluations must be at least 1")
     if steps % rounds:
         raise UserError(f"{method}: {steps} student steps do not divide into {rounds} rounds")

@@ -65,13 +65,17 @@ class SSDKD(Fast):
         alpha: float = 0.6,
         replace: str = "oldest",
     ) -> None:
-        super().__init__(k, lr_g, lr_z, meta, bn, oh, adv, bn_momentum, nz, ngf, warmup, reset_at, temperature)
+        super().__init__(
+            k, lr_g, lr_z, meta, bn, oh, adv, bn_momentum, nz, ngf, warmup, reset_at, temperature
+        )
         if phi_on not in ("oh", "oh+adv"):
             raise ValueError(f"phi_on must be 'oh' or 'oh+adv', not {phi_on!r}")
         if priority not in ("recursive", "per", "uniform"):
             raise ValueError(f"priority must be 'recursive', 'per' or 'uniform', not {priority!r}")
         if priority == "recursive" and not 0 <= beta < 1:
-            raise ValueError(f"beta must be in [0, 1) with priority 'recursive' (it oscillates at 1), not {beta}")
+            raise ValueError(
+                f"beta must be in [0, 1) with priority 'recursive' (it oscillates at 1), not {beta}"
+            )
         self.slots, self.gamma, self.beta, self.eps = capacity, gamma, beta, eps
         self.diversity, self.difficulty, self.phi_on, self.phi_grad = diversity, difficulty, phi_on, phi_grad
         self.priority, self.alpha, self.replay = priority, alpha, replace
@@ -119,7 +123,9 @@ class SSDKD(Fast):
             return {"kd": divergence.mean()}
         # E8 stores the unscaled weight; only the loss divides by the batch's largest (ssdkd.md 1.7).
         weights = batch.weights
-        batch.fields["delta"] = (weights * divergence if self.priority == "recursive" else divergence).detach()
+        batch.fields["delta"] = (
+            weights * divergence if self.priority == "recursive" else divergence
+        ).detach()
         return {"kd": (weights / weights.max() * divergence).mean()}
 
     def after_step(self, ctx: Context, batch: Batch, outputs: dict[str, Tensor]) -> None:

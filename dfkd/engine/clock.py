@@ -11,7 +11,6 @@ import torch
 from dfkd.records import ACCOUNTS, FREE_ACCOUNTS
 
 
-
 class Clock:
     """Charges every second since its start to exactly one account.
 
@@ -20,12 +19,15 @@ class Clock:
     that started it. Seconds are wall-clock.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, device: torch.device | str = "cpu", now: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.device = torch.device(device)
         self.seconds = dict.fromkeys(ACCOUNTS, 0.0)
         self.resumes = 0
         self._now = now
         self._stack = ["bookkeeping"]
+        self._aside: str | None = None
         self._events: list[tuple[str, str, torch.cuda.Event, torch.cuda.Event]] = []
         self._mark = now()
 
@@ -54,12 +56,15 @@ class Clock:
                 yield
             return
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        outer = self._aside
+        self._aside = account
         start.record()
         try:
             yield
         finally:
             end.record()
-            self._events.append((self._stack[-1], account, start, end))
+            self._aside = outer
+            self._events.append((outer or self._stack[-1], account, start, end))
 
     def _charge(self) -> None:
         if self.device.type == "cuda":
@@ -94,7 +99,12 @@ class Clock:
         accounts = {account: round(seconds, 4) for account, seconds in self.seconds.items()}
         total = sum(accounts.values())
         free = sum(accounts[account] for account in FREE_ACCOUNTS)
-        return {**accounts, "scored": round(total - free, 4), "total": round(total, 4), "resumes": self.resumes}
+        return {
+            **accounts,
+            "scored": round(total - free, 4),
+            "total": round(total, 4),
+            "resumes": self.resumes,
+        }
 
     def state_dict(self) -> dict:
         self._charge()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.runner import Runner
 from torch import nn
 
 # Every default hook that keeps state in MessageHub, writes checkpoints or reads log values is switched off.
@@ -25,6 +26,14 @@ NO_DEFAULT_HOOKS = dict.fromkeys(
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The context in which networks run: `bf16` autocasts, `fp32` and `tf32` do not."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+class QuietRunner(Runner):
+    """mmengine's Runner collects its environment by starting compilers and importing torchvision (and dies with a
+    broken one). The record has what we need of that, and a sealed guard starts no process."""
+
+    def _log_env(self, env_cfg: dict) -> None:
+        """Nothing."""
 
 
 @OPTIM_WRAPPERS.register_module()

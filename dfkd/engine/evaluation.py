@@ -18,7 +18,7 @@ from dfkd.engine.clock import Clock
 class TopOne(BaseMetric):
     """Top-1 accuracy in percent over the whole set."""
 
-    default_prefix = None
+    default_prefix = "test"
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
@@ -37,10 +37,16 @@ class Judge(BaseLoop):
     """
 
     def __init__(
-        self, runner: Runner, evaluator: Evaluator, images: Tensor, labels: Tensor, metric: str, clock: Clock,
+        self,
+        runner: Runner,
+        evaluator: Evaluator,
+        images: Tensor,
+        labels: Tensor,
+        metric: str,
+        clock: Clock,
         batch: int = 500,
     ) -> None:
-        super().__init__(runner, dataloader={})
+        super().__init__(runner, dataloader=[])
         self.evaluator, self.metric, self._clock, self._batch = evaluator, metric, clock, batch
         self.__images, self.__labels = images, labels
 
@@ -55,6 +61,6 @@ class Judge(BaseLoop):
                 images = self.__images[first : first + self._batch].float().div_(255)
                 sample = {"logits": network(images), "labels": self.__labels[first : first + self._batch]}
                 self.evaluator.process([sample])
-            value = self.evaluator.evaluate(len(self.__labels))[self.metric]
+            value = self.evaluator.evaluate(len(self.__labels))[f"test/{self.metric}"]
             network.train(training)
         return value

@@ -81,7 +81,7 @@ class DataFreeLoop(BaseLoop):
         time_limit: float | None,
         step_schedule: str,
     ) -> None:
-        super().__init__(runner, dataloader={})
+        super().__init__(runner, dataloader=[])
         self.method, self.ctx, self.stages, self.clock = method, ctx, stages, ctx.clock
         self.evaluate, self.renew, self.step_schedule = evaluate, renew, step_schedule
         self.total_steps = sum(s.rounds * s.steps for s in stages if s.counted)

@@ -92,12 +92,22 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The git commit of the project, with `+` where the working tree differs; None outside a checkout."""
+
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "dfkd", "methods", "baselines", "benchmarks")
+        changed = git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            "dfkd",
+            "methods",
+            "baselines",
+            "benchmarks",
+        )
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -92,7 +92,9 @@ class Method:
 
     def synthesize(self, ctx: Context) -> Samples:
         """Make new samples; the harness puts them into the buffer. Charged to synthesis."""
-        raise NotImplementedError(f"{type(self).__name__} has synthesis calls in its schedule but no synthesize()")
+        raise NotImplementedError(
+            f"{type(self).__name__} has synthesis calls in its schedule but no synthesize()"
+        )
 
     def draw(self, ctx: Context) -> Batch:
         """The next student batch. Default: uniform from the buffer, with the protocol's augmentation.
@@ -113,6 +115,10 @@ class Method:
 
     def after_step(self, ctx: Context, batch: Batch, outputs: dict[str, Tensor]) -> None:
         """Feed back priorities, or step an auxiliary head. `outputs` are the losses that `distill` returned."""
+
+    def judged(self, ctx: Context) -> nn.Module:
+        """The network that is evaluated; heeded for bounds only."""
+        return ctx.student
 
     def state_dict(self) -> dict:
         """Everything the next step depends on: tensors and plain containers only."""

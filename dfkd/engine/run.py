@@ -61,7 +61,9 @@ def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options)
     attached to the exception as `record`.
     """
     device = machine.device_of(options.device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cell.config["precision"] == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        cell.config["precision"] == "tf32"
+    )
     the_task, memory = task(cell.identity["data"]), machine.Memory(device)
     facts = _Facts(cell, card, the_task.manifest(options.data_root), device)
     folder = options.work / cell.name / facts.digest[:12]
@@ -138,12 +140,18 @@ def _teacher(cell: ResolvedCell, weights: Path, spec: InputSpec, device: torch.d
 
 
 def _context(
-    cell: ResolvedCell, method: Method, teacher: Teacher, spec: InputSpec, the_task: Task, device: torch.device,
-    clock: Clock, folder: Path,
+    cell: ResolvedCell,
+    method: Method,
+    teacher: Teacher,
+    spec: InputSpec,
+    the_task: Task,
+    device: torch.device,
+    clock: Clock,
+    folder: Path,
 ) -> Context:
     identity, config = cell.identity, cell.config
     budget = Budget(
-        config["student"]["steps"], config["student"]["batch"], config["rounds"], config["synthesis_batch"]
+        config["training"]["steps"], config["training"]["batch"], config["rounds"], config["synthesis_batch"]
     )
 
     def new_student() -> Normalised:
@@ -169,19 +177,34 @@ def _context(
 
 
 def _runner(
-    cell: ResolvedCell, method: Method, ctx: Context, test: tuple[Tensor, Tensor], metric: str, options: Options,
-    folder: Path, seed: int,
+    cell: ResolvedCell,
+    method: Method,
+    ctx: Context,
+    test: tuple[Tensor, Tensor],
+    metric: str,
+    options: Options,
+    folder: Path,
+    seed: int,
 ) -> Runner:
     """mmengine's Runner around the data-free loop and the judge."""
-    student, stages = cell.config["student"], method.schedule(ctx.budget)
-    optimiser = dict(type="PrecisionOptimWrapper", precision=cell.config["precision"], optimizer=student["optimizer"])
-    schedule = dict(student["schedule"])
+    training, stages = cell.config["training"], method.schedule(ctx.budget)
+    optimiser = dict(
+        type="PrecisionOptimWrapper", precision=cell.config["precision"], optimizer=training["optimizer"]
+    )
+    schedule = dict(training["schedule"])
     per = schedule.pop("per")
 
     def loop(runner: Runner, dataloader: dict) -> DataFreeLoop:
         return DataFreeLoop(
-            runner, method, ctx, stages, cell.config["evaluations"], lambda: evaluate(runner), lambda: renew(runner),
-            options.time_limit, per,
+            runner,
+            method,
+            ctx,
+            stages,
+            cell.config["evaluations"],
+            lambda: evaluate(runner),
+            lambda: renew(runner),
+            options.time_limit,
+            per,
         )
 
     def judge(runner: Runner, dataloader: dict, evaluator: dict) -> Judge:
@@ -207,8 +230,10 @@ def _runner(
     visualizer = None
     if options.tensorboard:
         hooks.append(CurveHook())
-        visualizer = dict(type="Visualizer", vis_backends=[dict(type="TensorboardVisBackend")], save_dir=str(folder))
-    runner = Runner(
+        visualizer = dict(
+            type="Visualizer", vis_backends=[dict(type="TensorboardVisBackend")], save_dir=str(folder)
+        )
+    runner = compat.QuietRunner(
         model=Distiller(ctx.student, method.modules(), ctx.device),
         work_dir=str(folder / "log"),
         train_dataloader={},
@@ -231,9 +256,10 @@ def _runner(
 
 def _schedule(schedule: dict, per: str, budget: Budget) -> dict:
     """mmengine's scheduler; a cosine always ends with the run, whatever its length."""
-    schedule = dict(schedule, by_epoch=per == "round")
+    end = budget.steps if per == "step" else budget.rounds
+    schedule = dict(schedule, by_epoch=per == "round", end=end)
     if schedule["type"] == "CosineAnnealingLR":
-        schedule["T_max"] = budget.steps if per == "step" else budget.rounds
+        schedule["T_max"] = end
     return schedule
 
 
@@ -244,7 +270,7 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
         shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
+        lock = open(folder / "lock", "w")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write to the work folder {folder}: {error.strerror}") from error
     with lock:
@@ -283,7 +309,11 @@ class _Facts:
         self.cell, self.card = cell, card
         self.data = {"digest": store.digest(manifest), "changed": manifest["changed"] or None}
         self.code = {"method": cell.entry.digest, "harness": catalog.harness_digest()}
-        self.hardware, self.versions, self.commit = machine.hardware(device), machine.versions(), machine.commit()
+        self.hardware, self.versions, self.commit = (
+            machine.hardware(device),
+            machine.versions(),
+            machine.commit(),
+        )
         parts = (cell.digest, *self.code.values(), self.data["digest"], str(card["digest"]), device.type)
         self.digest = hashlib.sha256("".join(parts).encode()).hexdigest()
 

@@ -64,5 +64,7 @@ def load(path: Path, device: torch.device) -> dict:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read ({reason}); delete it to start this run afresh") from error
     if state["version"] != VERSION:
-        raise UserError(f"{path} has version {state['version']}, not {VERSION}; delete it to start this run afresh")
+        raise UserError(
+            f"{path} has version {state['version']}, not {VERSION}; delete it to start this run afresh"
+        )
     return state

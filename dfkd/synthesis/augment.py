@@ -32,7 +32,7 @@ class _CropFlip(torch.autograd.Function):
         return _pick(images, i + dy[:, None], columns, padding)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+    def backward(ctx, grad: Tensor):  # noqa: ANN001
         dy, dx, flip = ctx.saved_tensors
         i = torch.arange(grad.shape[2], device=grad.device)[None]
         j = torch.arange(grad.shape[3], device=grad.device)[None] - dx[:, None]

@@ -62,10 +62,14 @@ class BatchNormLoss:
         last = [(mean.detach(), variance.detach()) for mean, variance in self._batch]
         if self.momentum is not None:
             beta = self.momentum
-            self.memory = [
-                (beta * old_mean + (1 - beta) * mean, beta * old_variance + (1 - beta) * variance)
-                for (old_mean, old_variance), (mean, variance) in zip(self.memory, last, strict=True)
-            ] if self.memory else last
+            self.memory = (
+                [
+                    (beta * old_mean + (1 - beta) * mean, beta * old_variance + (1 - beta) * variance)
+                    for (old_mean, old_variance), (mean, variance) in zip(self.memory, last, strict=True)
+                ]
+                if self.memory
+                else last
+            )
         self._batch = []
 
     def state_dict(self) -> dict:

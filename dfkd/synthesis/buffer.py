@@ -8,12 +8,15 @@ not the images.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from dfkd.errors import UserError
 
 
 @dataclass
@@ -90,11 +93,11 @@ class ImageLog:
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path, self.shape, self.length = Path(path), tuple(shape), 0
         self._hash = hashlib.sha256()
-        self.path.write_bytes(b"")
 
     def append(self, images: Tensor) -> None:
         data = images.contiguous().cpu().numpy().tobytes()
-        with open(self.path, "ab") as file:
+        # Begun anew by its first image and not before: until then it may be the log that `reopen` will ask for.
+        with open(self.path, "ab" if self.length else "wb") as file:
             file.write(data)
         self._hash.update(data)
         self.length += len(images)
@@ -104,16 +107,23 @@ class ImageLog:
 
     @classmethod
     def reopen(cls, path: Path, shape: tuple[int, ...], state: dict) -> tuple[ImageLog, np.ndarray]:
-        """The log and its images (length×C×H×W, read-only memory map) as they were when `state` was saved."""
+        """The log and its images (length×C×H×W, read-only memory map) as they were when `state` was saved.
+
+        Raises UserError, with the file untouched, where it does not begin with those images.
+        """
         size = state["length"] * int(np.prod(shape))
-        log = cls.__new__(cls)
-        log.path, log.shape, log.length = Path(path), tuple(shape), state["length"]
-        with open(path, "r+b") as file:
-            file.truncate(size)
-        images = np.memmap(path, dtype=np.uint8, mode="r", shape=(state["length"], *shape)) if size else None
-        log._hash = hashlib.sha256(images if images is not None else b"")
+        log = cls(path, shape)
+        log.length = state["length"]
+        if not size:
+            return log, np.empty((0, *shape), np.uint8)
+        try:
+            images = np.memmap(path, dtype=np.uint8, mode="r", shape=(state["length"], *shape))
+            log._hash = hashlib.sha256(images)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is not the log of the saved state ({error}); run without --resume") from None
         if log._hash.hexdigest() != state["digest"]:
-            raise ValueError(f"{path} does not hold the images of the saved state: digest differs")
+            raise UserError(f"{path} does not hold the images of the saved state; run without --resume")
+        os.truncate(path, size)
         return log, images
 
 
@@ -134,7 +144,12 @@ class ReplayBuffer:
     ) -> None:
         if replace not in ("oldest", "lowest"):
             raise ValueError(f"replace must be 'oldest' or 'lowest', not {replace!r}")
-        self.capacity, self.shape, self.device, self.replace = capacity, tuple(shape), torch.device(device), replace
+        self.capacity, self.shape, self.device, self.replace = (
+            capacity,
+            tuple(shape),
+            torch.device(device),
+            replace,
+        )
         self.images = torch.zeros(capacity, *shape, dtype=torch.uint8, device=self.device)
         self.fields: dict[str, Tensor] = {}
         self.size = 0
@@ -156,7 +171,9 @@ class ReplayBuffer:
         images = to_bytes(samples.images.to(self.device))
         slots = self._slots(count)
         self.images[slots] = images
-        fields = dict(samples.fields) if samples.labels is None else {"labels": samples.labels, **samples.fields}
+        fields = (
+            dict(samples.fields) if samples.labels is None else {"labels": samples.labels, **samples.fields}
+        )
         for name, values in fields.items():
             if name not in self.fields:
                 self.fields[name] = torch.zeros(
@@ -200,6 +217,7 @@ class ReplayBuffer:
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """`count` entries by shuffled passes over the buffer; images still uint8, not augmented."""
+        self._require_entries()
         return self._batch(self.passes.draw(count, self.size, generator))
 
     def draw_by_priority(
@@ -209,6 +227,7 @@ class ReplayBuffer:
 
         Inverse-CDF sampling in float64: `torch.multinomial` has a category limit and may wait for the device.
         """
+        self._require_entries()
         mass = (self.fields["priority"][: self.size].abs().double() + eps) ** alpha
         edges = mass.cumsum(0)
         total = edges[-1]
@@ -217,6 +236,10 @@ class ReplayBuffer:
         batch = self._batch(indices)
         batch.weights = (self.size * mass[indices] / total).pow(-beta).float()
         return batch
+
+    def _require_entries(self) -> None:
+        if not self.size:
+            raise RuntimeError("the buffer is empty: the schedule takes student steps before any synthesis")
 
     def set_priority(self, indices: Tensor, values: Tensor) -> None:
         """Write priorities back; an entry drawn more than once in a batch gets the mean of its values."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -13,6 +15,8 @@ class Generator(nn.Sequential):
     """
 
     def __init__(self, nz: int = 256, ngf: int = 64, size: int = 32, channels: int = 3) -> None:
+        if size % 4:
+            raise ValueError(f"the generator makes images of a multiple of 4 pixels, not {size}")
         start = size // 4
         super().__init__(
             nn.Linear(nz, 2 * ngf * start * start),
@@ -40,13 +44,15 @@ class DeepGenerator(nn.Sequential):
 
     def __init__(self, nz: int = 256, ngf: int = 64, size: int = 128, channels: int = 3) -> None:
         doublings = (size // 8).bit_length() - 1
+        if size != 8 << doublings:
+            raise ValueError(f"the generator makes images of 8·2^k pixels, not {size}")
         widths = [8 * ngf] + [max(ngf, 4 * ngf >> i) for i in range(doublings)]
         layers: list[nn.Module] = [
             nn.Linear(nz, widths[0] * 64),
             nn.Unflatten(1, (widths[0], 8, 8)),
             nn.BatchNorm2d(widths[0]),
         ]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             layers += [
                 nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(after),

@@ -27,7 +27,9 @@ class MetaGenerator:
     The outer Adam has rate lr_g·k and keeps its state between calls; the inner one starts anew in each.
     """
 
-    def __init__(self, generator: nn.Module, steps: int, lr_g: float, lr_z: float, meta: str = "fomaml") -> None:
+    def __init__(
+        self, generator: nn.Module, steps: int, lr_g: float, lr_z: float, meta: str = "fomaml"
+    ) -> None:
         if meta not in ("fomaml", "reptile", "none"):
             raise ValueError(f"meta must be 'fomaml', 'reptile' or 'none', not {meta!r}")
         self.slow, self.steps, self.lr_g, self.lr_z, self.meta = generator.train(), steps, lr_g, lr_z, meta
@@ -45,7 +47,9 @@ class MetaGenerator:
                 ):
                     fast.copy_(slow)
         weights = list(self._fast.parameters())
-        inner = torch.optim.Adam([{"params": weights}, {"params": [z], "lr": self.lr_z}], lr=self.lr_g, betas=BETAS)
+        inner = torch.optim.Adam(
+            [{"params": weights}, {"params": [z], "lr": self.lr_z}], lr=self.lr_g, betas=BETAS
+        )
         gathered = [torch.zeros_like(weight) for weight in weights]
         best, lowest = None, None
         for _ in range(self.steps):

@@ -41,10 +41,10 @@ def adversarial(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float = 3.0) -> Tensor:
-    """The divergence of Adaptive DeepInversion (`JS`), per sample, in [0, ln 2].
+    """The divergence of Adaptive DeepInversion (`JS`), per sample.
 
     Probabilities are clamped to [0.01, 0.99] and not renormalised, and the mixture M is the first argument of
-    both divergences, as published.
+    both divergences, as published; so it may exceed ln 2, or fall below 0.
     """
     p = F.softmax(student.float() / temperature, dim=1)
     q = F.softmax(teacher.float() / temperature, dim=1)

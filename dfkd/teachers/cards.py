@@ -12,8 +12,8 @@ from types import NoneType
 from typing import Any
 
 from dfkd.errors import UserError, unknown
-from dfkd.tasks import InputSpec
 from dfkd.files import replacing
+from dfkd.tasks import InputSpec
 
 CARD: dict[str, tuple[type, ...]] = {
     "data": (str,),

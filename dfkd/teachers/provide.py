@@ -40,7 +40,11 @@ def provide(
     if found is not None:
         say(f"teacher {data}_{arch}: adopting {found.name} from the weights folder")
         path = weights.adopt(
-            data, arch, found.parent, own, lambda network: _measure(network, data, data_root, device),
+            data,
+            arch,
+            found.parent,
+            own,
+            lambda network: _measure(network, data, data_root, device),
             store.digest(manifest),
         )
         return path, cards.read_card(path)
@@ -56,7 +60,13 @@ def provide(
             say(f"teacher {data}_{arch}: epoch {epoch}/{epochs}, about {left:.0f} s left")
 
     seconds = train(
-        network, *task(data).load("train", data_root), task(data), recipe, seed=seed, device=device, report=report
+        network,
+        *task(data).load("train", data_root),
+        task(data),
+        recipe,
+        seed=seed,
+        device=device,
+        report=report,
     )
     network.to("cpu")
     score = _measure(Normalised(network, spec), data, data_root, device)
@@ -66,9 +76,11 @@ def provide(
     return path, weights.save(network, path, card)
 
 
-def foreign(data: str, arch: str, path: Path, folder: Path, data_root: Path, device: torch.device) -> tuple[Path, dict]:
+def foreign(
+    data: str, arch: str, path: Path, folder: Path, data_root: Path, device: torch.device
+) -> tuple[Path, dict]:
     """Somebody's own checkpoint, converted into `folder` and measured; returns the weights file and its card."""
-    spec = weights.spec_of(path, task(data).spec) if path.suffix == ".safetensors" else task(data).spec
+    spec = weights.spec_of(path, task(data).spec)
     network = weights.load_foreign(path, arch, spec)
     score = _measure(Normalised(network, spec), data, data_root, device)
     digest = store.digest(task(data).manifest(data_root))

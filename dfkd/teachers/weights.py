@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from collections.abc import Callable, Mapping
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkd.errors import UserError
+from dfkd.files import replacing
 from dfkd.networks import build
 from dfkd.tasks import InputSpec, task
-from dfkd.files import replacing
 from dfkd.teachers.cards import card_path, file_digest, new_card, read_card, weights_name, write_card
 
 if TYPE_CHECKING:
@@ -58,8 +59,19 @@ def save(network: nn.Module, path: Path, card: Mapping[str, Any]) -> dict[str, A
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     metadata = {key: " ".join(map(str, card["spec"][key])) for key in ("mean", "std")}
     with replacing(path) as file:
-        file.write(pack(state, metadata))
+        file.write(_in_order(pack(state, metadata)))
     return write_card(path, card)
+
+
+def _in_order(packed: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes them in random order, and equal networks must
+    have equal digests."""
+    size = int.from_bytes(packed[:8], "little")
+    header = json.loads(packed[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + packed[8 + size :]
 
 
 def load(path: Path, arch: str, spec: InputSpec) -> nn.Module:

@@ -1,0 +1,86 @@
+"""What any method must satisfy, over the whole registry."""
+
+from __future__ import annotations
+
+import pytest
+
+from dfkd import catalog, protocols, records
+from dfkd.errors import UserError
+from tests.conftest import outcome, student_digest
+
+METHODS = sorted(catalog.entries())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_leaves_a_valid_record_and_a_student(method, tiny, execute, tmp_path):
+    record = execute(tiny(method))
+    records.validate(record)
+    assert record["status"] == "ok"
+    assert record["reference"] == catalog.entry(method).reference
+    if record["cost"]["student_steps"]:
+        assert record["cost"]["student_steps"] == 4
+        assert [point["step"] for point in record["metrics"]["curve"]] == [2, 4]
+        assert (tmp_path / "work" / record["work"] / "student.json").is_file()
+    if not record["reference"]:
+        assert record["cost"]["images_synthesised"] > 0
+        assert record["time"]["synthesis"] > 0
+        assert (tmp_path / "work" / record["work"] / "samples.png").is_file()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stopped_at_every_safe_point_it_gives_the_same_student(method, tiny, execute, tmp_path):
+    """A run that is stopped and resumed after every single step or call equals the one that runs through."""
+    straight = execute(tiny(method))
+    expected = student_digest(straight, tmp_path) if straight["cost"]["student_steps"] else None
+    record, stops = execute(tiny(method), time_limit=1e-9), 0
+    while record["status"] == "partial":
+        stops += 1
+        assert stops < 50, "no progress from stop to stop"
+        record = execute(tiny(method), time_limit=1e-9, resume=True)
+    assert stops >= (4 if straight["cost"]["student_steps"] else 0)
+    assert record["time"]["resumes"] == stops
+    assert outcome(record) == outcome(straight)
+    if expected:
+        assert student_digest(record, tmp_path) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_seed_decides_and_nothing_else(method, tiny, execute, tmp_path):
+    first, second = (execute(tiny(method, seed=1)) for _ in range(2))
+    assert outcome(first) == outcome(second)
+    if first["cost"]["student_steps"]:
+        other = student_digest(execute(tiny(method, seed=2)), tmp_path)
+        assert student_digest(second, tmp_path) != other
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_unknown_argument_names_the_nearest(method, tiny):
+    with pytest.raises(UserError, match=r"unknown --set key 'training.stepz' \(nearest: 'training.steps'"):
+        tiny(method, "training.stepz=3")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_read_without_torch_is_what_the_class_says(method):
+    from inspect import signature
+
+    from dfkd.engine.method import METHODS as registry
+    from dfkd.engine.run import import_file
+
+    entry = catalog.entry(method)
+    import_file(entry.path)
+    cls = registry.get(method)
+    assert (entry.prior, entry.reference) == (cls.prior, cls.reference)
+    defaults = {name: p.default for name, p in signature(cls).parameters.items()}
+    assert entry.arguments == (defaults if cls.__init__ is not object.__init__ else {})
+    assert entry.summary and entry.summary.endswith((".", ":"))
+
+
+def test_every_cell_of_the_tables_resolves():
+    cells = [protocols.resolve(d, p, m, pair, seed) for d, p, pair, m, seed in protocols.span()]
+    assert len({cell.name for cell in cells}) == len(cells) > 100
+    assert not any(cell.custom for cell in cells)
+
+
+def test_the_template_is_short():
+    lines = catalog.entry("template").path.read_text().splitlines()
+    assert len(lines) <= 40

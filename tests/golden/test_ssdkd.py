@@ -1,0 +1,319 @@
+"""SSD-KD's formulas, E1 and E5 to E9 of ssdkd.md: by hand, and run on networks that are look-up tables."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from baselines.fast import Fast
+from dfkd.engine.clock import Clock
+from dfkd.engine.context import Context, Teacher
+from dfkd.engine.method import Budget
+from dfkd.engine.seeds import Streams
+from dfkd.networks.normalised import Normalised
+from dfkd.synthesis.augment import Augment
+from dfkd.synthesis.buffer import Batch, ReplayBuffer, Samples
+from dfkd.tasks.base import InputSpec
+from methods.ssdkd import SSDKD
+
+# Probabilities (1/4, 3/4) and (2/3, 1/3).
+QUARTER, TWO_THIRDS = (0.0, float(np.log(3))), (float(np.log(2)), 0.0)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def kl(t, s, tau):
+    """τ²·KL per sample, in float64."""
+    p, q = softmax(np.float64(t) / tau), softmax(np.float64(s) / tau)
+    return tau**2 * (p * np.log(p / q)).sum(1)
+
+
+def context(teacher, student, classes, size, capacity=64, batch=4, channels=1):
+    spec = InputSpec(size, channels, mean=(0.0,) * channels, std=(1.0,) * channels, classes=classes)
+    return Context(
+        teacher=Teacher(teacher, spec), student=Normalised(student, spec).eval(), new_student=None, spec=spec,
+        budget=Budget(steps=8, batch=batch, rounds=2, synthesis_batch=6), device=torch.device("cpu"),
+        rng=Streams("cpu", "test"), buffer=ReplayBuffer(capacity, (channels, size, size)),
+        augmentation=Augment(0, flip=False), autocast=nullcontext, clock=Clock(),
+    )
+
+
+class Table(nn.Module):
+    """One-pixel images, whose byte is the row of a table of logits."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = nn.Parameter(torch.as_tensor(rows, dtype=torch.float32))
+
+    def forward(self, images):
+        return self.rows[(images.flatten() * 255).round().long()]
+
+
+def tables(teacher, student, priority, **options):
+    """A context whose buffer holds one image for each row of the two tables."""
+    count = len(teacher)
+    ctx = context(Table(teacher), Table(student), classes=2, size=1, capacity=count, **options)
+    images = (torch.arange(count).view(-1, 1, 1, 1) + 0.5) / 255
+    ctx.buffer.add(Samples(images, fields={"priority": torch.as_tensor(priority, dtype=torch.float32)}))
+    return ctx
+
+
+def convolutional(classes, seed):
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(12, classes),
+    )
+    nn.init.normal_(network[1].running_mean)
+    nn.init.normal_(network[5].weight, 0, 3)
+    with torch.no_grad():
+        network[5].bias -= network.eval()(patches(12)).mean(0)  # or it would see one class everywhere
+    return network
+
+
+def patches(count):
+    """Images coarse enough that small networks tell them apart."""
+    images = torch.rand(count, 1, 2, 2, generator=torch.Generator().manual_seed(5)).round()
+    return images.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+# --- E1
+
+
+def phi(teacher, histogram, fill, **options):
+    return SSDKD(**options).phi(torch.tensor(teacher), torch.tensor(histogram, dtype=torch.float32), fill)
+
+
+def test_phi_by_hand():
+    # Class 1 at 3/4: (1 − 1/4)·(1/4)²; class 0 at 2/3: (1 − 3/4)·(1/3)².
+    value = phi([QUARTER, TWO_THIRDS], [3, 1], 4)
+    assert value.tolist() == pytest.approx([0.75 / 16, 0.25 / 9])
+
+
+def test_phi_of_an_empty_buffer_balances_nothing():
+    assert phi([QUARTER], [0, 0], 0).tolist() == pytest.approx([1 / 16])
+
+
+def test_phi_of_a_balanced_buffer_has_the_factor_1_minus_1_over_k():
+    logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    confidence = softmax(logits.double().numpy()).max(1)
+    value = SSDKD().phi(logits, torch.full((10,), 500.0), 5000)
+    np.testing.assert_allclose(value.numpy(), 0.9 * (1 - confidence) ** 2, rtol=1e-5)
+
+
+def test_phi_of_a_full_class_is_zero():
+    assert phi([QUARTER], [0, 7], 7).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("gamma, difficulty", [(0.0, 1.0), (1.0, 1 / 4), (2.0, 1 / 16), (5.0, 1 / 1024)])
+def test_gamma_is_the_power_of_the_difficulty(gamma, difficulty):
+    assert phi([QUARTER], [3, 1], 4, gamma=gamma).tolist() == pytest.approx([0.75 * difficulty], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "diversity, difficulty, expected", [(True, False, 0.75), (False, True, 1 / 16), (False, False, 1.0)]
+)
+def test_switches_of_phi(diversity, difficulty, expected):
+    value = phi([QUARTER], [3, 1], 4, diversity=diversity, difficulty=difficulty)
+    assert value.tolist() == pytest.approx([expected])
+
+
+def test_phi_carries_a_gradient_only_where_asked():
+    teacher = torch.tensor([QUARTER], requires_grad=True)
+    histogram = torch.tensor([3.0, 1.0])
+    assert not SSDKD().phi(teacher, histogram, 4).requires_grad
+    SSDKD(phi_grad=True).phi(teacher, histogram, 4).sum().backward()
+    # dφ/dT_c = −.75·γ·(1 − p)·p(1 − p) = −.75·2·(1/4)·(3/16), the other logit the opposite.
+    assert teacher.grad.flatten().tolist() == pytest.approx([0.0703125, -0.0703125])
+
+
+def test_phi_counts_the_teachers_classes_not_the_labels():
+    ctx = context(convolutional(2, 0), convolutional(2, 1), classes=2, size=8)
+    classes = {"teacher_class": torch.tensor([0, 0, 0, 1]), "priority": torch.ones(4)}
+    ctx.buffer.add(Samples(torch.rand(4, 1, 8, 8), torch.tensor([1, 1, 1, 1]), classes))
+    for phi_on, adv in (("oh", 1.0), ("oh+adv", 0.75 / 16)):
+        weights = SSDKD(phi_on=phi_on).weights(ctx, torch.tensor([QUARTER]))
+        assert [float(w) for w in weights] == pytest.approx([0.75 / 16, adv])
+
+
+# --- E5
+
+
+@pytest.mark.parametrize("phi_on", ["oh", "oh+adv"])
+@pytest.mark.parametrize("call, adversarial", [(19, False), (20, True), (21, True)])
+def test_the_inversion_loss_is_e5(phi_on, call, adversarial):
+    ctx = context(convolutional(3, 0), convolutional(3, 1), classes=3, size=8)
+    ctx.calls = call
+    classes = {"teacher_class": torch.tensor([0, 0, 1, 2, 2]), "priority": torch.ones(5)}
+    ctx.buffer.add(Samples(torch.rand(5, 1, 8, 8), fields=classes))
+    method = SSDKD(bn=0.5, oh=0.4, adv=1.1, warmup=20, phi_on=phi_on, nz=4, ngf=2)
+    method.setup(ctx)
+    images, labels = patches(12), torch.arange(12) % 3
+    with torch.no_grad(), method.statistics.capture():
+        value = method.inversion_loss(ctx, images, labels).item()
+        t, s = (network(images).double().numpy() for network in (ctx.teacher.network, ctx.student.network))
+        x = ctx.teacher.network[0](images).double().numpy()
+    norm = ctx.teacher.network[1]
+    bn = np.linalg.norm(norm.running_var.numpy() - x.var((0, 2, 3)))
+    bn += np.linalg.norm(norm.running_mean.numpy() - x.mean((0, 2, 3)))
+    p, q = softmax(t), softmax(s)
+    agree = t.argmax(1) == s.argmax(1)
+    assert 0 < agree.sum() < 12
+    shares = np.array([2, 1, 2]) / 5
+    weight = (1 - shares[t.argmax(1)]) * (1 - p.max(1)) ** 2
+    task = 0.4 * (weight * -np.log(p[np.arange(12), labels])).mean()
+    adv = -1.1 * ((weight if phi_on == "oh+adv" else 1) * agree * (p * np.log(p / q)).sum(1)).mean()
+    assert value == pytest.approx(0.5 * bn + task + (adv if adversarial else 0), rel=1e-5)
+    assert abs(adv) > 1e-3 * abs(value) and task > 1e-3 * value, "the example does not see every term"
+
+
+def test_fast_is_ssdkd_without_phi():
+    ctx = context(convolutional(3, 0), convolutional(3, 1), classes=3, size=8)
+    ctx.calls = 20
+    images, labels = patches(12), torch.arange(12) % 3
+    values = []
+    for method in (Fast(nz=4, ngf=2), SSDKD(nz=4, ngf=2, diversity=False, difficulty=False, phi_on="oh+adv")):
+        method.setup(ctx)
+        with torch.no_grad(), method.statistics.capture():
+            values.append(method.inversion_loss(ctx, images, labels).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+# --- new entries
+
+
+@pytest.mark.parametrize("temperature", [1.0, 20.0])
+def test_a_new_entry_starts_at_tau_squared_kl(temperature):
+    ctx = context(convolutional(3, 0), convolutional(3, 1), classes=3, size=8)
+    ctx.calls = 1
+    method = SSDKD(k=2, nz=4, ngf=2, temperature=temperature)
+    method.setup(ctx)
+    samples = method.synthesize(ctx)
+    assert samples.images.shape == (6, 1, 8, 8) and samples.labels.shape == (6,)
+    with torch.no_grad():
+        t, s = (n.network(samples.images).double().numpy() for n in (ctx.teacher, ctx.student))
+    np.testing.assert_allclose(samples.fields["priority"].numpy(), kl(t, s, temperature), rtol=1e-3)
+    assert samples.fields["teacher_class"].tolist() == t.argmax(1).tolist()
+    assert not samples.images.requires_grad and not samples.fields["priority"].requires_grad
+
+
+# --- E6 to E9
+
+T3 = [[0.0, 1.0], [2.0, 0.0], [0.0, 40.0]]
+S3 = [[1.0, 0.0], [2.0, 0.5], [0.0, 3.0]]
+
+
+def batch_of(ctx, indices, weights):
+    indices = torch.tensor(indices)
+    return Batch(ctx.buffer.images[indices] / 255, None, indices, torch.tensor(weights))
+
+
+@pytest.mark.parametrize("priority", ["recursive", "per"])
+def test_the_loss_divides_by_the_largest_weight_and_the_stored_priority_does_not(priority):
+    ctx = tables(T3, S3, [1.0, 1.0, 1.0])
+    method = SSDKD(temperature=20.0, priority=priority)
+    batch = batch_of(ctx, [0, 2, 1], [0.5, 4.0, 2.0])
+    divergence, weights = kl(T3, S3, 20.0)[[0, 2, 1]], np.array([0.5, 4.0, 2.0])
+    outputs = method.distill(ctx, batch)
+    assert list(outputs) == ["kd"]
+    assert outputs["kd"].item() == pytest.approx((weights / 4 * divergence).mean(), rel=1e-3)
+    stored = weights * divergence if priority == "recursive" else divergence
+    np.testing.assert_allclose(batch.fields["delta"].numpy(), stored, rtol=1e-3)
+    assert not batch.fields["delta"].requires_grad
+    outputs["kd"].backward()
+    # τ(q − p)·w/max w/3, and nothing for the teacher.
+    p, q = softmax(np.array(T3) / 20), softmax(np.array(S3) / 20)
+    scale = np.array([0.5, 2.0, 4.0])[:, None] / 4 / 3
+    gradient = ctx.student.network.rows.grad.numpy()
+    np.testing.assert_allclose(gradient, 20 * (q - p) * scale, rtol=1e-4, atol=1e-6)
+    assert ctx.teacher.network.rows.grad is None
+
+
+def test_only_what_was_drawn_is_written_back():
+    ctx = tables(T3, S3, [7.0, 8.0, 9.0])
+    method = SSDKD(temperature=1.0)
+    batch = batch_of(ctx, [2, 0, 2], [1.0, 2.0, 3.0])
+    method.after_step(ctx, batch, method.distill(ctx, batch))
+    divergence = kl(T3, S3, 1.0)
+    # The entry drawn twice keeps the mean of 1·KL and 3·KL.
+    expected = [2 * divergence[0], 8.0, 2 * divergence[2]]
+    np.testing.assert_allclose(ctx.buffer.fields["priority"].numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("priority, power", [("recursive", 1.0), ("per", 0.6)])
+def test_alpha_is_of_per_only(priority, power):
+    ctx = tables(T3, S3, [1.0, 4.0, 0.0], batch=4000)
+    batch = SSDKD(priority=priority, alpha=0.6, beta=0.4, eps=0.1).draw(ctx)
+    mass = np.array([1.1, 4.1, 0.1]) ** power
+    probability = mass / mass.sum()
+    indices = batch.indices.numpy()
+    np.testing.assert_allclose(batch.weights.numpy(), (3 * probability[indices]) ** -0.4, rtol=1e-5)
+    expected = 4000 * probability
+    observed = np.bincount(indices, minlength=3)
+    assert ((observed - expected) ** 2 / expected).sum() < 13.8  # 2 degrees of freedom: p = .001
+    assert batch.images.dtype == torch.float32
+    assert torch.equal(batch.images.flatten(), batch.indices / 255)
+
+
+def test_uniform_draws_passes_without_weights():
+    ctx = tables(T3, S3, [1.0, 4.0, 0.0], batch=3)
+    method = SSDKD(priority="uniform", temperature=1.0)
+    batch = method.draw(ctx)
+    assert sorted(batch.indices.tolist()) == [0, 1, 2] and batch.weights is None
+    outputs = method.distill(ctx, batch)
+    method.after_step(ctx, batch, outputs)
+    assert outputs["kd"].item() == pytest.approx(kl(T3, S3, 1.0).mean(), rel=1e-5)
+    assert ctx.buffer.fields["priority"].tolist() == [1.0, 4.0, 0.0]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.2, 0.4, 0.7])
+def test_the_recursion_settles_at_kl_to_the_1_over_1_plus_beta(beta):
+    """With networks that stand still, δ ∝ KL^(1/(1 + β)): drawn, weighted and written back by the real code.
+
+    At the fixed point δ = w·KL with w = (δ/mean δ)^(−β), so δ^(1 + β) = KL·(mean δ)^β.
+    """
+    count = 64
+    teacher = np.stack([np.zeros(count), 20 * np.geomspace(0.2, 4, count)], 1)
+    divergence = kl(teacher, np.zeros((count, 2)), 20.0)
+    assert divergence.max() / divergence.min() > 100
+    start = np.random.default_rng(0).permutation(divergence)  # to be forgotten
+    ctx = tables(teacher, np.zeros((count, 2)), start, batch=256)
+    method = SSDKD(beta=beta, temperature=20.0, eps=1e-6)
+    for _ in range(150):
+        batch = method.draw(ctx)
+        with torch.no_grad():
+            method.after_step(ctx, batch, method.distill(ctx, batch))
+    delta = ctx.buffer.fields["priority"].double().numpy()
+    slope, _ = np.polyfit(np.log(divergence), np.log(delta), 1)
+    assert slope == pytest.approx(1 / (1 + beta), abs=2e-3)
+    np.testing.assert_allclose(delta ** (1 + beta), divergence * delta.mean() ** beta, rtol=0.02)
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize("beta", [1.0, 1.5, -0.1])
+def test_beta_of_1_is_refused_with_the_recursion(beta):
+    with pytest.raises(ValueError, match="beta"):
+        SSDKD(beta=beta)
+    SSDKD(beta=1.0, priority="per")
+
+
+@pytest.mark.parametrize("argument", ["phi_on", "priority"])
+def test_unknown_values_are_refused(argument):
+    with pytest.raises(ValueError, match=argument):
+        SSDKD(**{argument: "other"})
+
+
+def test_the_buffer_is_small_and_the_rest_is_fast():
+    method, budget = SSDKD(capacity=5000), Budget(20_000, 256, 200, 256)
+    assert method.capacity(budget) == 5000 and method.replay == "oldest"
+    assert SSDKD(replace="lowest").replay == "lowest"
+    stages = method.schedule(budget)
+    assert stages == Fast().schedule(budget)
+    assert [(s.rounds, s.calls, s.steps) for s in stages] == [(20, 1, 0), (200, 1, 100)]
