@@ -438,11 +438,11 @@ def render() -> list[Path]:
 def do_doctor(options: argparse.Namespace) -> int:
     from dfkd.doctor import examine
 
-    ok = True
+    status, marks = 0, {True: "ok     ", None: "absent ", False: "BROKEN "}
     for good, line in examine(data_root(options.data_root), TEACHERS):
-        print(("ok    " if good else "MISSING  ") + line)
-        ok &= good
-    return 0 if ok else 1
+        print(marks[good] + line, flush=True)
+        status = 1 if good is False else status
+    return status
 
 
 if __name__ == "__main__":

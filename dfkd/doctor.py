@@ -1,0 +1,73 @@
+"""`bench.py doctor`: what is installed, which device, which data are there and intact."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from dfkd.errors import UserError
+from dfkd.networks.names import ARCHITECTURES
+from dfkd.tasks import TASKS, store
+from dfkd.teachers import find, read_card, weights_folders, weights_name
+
+PACKAGES = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "mmengine-lite": "mmengine",
+    "diffusers": "diffusers",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
+    "scikit-learn": "sklearn",
+    "pandas": "pandas",
+    "dvc": "dvc",
+}
+
+
+def examine(data_root: Path, teachers: Path) -> Iterator[tuple[bool | None, str]]:
+    """(ok, line) for each thing looked at; None where a thing is merely absent and can be had by a command."""
+    yield sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}"
+    for package, module in PACKAGES.items():
+        yield _package(package, module)
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    threads = f"{torch.get_num_threads()} threads, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}"
+    yield True, f"devices: {', '.join((*names, 'cpu'))} ({threads})"
+    free = shutil.disk_usage(Path(__file__).parent).free / 2**30
+    yield free > 2, f"{free:.0f} GiB of disk are free"
+    yield data_root.is_dir() or None, f"data root {data_root}"
+    for task in TASKS.values():
+        if task.embedded:
+            yield True, f"data {task.name}: comes with the packages"
+            continue
+        if not (data_root / task.name).is_dir():
+            yield None, f"data {task.name}: not there; python bench.py data {task.name}"
+            continue
+        problems = store.check(data_root, task.name)
+        yield not problems, f"data {task.name}: {'; '.join(problems) or 'intact'}"
+    for task in TASKS:
+        for arch in ARCHITECTURES:
+            found = find(task, arch, weights_folders(teachers))
+            if found is not None:
+                yield True, f"teacher {weights_name(task, arch)}: {_origin(found)}"
+
+
+def _package(package: str, module: str) -> tuple[bool, str]:
+    try:
+        # Found in the metadata is not enough: a torchvision of another torch installs and does not import.
+        importlib.import_module(module)
+        return True, f"{package} {version(package)}"
+    except Exception as error:
+        return False, f"{package}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _origin(weights: Path) -> str:
+    try:
+        card = read_card(weights)
+    except UserError:
+        return f"ready to adopt from {weights.parent}"
+    return f"{card['origin']}, {card['accuracy']:.2f} %"
