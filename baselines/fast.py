@@ -8,6 +8,7 @@ pass over the bank is completed from the next pass, teacher and student get no w
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dfkd.engine.context import Context
@@ -62,7 +63,8 @@ class Fast(Method):
         ]
 
     def setup(self, ctx: Context) -> None:
-        generator = build_generator(self.nz, self.ngf, ctx.spec.size, ctx.spec.channels).to(ctx.device)
+        generator = build_generator(self.nz, self.ngf, ctx.spec.size, ctx.spec.channels)
+        generator = generator.to(ctx.device, memory_format=torch.channels_last)
         self.generator = MetaGenerator(generator, self.k, self.lr_g, self.lr_z, self.meta)
         self.statistics = BatchNormLoss(ctx.teacher, self.bn_momentum)
 

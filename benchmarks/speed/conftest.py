@@ -1,0 +1,72 @@
+"""Networks of random weights and a method's world around them: nothing here needs data."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from dfkd.engine.clock import Clock
+from dfkd.engine.context import Context, Teacher
+from dfkd.engine.method import Budget
+from dfkd.engine.seeds import Streams
+from dfkd.networks.normalised import Normalised
+from dfkd.synthesis.augment import Augment
+from dfkd.synthesis.buffer import ReplayBuffer, Samples
+from dfkd.tasks import task
+from dfkd.teachers.training import initialise
+
+SPEC = task("cifar10").spec
+BATCH, SYNTHESIS_BATCH, SLOTS = 128, 64, 5000
+
+
+def network(arch: str, device: torch.device, kind: type = Normalised):
+    """As `run` builds them: normalising, channels last."""
+    return kind(initialise(arch, SPEC, 0), SPEC).to(device, memory_format=torch.channels_last)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def world(device):
+    """A context whose buffer is full: ResNet-20 to ResNet-8, 32x32."""
+    ctx = Context(
+        teacher=network("resnet20", device, Teacher),
+        student=network("resnet8", device),
+        new_student=lambda: network("resnet8", device),
+        spec=SPEC,
+        budget=Budget(steps=1, batch=BATCH, rounds=1, synthesis_batch=SYNTHESIS_BATCH),
+        device=device,
+        rng=Streams(device, "speed"),
+        buffer=ReplayBuffer(SLOTS, (SPEC.channels, SPEC.size, SPEC.size), device),
+        augmentation=Augment(4, flip=True),
+        autocast=nullcontext,
+        clock=Clock(device),
+    )
+    shape = (SLOTS, *ctx.buffer.shape)
+    images = torch.rand(shape, generator=ctx.rng("images"), device=device)
+    priority = torch.rand(SLOTS, generator=ctx.rng("priority"), device=device)
+    ctx.buffer.add(Samples(images, ctx.random_labels(SLOTS), {"priority": priority}))
+    return ctx
+
+
+@pytest.fixture
+def measure(benchmark, device):
+    """measure(work, rounds): time `work` after two calls of warm-up, the device waited for each time."""
+
+    def measured(work, rounds: int) -> None:
+        def timed() -> None:
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        benchmark.extra_info["threads"] = torch.get_num_threads()
+        benchmark.pedantic(timed, rounds=rounds, warmup_rounds=2)
+
+    return measured

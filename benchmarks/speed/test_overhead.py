@@ -1,0 +1,75 @@
+"""The harness overhead: a whole run's distillation throughput against a bare loop's, in one process."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import BATCH, SPEC
+
+from dfkd import protocols
+from dfkd.tasks import store, task
+from dfkd.teachers import cards, weights
+from dfkd.teachers.training import initialise
+
+BOUND = 0.95
+PAIR = "resnet20-resnet8"
+# (steps of a block, pairs of blocks): a block is one to two seconds on two cores, and some 0.1 s on a GPU.
+BLOCKS = {"cpu": (5, 20), "cuda": (50, 30)}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """(folder of data, weights file, card): a test split of noise and a teacher that has learnt nothing."""
+    noise = np.random.default_rng(0).integers(0, 256, (100, SPEC.size, SPEC.size, 3), dtype=np.uint8)
+    split = (noise, np.arange(100) % SPEC.classes)
+    store.write(tmp_path / "data", "cifar10", {"test": split}, task("cifar10").class_names)
+    path = tmp_path / cards.weights_name("cifar10", "resnet20")
+    card = cards.new_card("cifar10", "resnet20", SPEC, "trained", accuracy=10.0)
+    return tmp_path / "data", path, weights.save(initialise("resnet20", SPEC, 0), path, card)
+
+
+@pytest.mark.benchmark(group="overhead")
+def test_harness_overhead(files, device, tmp_path, benchmark, capsys):
+    from dfkd.engine.method import METHODS
+    from dfkd.engine.run import Options, run
+
+    data_root, teacher, card = files
+    block, pairs = BLOCKS[device.type]
+    method = str(Path(__file__).with_name("alternating.py"))
+    # One step more than the blocks: the draw that begins it closes the last pair.
+    budget = [f"block={block}", f"training.steps={pairs * block + 1}", f"training.batch={BATCH}"]
+    changes = [*budget, "rounds=1", "evaluations=1"]
+    cell = protocols.resolve("cifar10", "cpu", "alternating", PAIR, 0, changes, method)
+    options = Options(data_root, device=str(device), work=tmp_path / "work", extra=method)
+    record = benchmark.pedantic(run, (cell, teacher, card, options), rounds=1)
+
+    measured = METHODS.get("alternating").last
+    ratios = [bare / harness for bare, harness in zip(measured.bare, measured.harness, strict=True)]
+    ratio = statistics.median(ratios)
+    low, _, high = statistics.quantiles(ratios)
+    bare, harness = (
+        1000 * statistics.median(seconds) / block for seconds in (measured.bare, measured.harness)
+    )
+    benchmark.extra_info.update(
+        ratio=round(ratio, 4),
+        quartiles=[round(low, 4), round(high, 4)],
+        of_totals=round(sum(measured.bare) / sum(measured.harness), 4),
+        harness_ms=round(harness, 3),
+        bare_ms=round(bare, 3),
+        pairs=len(ratios),
+        bound=BOUND,
+        threads=torch.get_num_threads(),
+    )
+    verdict = "PASS" if ratio >= BOUND else "BELOW"
+    with capsys.disabled():
+        print(
+            f"\nharness overhead on {device}: {verdict}: run / bare loop = {ratio:.3f} "
+            f"(quartiles {low:.3f} to {high:.3f}, of totals {benchmark.extra_info['of_totals']:.3f}, "
+            f"{len(ratios)} pairs of {block} steps; bound {BOUND}); "
+            f"{harness:.1f} against {bare:.1f} ms a step"
+        )
+    assert record["status"] == "ok" and len(ratios) == pairs
