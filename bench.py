@@ -132,6 +132,8 @@ def main(arguments: list[str] | None = None) -> int:
         return globals()[f"do_{options.verb}"](options)
     except UserError as error:
         return fail(error)
+    except KeyboardInterrupt:
+        return fail(KeyboardInterrupt("interrupted"), 130)
 
 
 def fail(error: Exception, status: int = 2) -> int:

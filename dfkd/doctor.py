@@ -35,7 +35,9 @@ def examine(data_root: Path, teachers: Path) -> Iterator[tuple[bool | None, str]
     import torch
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    threads = f"{torch.get_num_threads()} threads, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}"
+    threads = (
+        f"{torch.get_num_threads()} threads, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}"
+    )
     yield True, f"devices: {', '.join((*names, 'cpu'))} ({threads})"
     free = shutil.disk_usage(Path(__file__).parent).free / 2**30
     yield free > 2, f"{free:.0f} GiB of disk are free"

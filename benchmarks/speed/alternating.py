@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,25 @@ SLOTS = 5000
 PADDING = 4
 
 
+class Moment(NamedTuple):
+    """Seconds on the wall, and of the processor over all threads, which other people's work hardly touches."""
+
+    wall: float
+    processor: float
+
+    def since(self, earlier: Moment) -> Moment:
+        return Moment(self.wall - earlier.wall, self.processor - earlier.processor)
+
+
+def now(device: torch.device) -> Moment:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return Moment(time.perf_counter(), time.process_time())
+
+
 @METHODS.register_module("alternating")
 class Alternating(Method):
-    """Distils from a buffer of noise, filled once; `Alternating.last` holds the seconds it measured.
+    """Distils from a buffer of noise, filled once; `Alternating.last` holds what each block took.
 
     Args:
         block: steps of a block.
@@ -30,10 +47,10 @@ class Alternating(Method):
 
     last: Alternating
 
-    def __init__(self, block: int = 5) -> None:
+    def __init__(self, block: int = 3) -> None:
         self.block = block
-        self.harness: list[float] = []
-        self.bare: list[float] = []
+        self.harness: list[Moment] = []
+        self.bare: list[Moment] = []
         Alternating.last = self
 
     def schedule(self, budget: Budget) -> list[Stage]:
@@ -55,20 +72,14 @@ class Alternating(Method):
         if self.draws % self.block == 0:
             start = now(ctx.device)
             if self.mark is not None:
-                self.harness.append(start - self.mark)
+                self.harness.append(start.since(self.mark))
             for _ in range(self.block):
                 self.loop.step()
             self.mark = now(ctx.device)
-            if self.harness:
-                self.bare.append(self.mark - start)
+            if self.harness:  # a pair is a harness block and the bare block after it
+                self.bare.append(self.mark.since(start))
         self.draws += 1
         return super().draw(ctx)
-
-
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 class BareLoop:

@@ -100,6 +100,11 @@ class DataFreeLoop(BaseLoop):
     def max_iters(self) -> int:
         return self.total_steps
 
+    @property
+    def max_epochs(self) -> int:
+        """Rounds in all; mmengine asks for it where a schedule goes by rounds."""
+        return sum(stage.rounds for stage in self.stages)
+
     def run(self) -> None:
         """The whole schedule from the present position. Raises Diverged or Stopped."""
         with self._signals():

@@ -69,33 +69,37 @@ def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options)
     folder = options.work / cell.name / facts.digest[:12]
     clock = Clock(device)
     seed = seed_for("run", *cell.identity.values())
+    runner, status, error = None, "ok", None
     with ExitStack() as stack:
         stack.enter_context(_exclusive(folder, options.resume))
-        with clock.phase("setup"):
-            seed_globals(seed)
-            spec = InputSpec.from_dict(card["spec"])
-            teacher = _teacher(cell, teacher_weights, spec, device)
-            test = _arrays(the_task, "test", options.data_root, device)
-            real = _arrays(the_task, "train", options.data_root, device) if cell.entry.needs_data else None
-            # From here to the end nothing in this process opens real data; the method's file is imported inside.
-            stack.enter_context(nullcontext() if cell.entry.needs_data else guard.seal(options.data_root))
-            method = build_method(cell)
-            reason = method.supports(the_task)
-            if reason is not None:
-                raise UserError(f"{cell.identity['method']} does not apply to {the_task.name}: {reason}")
-            ctx = _context(cell, method, teacher, spec, the_task, device, clock, folder)
-            ctx.real = real
-            method.setup(ctx)
-            runner = _runner(cell, method, ctx, test, the_task.metric, options, folder, seed)
-        status, error = "ok", None
         try:
+            with clock.phase("setup"):
+                seed_globals(seed)
+                spec = InputSpec.from_dict(card["spec"])
+                teacher = _teacher(cell, teacher_weights, spec, device)
+                test = _arrays(the_task, "test", options.data_root, device)
+                real = (
+                    _arrays(the_task, "train", options.data_root, device) if cell.entry.needs_data else None
+                )
+                # From here to the end nothing in this process opens real data; the method is imported inside.
+                stack.enter_context(nullcontext() if cell.entry.needs_data else guard.seal(options.data_root))
+                method = build_method(cell)
+                reason = method.supports(the_task)
+                if reason is not None:
+                    raise UserError(f"{cell.identity['method']} does not apply to {the_task.name}: {reason}")
+                ctx = _context(cell, method, teacher, spec, the_task, device, clock, folder)
+                ctx.real = real
+                method.setup(ctx)
+                runner = _runner(cell, method, ctx, test, the_task.metric, options, folder, seed)
             runner.train()
         except Diverged as problem:
             status, error = "diverged", str(problem)
         except Stopped as problem:
             status, error = "partial", str(problem)
+        except UserError:
+            raise
         except Exception as problem:
-            problem.record = facts.record(runner.train_loop, clock, memory, "failed", str(problem))
+            problem.record = facts.record(runner and runner.train_loop, clock, memory, "failed", str(problem))
             raise
         if status != "partial":
             with clock.phase("bookkeeping"):
@@ -318,11 +322,16 @@ class _Facts:
         self.digest = hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def record(
-        self, loop: DataFreeLoop, clock: Clock, memory: machine.Memory, status: str, error: str | None
+        self,
+        loop: DataFreeLoop | None,
+        clock: Clock,
+        memory: machine.Memory,
+        status: str,
+        error: str | None,
     ) -> dict:
-        """The record of the run as it stands."""
-        ctx, card = loop.ctx, self.card
-        values = [point["value"] for point in loop.curve]
+        """The record of the run as it stands; `loop` is None where it failed before there was one."""
+        card, curve = self.card, loop.curve if loop else []
+        values = [point["value"] for point in curve]
         return {
             "schema": records.VERSION,
             "status": status,
@@ -335,13 +344,13 @@ class _Facts:
                 "last": values[-1] if values and status == "ok" else None,
                 "oracle_best": max(values, default=None),
                 "teacher": card["accuracy"],
-                "curve": loop.curve,
+                "curve": curve,
             },
             "time": clock.report(),
             "cost": {
-                "images_synthesised": ctx.images_synthesised,
-                "student_steps": ctx.student_steps,
-                "teacher_forwards": ctx.teacher.images_seen,
+                "images_synthesised": loop.ctx.images_synthesised if loop else 0,
+                "student_steps": loop.ctx.student_steps if loop else 0,
+                "teacher_forwards": loop.ctx.teacher.images_seen if loop else 0,
                 "peak_memory_bytes": memory.peak(),
             },
             "prior": {"kind": self.cell.entry.prior, "trained_on": None, "digest": None},

@@ -61,10 +61,9 @@ def load(path: Path, device: torch.device) -> dict:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} cannot be read ({reason}); delete it to start this run afresh") from error
-    if state["version"] != VERSION:
-        raise UserError(
-            f"{path} has version {state['version']}, not {VERSION}; delete it to start this run afresh"
-        )
+    version = state.get("version") if isinstance(state, dict) else None
+    if version != VERSION:
+        raise UserError(f"{path} has version {version}, not {VERSION}; delete it to start this run afresh")
     return state

@@ -97,8 +97,11 @@ class ImageLog:
     def append(self, images: Tensor) -> None:
         data = images.contiguous().cpu().numpy().tobytes()
         # Begun anew by its first image and not before: until then it may be the log that `reopen` will ask for.
-        with open(self.path, "ab" if self.length else "wb") as file:
-            file.write(data)
+        try:
+            with open(self.path, "ab" if self.length else "wb") as file:
+                file.write(data)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         self._hash.update(data)
         self.length += len(images)
 
@@ -120,7 +123,9 @@ class ImageLog:
             images = np.memmap(path, dtype=np.uint8, mode="r", shape=(state["length"], *shape))
             log._hash = hashlib.sha256(images)
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} is not the log of the saved state ({error}); run without --resume") from None
+            raise UserError(
+                f"{path} is not the log of the saved state ({error}); run without --resume"
+            ) from None
         if log._hash.hexdigest() != state["digest"]:
             raise UserError(f"{path} does not hold the images of the saved state; run without --resume")
         os.truncate(path, size)
