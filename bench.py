@@ -132,6 +132,9 @@ def main(arguments: list[str] | None = None) -> int:
         return globals()[f"do_{options.verb}"](options)
     except UserError as error:
         return fail(error)
+    except BrokenPipeError:  # `plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return fail(KeyboardInterrupt("interrupted"), 130)
 
@@ -155,7 +158,9 @@ def do_run(options: argparse.Namespace) -> int:
     )
     if options.teacher_weights:
         cell = replace(cell, custom=True)
-    out = options.out or (CUSTOM / cell.digest[:12] if cell.custom else RESULTS / "records")
+    out = (options.out or (CUSTOM / cell.digest[:12] if cell.custom else RESULTS / "records")).resolve()
+    if cell.custom and out == (RESULTS / "records").resolve():
+        raise UserError("a custom run has no place in results/records; pass another --out, or none")
     check_writable(out)
     from dfkd.engine.guard import DataFreeViolation, guard
 
@@ -319,6 +324,8 @@ def do_plan(options: argparse.Namespace) -> int:
         if getattr(options, name) not in (None, *known):
             raise unknown(name, getattr(options, name), known)
     if options.cells:
+        if not (options.data and options.protocol):
+            raise UserError("plan --cells needs --data and --protocol")
         write_cells(options)
         return 0
     done = current_records()
@@ -376,7 +383,7 @@ def current_records() -> set[tuple]:
     for record in everything:
         cell, provenance = records.cell_of(record), record["provenance"]
         made_with = {"method": provenance["code"]["method"], "config": provenance["config"]}
-        if record["status"] in ("ok", "diverged") and digests[cell] == made_with:
+        if record["status"] in records.FINISHED and digests[cell] == made_with:
             pair = f"{cell.teacher}-{cell.student}"
             found.add((cell.data, cell.protocol, pair, cell.method, record["identity"]["seed"]))
     return found
@@ -391,6 +398,14 @@ def current_digests(everything: list[dict]) -> dict[records.Cell, dict]:
             digests[cell] = {"method": now.entry.digest, "config": now.digest}
         except UserError:  # its recipe or method is gone
             digests[cell] = {"method": None, "config": None}
+    # What came in by --import cannot be looked at from here; it is taken as it is.
+    for record in everything:
+        if record["provenance"]["code"].get("external"):
+            provenance = record["provenance"]
+            digests[records.cell_of(record)] = {
+                "method": provenance["code"]["method"],
+                "config": provenance["config"],
+            }
     return digests
 
 

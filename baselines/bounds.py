@@ -1,7 +1,7 @@
 """Bounds: reference rows that see real data, or nothing at all. Not data-free methods, and marked so.
 
-They use the same loop, student recipe and clock as every method; the guard is lifted for them, and their records say
-`reference`. `ctx.real` holds the training split for those that ask for it.
+They use the same loop, student recipe and clock as every method, and their records say `reference`. Those that declare
+`needs_data` find the training split in `ctx.real` and run without the guard; the others run sealed like any method.
 """
 
 from __future__ import annotations

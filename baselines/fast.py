@@ -31,7 +31,7 @@ class Fast(Method):
         nz, ngf: latent size and width of the generator.
         warmup: synthesis calls before the first student step; L_adv is on from call `warmup` (1-based), one call
             before the student has seen an image, as published.
-        reset_at: the call before which the generator's first layers are drawn anew (0: never).
+        reset_at: the call before which the generator's first layers are drawn anew (0: never; nor without meta).
         temperature: τ of the distillation loss.
     """
 
@@ -69,7 +69,7 @@ class Fast(Method):
         self.statistics = BatchNormLoss(ctx.teacher, self.bn_momentum)
 
     def synthesize(self, ctx: Context) -> Samples:
-        if ctx.calls == self.reset_at:
+        if self.meta != "none" and ctx.calls == self.reset_at:
             self.generator.reset_first_layers(ctx.rng("reset"))
         count = ctx.budget.synthesis_batch
         z, labels = ctx.noise(count, self.nz), ctx.random_labels(count)

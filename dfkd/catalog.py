@@ -30,6 +30,11 @@ class Entry:
     arguments: dict[str, object] = field(hash=False)
 
     @property
+    def external(self) -> bool:
+        """Whether the method comes from outside the repository (`--import`)."""
+        return self.path.parent not in [ROOT / folder for folder in FOLDERS]
+
+    @property
     def digest(self) -> str:
         """sha256 over the code of its file and of the method files that one imports."""
         return code_digest(*_with_imports(self.path))
@@ -81,14 +86,18 @@ def locate(name: str) -> Path:
 
 def _read(path: Path) -> list[Entry]:
     tree = _parse(path)
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    classes = _classes(path)
     found = []
-    for node in classes.values():
+    for node in (item for item in tree.body if isinstance(item, ast.ClassDef)):
         name = next(filter(None, map(_registered_name, node.decorator_list)), None)
         if name is None:
             continue
         lineage = _lineage(node, classes)
         constants = {k: v for cls in reversed(lineage) for k, v in _constants(cls).items()}
+        try:
+            arguments = next((a for a in map(_arguments, lineage) if a is not None), {})
+        except ValueError:
+            raise UserError(f"{path}: a default in the constructor of {name!r} is not a literal") from None
         found.append(
             Entry(
                 name=name,
@@ -97,9 +106,24 @@ def _read(path: Path) -> list[Entry]:
                 reference=bool(constants.get("reference", False)),
                 needs_data=bool(constants.get("reference", False) and constants.get("needs_data", False)),
                 summary=(ast.get_docstring(node) or "").split("\n")[0],
-                arguments=next(filter(None, map(_arguments, lineage)), {}),
+                arguments=arguments,
             )
         )
+    return found
+
+
+def _classes(path: Path) -> dict[str, ast.ClassDef]:
+    """The classes a file defines or imports from other method files, by the names they have there."""
+    tree = _parse(path)
+    found: dict[str, ast.ClassDef] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FOLDERS:
+            source = ROOT / (node.module.replace(".", "/") + ".py")
+            if source.is_file() and source != path:
+                theirs = _classes(source)
+                found |= {a.asname or a.name: theirs[a.name] for a in node.names if a.name in theirs}
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = node
     return found
 
 
@@ -122,7 +146,7 @@ def _registered_name(decorator: ast.expr) -> str | None:
 
 
 def _lineage(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
-    """The class and its bases defined in the same file, nearest first."""
+    """The class and those of its bases that can be read, nearest first."""
     line = [node]
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes:
@@ -131,13 +155,13 @@ def _lineage(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.C
 
 
 def _constants(node: ast.ClassDef) -> dict[str, object]:
-    return {
-        item.targets[0].id: item.value.value
-        for item in node.body
-        if isinstance(item, ast.Assign)
-        and isinstance(item.value, ast.Constant)
-        and isinstance(item.targets[0], ast.Name)
-    }
+    """Class attributes that are set to a constant, annotated or not."""
+    found = {}
+    for item in node.body:
+        targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
+        if isinstance(getattr(item, "value", None), ast.Constant) and isinstance(targets[0], ast.Name):
+            found[targets[0].id] = item.value.value
+    return found
 
 
 def _arguments(node: ast.ClassDef) -> dict[str, object] | None:
@@ -152,18 +176,28 @@ def _arguments(node: ast.ClassDef) -> dict[str, object] | None:
 
 
 def code_digest(*paths: Path) -> str:
-    """sha256 over the syntax trees without docstrings and comments: an edit of words makes no record stale."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        tree = _parse(path)
-        for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-                and ast.get_docstring(node) is not None
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()
+    """sha256 over the syntax trees without docstrings and comments: an edit of words makes no record stale.
+
+    Depends neither on where the files lie nor on the version of Python that reads them.
+    """
+    each = sorted(hashlib.sha256(repr(_shape(_parse(path))).encode()).hexdigest() for path in paths)
+    return hashlib.sha256("".join(each).encode()).hexdigest()
+
+
+def _shape(node: object) -> object:
+    """A syntax tree as nested lists, less strings that stand alone and fields that hold nothing (versions of Python
+    differ in the empty ones)."""
+    if isinstance(node, ast.AST):
+        fields = [(name, _shape(value)) for name, value in ast.iter_fields(node)]
+        return [type(node).__name__, [(name, value) for name, value in fields if value not in (None, [])]]
+    if isinstance(node, list):
+        return [_shape(item) for item in node if not _is_text(item)]
+    return node
+
+
+def _is_text(node: object) -> bool:
+    alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return alone and isinstance(node.value.value, str)
 
 
 def _with_imports(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Path, ...]:

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from dfkd import plots
 from dfkd.errors import UserError
 from dfkd.files import replace_file
-from dfkd.records import Cell
+from dfkd.records import Cell, cell_of
 from dfkd.statistics import KD_BOUND, Cost, Result, Summary, gap_to_kd, gather
 from dfkd.units import duration
 
@@ -85,17 +85,15 @@ def read_published(path: str | Path) -> Published:
 
 
 def render(
-    records: Iterable[dict],
-    published: Published,
-    current_digests: Digests | None = None,
-    not_applicable: Reasons | None = None,
+    records: Iterable[dict], published: Published, current_digests: Digests | None = None
 ) -> dict[str, str]:
     """Path below `results/` → text, for the leaderboard and the table of each data set.
 
-    `current_digests` tells which records are stale (see `statistics.gather`); `not_applicable` gives the
-    reason for each cell that its method declines, shown where the same pair has other records.
+    `current_digests` tells which records are stale (see `statistics.gather`). A record of status `unsupported` gives
+    the reason for which its method declines, shown where the same pair has other records.
     """
-    return _render(gather(records, current_digests), published, not_applicable or {})
+    results, reasons = _gather(records, current_digests)
+    return _render(results, published, reasons)
 
 
 def write(
@@ -103,12 +101,11 @@ def write(
     records: Iterable[dict],
     published: Published,
     current_digests: Digests | None = None,
-    not_applicable: Reasons | None = None,
 ) -> list[Path]:
     """Bring tables and plots up to date with the records; returns the files that changed."""
     folder = Path(results_folder)
-    results = gather(records, current_digests)
-    files = _render(results, published, not_applicable or {})
+    results, reasons = _gather(records, current_digests)
+    files = _render(results, published, reasons)
     changed = [folder / name for name in _differing(folder, files)]
     for path in changed:
         name = path.relative_to(folder).as_posix()
@@ -124,14 +121,21 @@ def check(
     records: Iterable[dict],
     published: Published,
     current_digests: Digests | None = None,
-    not_applicable: Reasons | None = None,
 ) -> list[str]:
     """Names, below `results/`, of the files that are not what the records give; empty if all is well."""
     folder = Path(results_folder)
-    results = gather(records, current_digests)
+    results, reasons = _gather(records, current_digests)
     outdated = plots.outdated(results, folder / "plots")
-    files = _render(results, published, not_applicable or {})
+    files = _render(results, published, reasons)
     return _differing(folder, files) + [path.relative_to(folder).as_posix() for path in outdated]
+
+
+def _gather(records: Iterable[dict], current_digests: Digests | None) -> tuple[list[Result], Reasons]:
+    """What was run, and why methods decline."""
+    records = list(records)
+    declined = [record for record in records if record["status"] == "unsupported"]
+    reasons = {cell_of(record): record["error"] for record in declined if not record["custom"]}
+    return gather((record for record in records if record not in declined), current_digests), reasons
 
 
 def _render(results: list[Result], published: Published, reasons: Reasons) -> dict[str, str]:

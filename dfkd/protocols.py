@@ -56,23 +56,32 @@ def datasets() -> list[str]:
 
 
 def protocols(data: str) -> dict[str, dict]:
-    """The protocols of a table by name."""
+    """The protocols of a table by name. A file with a `base` says only how it differs from that table."""
     path = BENCHMARKS / data / "protocol.yaml"
     if not path.is_file():
         raise unknown("data", data, datasets())
-    return _yaml(path)
+    found = _yaml(path)
+    base = found.pop("base", None)
+    return _merge(protocols(base), found) if base else found
 
 
 def recipes(data: str) -> dict[str, dict]:
     """The recipes of a table by name; a method without one runs under its own name with its defaults.
 
-    A recipe with a `base` says only how it differs from that recipe.
+    A recipe with a `base` says only how it differs from that recipe; a table with a `base` has that table's recipes.
     """
-    found = {path.stem: _yaml(path) for path in sorted((BENCHMARKS / data / "recipes").glob("*.yaml"))}
+    found = _recipe_files(data)
     for name, recipe in found.items():
         for key in recipe.keys() - RECIPE_KEYS:
             raise UserError(f"recipe {name!r} of {data}: {unknown('key', key, RECIPE_KEYS)}")
     return {name: _inherit(name, found) for name in found}
+
+
+def _recipe_files(data: str) -> dict[str, dict]:
+    folder = BENCHMARKS / data
+    base = _yaml(folder / "protocol.yaml").get("base") if folder.is_dir() else None
+    theirs = _recipe_files(base) if base else {}
+    return theirs | {path.stem: _yaml(path) for path in sorted((folder / "recipes").glob("*.yaml"))}
 
 
 def _inherit(name: str, found: dict[str, dict], below: tuple[str, ...] = ()) -> dict:

@@ -16,6 +16,7 @@ from dfkd.files import replace_file
 VERSION = 1
 ACCOUNTS = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
 FREE_ACCOUNTS = ("evaluation", "bookkeeping")  # paid by the judge, so not part of `scored`
+FINISHED = ("ok", "diverged", "unsupported")  # a result; the others are attempts
 CLOCK_TOLERANCE = 1e-3  # of the total, between the sum of the accounts and the clock
 
 
@@ -38,7 +39,7 @@ SCHEMA: dict = {
     "title": "Record of one data-free distillation run",
     **_object(
         schema={"const": VERSION},
-        status={"enum": ["ok", "diverged", "failed", "partial"]},
+        status={"enum": ["ok", "diverged", "failed", "partial", "unsupported"]},
         custom=_FLAG,  # changed by --set: has no place in the tables
         reference=_FLAG,  # a bound: shown beside the methods, never ranked
         identity=_object(
@@ -139,8 +140,7 @@ def write(record: dict, root: str | Path) -> Path:
 def keep(record: dict, root: str | Path) -> Path | None:
     """As `write`, but an interrupted or failed run never takes the place of a finished one (then None)."""
     path = path_of(record["identity"], root)
-    finished = record["status"] in ("ok", "diverged")
-    if not finished and path.is_file() and read(path)["status"] == "ok":
+    if record["status"] not in FINISHED and path.is_file() and read(path)["status"] in FINISHED:
         return None
     return write(record, root)
 

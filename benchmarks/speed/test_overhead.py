@@ -17,7 +17,7 @@ from dfkd.teachers.training import initialise
 
 BOUND = 0.95
 PAIR = "resnet20-resnet8"
-# (steps of a block, pairs of blocks): a block is about a second on two cores, and some 0.1 s on a GPU.
+# (steps of a block, pairs of blocks): a block is half a second to a second on two cores, and some 0.1 s on a GPU.
 BLOCKS = {"cpu": (3, 24), "cuda": (50, 30)}
 
 

@@ -6,7 +6,8 @@ the end of the run there is no exception to find. A refusal is remembered, so a 
 the run all the same.
 
 What it is not: a sandbox. Native code that opens files without telling the interpreter is outside the reach of audit
-hooks; torch's entries that do so are closed by name, and starting another process is refused.
+hooks. The entries of torch, torchvision and the C library that do so are closed by name, and starting another process
+is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -32,6 +33,8 @@ class DataFreeViolation(RuntimeError):
 _BUNDLED = (os.path.join("sklearn", "datasets", "data", "digits.csv.gz"),)
 _PROCESS_EVENTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile")
 _RENAMING_EVENTS = ("os.link", "os.symlink", "os.rename")
+# What opens files below the interpreter: the C library by ctypes, and torchvision's native image reader.
+_NATIVE_OPENS = {"open", "open64", "openat", "openat64", "fopen", "fopen64", "mmap", "mmap64", "syscall"}
 
 
 class _Guard:
@@ -39,6 +42,7 @@ class _Guard:
         self.installed = False
         self.roots: tuple[str, ...] = ()
         self.inodes: frozenset[tuple[int, int]] = frozenset()
+        self.names: frozenset[str] = frozenset()
         self.sealed = False
         self.violations: list[str] = []
         self._checking = threading.local()
@@ -56,6 +60,11 @@ class _Guard:
             paths = arguments[:1]
         elif event in _RENAMING_EVENTS:
             paths = arguments[:2]
+        elif event == "ctypes.dlsym" and arguments[1] in _NATIVE_OPENS:
+            self._refuse(f"a data-free run may not call {arguments[1]} of the C library")
+        elif event == "ctypes.dlopen" and os.path.basename(str(arguments[0])) == "image.so":
+            # No violation: torchvision, which tries this when it is imported, does without.
+            raise OSError("torchvision's native image reader is not loaded in a data-free run")
         elif event in _PROCESS_EVENTS:
             self._refuse(f"a data-free run may not start another process ({event})")
         else:
@@ -83,7 +92,8 @@ class _Guard:
         try:
             status = os.stat(real)
         except OSError:
-            return False
+            # Not there from here: it may be meant relative to the descriptor of some folder above the data.
+            return not os.path.isabs(os.fsdecode(path)) and os.path.basename(real) in self.names
         return (status.st_dev, status.st_ino) in self.inodes
 
     def _refuse(self, message: str) -> None:
@@ -103,25 +113,28 @@ class _Guard:
         """
         self.install()
         self.roots = tuple(os.path.realpath(root) for root in roots)
-        self.inodes = frozenset(_inodes(self.roots))
+        files = dict(_files(self.roots))
+        self.inodes, self.names = frozenset(files), frozenset((*files.values(), "digits.csv.gz")) - {"manifest.json"}
         self.violations = []
         self.sealed = True
         restore = _close_native_openers(self._refuse)
         try:
             yield
+            self.check()
         finally:
             self.sealed = False
+            self.violations = []
             restore()
-        self.check()
 
 
-def _inodes(roots: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    """Identity of every data file, so that a hard link elsewhere is recognised."""
+def _files(roots: tuple[str, ...]) -> Iterator[tuple[tuple[int, int], str]]:
+    """Identity of every data file, so that a hard link elsewhere is recognised, and its name."""
     for root in roots:
         for folder, _, names in os.walk(root):
             for name in names:
-                status = os.stat(os.path.join(folder, name))
-                yield status.st_dev, status.st_ino
+                with suppress(OSError):  # a dangling link
+                    status = os.stat(os.path.join(folder, name))
+                    yield (status.st_dev, status.st_ino), name
 
 
 def _close_native_openers(refuse: Callable[[str], None]) -> Callable[[], None]:
@@ -130,6 +143,8 @@ def _close_native_openers(refuse: Callable[[str], None]) -> Callable[[], None]:
     torch = sys.modules.get("torch")
     if torch is not None:
         closed += [(torch, "from_file"), (torch.UntypedStorage, "from_file")]
+    if "torchvision.io" in sys.modules:
+        closed += [(torch.ops.image, "read_file"), (sys.modules["torchvision.io"], "read_file")]
     originals = [(owner, name, vars(owner).get(name)) for owner, name in closed]
 
     def refused(*arguments: object, **keywords: object) -> None:

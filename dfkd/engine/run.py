@@ -66,14 +66,14 @@ def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options)
     )
     the_task, memory = task(cell.identity["data"]), machine.Memory(device)
     facts = _Facts(cell, card, the_task.manifest(options.data_root), device)
-    folder = options.work / cell.name / facts.digest[:12]
+    folder = options.work / facts.work
     clock = Clock(device)
     seed = seed_for("run", *cell.identity.values())
     runner, status, error = None, "ok", None
     with ExitStack() as stack:
         stack.enter_context(_exclusive(folder, options.resume))
         try:
-            with clock.phase("setup"):
+            with _violations_first(), clock.phase("setup"):
                 seed_globals(seed)
                 spec = InputSpec.from_dict(card["spec"])
                 teacher = _teacher(cell, teacher_weights, spec, device)
@@ -86,12 +86,13 @@ def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options)
                 method = build_method(cell)
                 reason = method.supports(the_task)
                 if reason is not None:
-                    raise UserError(f"{cell.identity['method']} does not apply to {the_task.name}: {reason}")
+                    return facts.record(None, clock, memory, "unsupported", reason)
                 ctx = _context(cell, method, teacher, spec, the_task, device, clock, folder)
                 ctx.real = real
                 method.setup(ctx)
                 runner = _runner(cell, method, ctx, test, the_task.metric, options, folder, seed)
-            runner.train()
+            with _violations_first():
+                runner.train()
         except Diverged as problem:
             status, error = "diverged", str(problem)
         except Stopped as problem:
@@ -106,9 +107,7 @@ def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options)
                 _keep_student(cell, ctx, runner.train_loop, folder, card, facts)
                 (folder / "state.pt").unlink(missing_ok=True)
                 (folder / "bank.bin").unlink(missing_ok=True)
-        record = facts.record(runner.train_loop, clock, memory, status, error)
-        record["work"] = str(folder.relative_to(options.work))
-        return record
+        return facts.record(runner.train_loop, clock, memory, status, error)
 
 
 def build_method(cell: ResolvedCell) -> Method:
@@ -214,9 +213,17 @@ def _runner(
     def judge(runner: Runner, dataloader: dict, evaluator: dict) -> Judge:
         return Judge(runner, runner.build_evaluator(evaluator), *test, metric, ctx.clock)
 
+    # What is evaluated is a twin of the student that no method has had in hand: a hook left on the student would
+    # otherwise be shown the test images.
+    twin = ctx.new_student()
+
     def evaluate(runner: Runner) -> float:
+        network = method.judged(ctx) if cell.entry.reference else ctx.student
+        if network is ctx.student:
+            twin.load_state_dict(ctx.student.state_dict())
+            network = twin
         seen = ctx.teacher.images_seen
-        value = runner.val_loop.run(method.judged(ctx) if method.reference else ctx.student)
+        value = runner.val_loop.run(network)
         ctx.teacher.images_seen = seen
         return value
 
@@ -268,6 +275,15 @@ def _schedule(schedule: dict, per: str, budget: Budget) -> dict:
 
 
 @contextmanager
+def _violations_first() -> Iterator[None]:
+    """However the block ends, a refused access to real data is what it ends with."""
+    try:
+        yield
+    finally:
+        guard.check()
+
+
+@contextmanager
 def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
     """The work folder for this process alone; emptied unless the run may resume from it."""
     if not resume and folder.exists():
@@ -312,6 +328,7 @@ class _Facts:
     def __init__(self, cell: ResolvedCell, card: dict, manifest: dict, device: torch.device) -> None:
         self.cell, self.card = cell, card
         self.data = {"digest": store.digest(manifest), "changed": manifest["changed"] or None}
+        self.data |= {key: manifest[key] for key in ("test_changed", "subset") if key in manifest}
         self.code = {"method": cell.entry.digest, "harness": catalog.harness_digest()}
         self.hardware, self.versions, self.commit = (
             machine.hardware(device),
@@ -319,7 +336,9 @@ class _Facts:
             machine.commit(),
         )
         parts = (cell.digest, *self.code.values(), self.data["digest"], str(card["digest"]), device.type)
-        self.digest = hashlib.sha256("".join(parts).encode()).hexdigest()
+        digest = hashlib.sha256("".join(parts).encode()).hexdigest()
+        # Of another configuration, code, data, teacher or kind of device: another folder, so nothing is mixed up.
+        self.work = f"{cell.name}/{digest[:12]}"
 
     def record(
         self,
@@ -336,6 +355,7 @@ class _Facts:
             "schema": records.VERSION,
             "status": status,
             "error": error,
+            "work": self.work,
             "custom": self.cell.custom,
             "reference": self.cell.entry.reference,
             "identity": self.cell.identity,
@@ -355,7 +375,7 @@ class _Facts:
             },
             "prior": {"kind": self.cell.entry.prior, "trained_on": None, "digest": None},
             "provenance": {
-                "code": self.code,
+                "code": {**self.code, "external": self.cell.entry.external},
                 "config": self.cell.digest,
                 "data": self.data,
                 "teacher": {key: card[key] for key in ("digest", "origin", "accuracy")},
@@ -364,5 +384,5 @@ class _Facts:
                 "hardware": self.hardware,
                 "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             },
-            "config": self.cell.config,
+            "config": {**self.cell.config, "args": {**self.cell.entry.arguments, **self.cell.config["args"]}},
         }

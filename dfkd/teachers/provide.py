@@ -13,6 +13,7 @@ from dfkd.networks.normalised import Normalised
 from dfkd.tasks import store, task
 from dfkd.teachers import cards, weights
 from dfkd.teachers.training import accuracy, initialise, train
+from dfkd.units import duration
 
 
 def provide(
@@ -34,9 +35,16 @@ def provide(
     """
     folders = cards.weights_folders(own, source)
     found = cards.find(data, arch, folders)
-    if found is not None and found.parent == Path(own):
-        return found, cards.read_card(found)
     manifest = task(data).manifest(data_root)
+    if found is not None and found.parent == Path(own):
+        card = cards.read_card(found)
+        if card["origin"] == "trained" and card["recipe"] != dict(recipe):
+            raise UserError(
+                f"{found} was trained by another recipe than this protocol's; remove it to train anew"
+            )
+        if card["data_digest"] not in (None, store.digest(manifest)):
+            raise UserError(f"{found} was measured on other data than these; remove it to have it made anew")
+        return found, card
     if found is not None:
         say(f"teacher {data}_{arch}: adopting {found.name} from the weights folder")
         path = weights.adopt(
@@ -54,10 +62,10 @@ def provide(
     spec = task(data).spec
     network = initialise(arch, spec, seed)
 
-    def report(epoch: int, epochs: int, seconds: float) -> None:
-        if epoch == 1 or epoch == epochs or epoch % max(1, epochs // 10) == 0:
-            left = seconds / epoch * (epochs - epoch)
-            say(f"teacher {data}_{arch}: epoch {epoch}/{epochs}, about {left:.0f} s left")
+    def report(epoch: float, epochs: int, seconds: float) -> None:
+        if epoch <= 1 or epoch == epochs or epoch % max(1, epochs // 10) == 0:
+            left = duration(seconds / epoch * (epochs - epoch))
+            say(f"teacher {data}_{arch}: epoch {epoch:.2g}/{epochs}, about {left} left")
 
     seconds = train(
         network,

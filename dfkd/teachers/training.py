@@ -83,11 +83,12 @@ def train(
     *,
     seed: int,
     device: str | torch.device = "cpu",
-    report: Callable[[int, int, float], None] = lambda epoch, epochs, seconds: None,
+    report: Callable[[float, int, float], None] = lambda epoch, epochs, seconds: None,
 ) -> float:
     """Supervised training of a bare network by SGD, in place, to the last epoch; returns the seconds it took.
 
-    `on` gives normalisation and augmentation; `report(epoch, epochs, seconds)` is called after each epoch.
+    `on` gives normalisation and augmentation; `report(epoch, epochs, seconds)` is called after each epoch, and once
+    after ten batches with the fraction of the first epoch that they are, for an early estimate.
     The network stays on the device, in eval mode. UserError for a bad recipe and where the loss diverges.
     """
     plan = rates(recipe)
@@ -104,13 +105,16 @@ def train(
     for epoch, lr in enumerate(plan, 1):
         optimiser.param_groups[0]["lr"] = lr
         total = torch.zeros((), device=device)
-        for index in torch.randperm(len(labels), generator=shuffling).to(device).split(recipe["batch"]):
+        batches = torch.randperm(len(labels), generator=shuffling).to(device).split(recipe["batch"])
+        for number, index in enumerate(batches, 1):
             batch = augment(images[index], augmentation).float() / 255
             loss = F.cross_entropy(model(batch), labels[index])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
             total += loss.detach()
+            if epoch == 1 and number == 10 < len(batches):
+                report(number / len(batches), len(plan), time.perf_counter() - start)
         # The only wait for the device, once an epoch.
         if not math.isfinite(total.item()):
             raise UserError(

@@ -404,3 +404,22 @@ def test_all_methods_start_from_one_student_at_equal_seed(tiny, execute, monkeyp
             execute(tiny(method, seed=seed))
     zero, one = ({v for (_, s), v in students.items() if s == seed} for seed in (0, 1))
     assert len(zero) == len(one) == 1 and zero != one
+
+
+# --- the learning rate
+
+
+@pytest.mark.parametrize(
+    ("per", "rates"), [("step", [0.4, 0.341, 0.2, 0.059]), ("round", [0.4, 0.4, 0.2, 0.2])]
+)
+def test_a_schedule_goes_by_steps_or_by_rounds_and_ends_with_the_run(per, rates, probe, execute, monkeypatch):
+    seen, step = [], Distiller.train_step
+
+    def noted(self, data, optim_wrapper):
+        seen.append(round(optim_wrapper.get_lr()["lr"][0], 3))
+        return step(self, data, optim_wrapper)
+
+    monkeypatch.setattr(Distiller, "train_step", noted)
+    changes = [f"training.schedule.per={per}", "training.optimizer.lr=0.4"]
+    assert execute(probe("", *changes))["status"] == "ok"
+    assert seen == rates

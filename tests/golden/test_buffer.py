@@ -5,6 +5,7 @@ from collections import Counter, deque
 import pytest
 import torch
 
+from dfkd.errors import UserError
 from dfkd.synthesis.buffer import ReplayBuffer, Samples, ShuffledPasses, to_bytes
 
 SHAPE = (1, 1, 2)
@@ -347,7 +348,7 @@ def test_a_damaged_log_is_refused(tmp_path):
     for bad in (good[:3] + b"\xff" + good[4:], good[:-1], b""):
         again = ReplayBuffer(5, SHAPE, log=log)
         log.write_bytes(bad)
-        with pytest.raises(ValueError, match="digest"):
+        with pytest.raises(UserError, match="saved state"):
             again.load_state_dict(state)
 
 
@@ -357,7 +358,7 @@ def test_a_missing_log_is_refused(tmp_path):
     buffer.add(samples(range(5)))
     state = saved(buffer, tmp_path / "state.pt")
     log.unlink()
-    with pytest.raises(ValueError, match="digest"):
+    with pytest.raises(UserError, match="saved state"):
         ReplayBuffer(5, SHAPE, log=log).load_state_dict(state)
 
 

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import pytest
 
-from dfkd import records
+from dfkd import files, records
 from dfkd.errors import UserError
 
 
@@ -160,7 +160,7 @@ def test_a_write_that_breaks_leaves_the_old_record_whole(record, tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
         records.write(record(last=91.0), tmp_path)
     assert path.read_bytes() == before
