@@ -102,7 +102,7 @@ class _Guard:
 
     def check(self) -> None:
         """Raise if anything was refused since sealing, even where the method swallowed the error."""
-        if self.violations:
+        if self.sealed and self.violations:
             raise DataFreeViolation(self.violations[0])
 
     @contextmanager
@@ -123,7 +123,6 @@ class _Guard:
             self.check()
         finally:
             self.sealed = False
-            self.violations = []
             restore()
 
 

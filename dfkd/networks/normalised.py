@@ -20,9 +20,18 @@ class Normalised(nn.Module):
         for name in ("mean", "std"):
             constant = torch.tensor(getattr(spec, name)).view(1, -1, 1, 1)
             self.register_buffer(name, constant, persistent=False)
+        self._expanded: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     def normalise(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
+        # Broadcasting 1 x C x 1 x 1 over channels-last images is ten times slower on a CPU than equal shapes.
+        key = (images.shape[1:], images.device)
+        if key not in self._expanded:
+            self._expanded[key] = tuple(
+                constant.expand(1, *images.shape[1:]).contiguous(memory_format=torch.channels_last)
+                for constant in (self.mean, self.std)
+            )
+        mean, std = self._expanded[key]
+        return (images - mean) / std
 
     def features(self, images: Tensor) -> Tensor:
         return self.network.features(self.normalise(images))

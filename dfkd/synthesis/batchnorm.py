@@ -9,6 +9,24 @@ import torch
 from torch import Tensor, nn
 
 
+class _VarMean(torch.autograd.Function):
+    """Biased variance and mean over (N, H, W). `torch.var_mean` is ten times slower on channels-last CPU tensors."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+        mean = x.mean((0, 2, 3), keepdim=True)
+        ctx.save_for_backward(x, mean)
+        return (x - mean).square_().mean((0, 2, 3)), mean.flatten()
+
+    @staticmethod
+    def backward(ctx, grad_variance: Tensor, grad_mean: Tensor) -> Tensor:  # noqa: ANN001
+        x, mean = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        slope = (2 / count * grad_variance)[None, :, None, None]
+        # d variance = 2 (x − m)/n, d mean = 1/n
+        return torch.addcmul((grad_mean / count)[None, :, None, None] - slope * mean, x, slope)
+
+
 class BatchNormLoss:
     """Σ_l ‖σ²_l − v_l‖₂ + ‖μ_l − m_l‖₂ over all 2-d BatchNorm layers (baselines.md 1.0; ssdkd.md E2).
 
@@ -34,7 +52,7 @@ class BatchNormLoss:
         index = {layer: i for i, layer in enumerate(self.layers)}
 
         def record(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-            variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
+            variance, mean = _VarMean.apply(inputs[0].float())
             self._batch[index[layer]] = (mean, variance)
 
         self._batch = [None] * len(self.layers)

@@ -212,3 +212,13 @@ def test_state_of_the_first_call_is_plain_too(tmp_path):
     loss.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     feed(loss, 1, 3)
     assert loss.loss().item() == pytest.approx(2.0)
+
+
+def test_the_gradient_of_the_statistics_is_that_of_their_definition():
+    from dfkd.synthesis.batchnorm import _VarMean
+
+    x = torch.randn(3, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    variance, mean = _VarMean.apply(x)
+    expected = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close((variance, mean), expected)
+    assert torch.autograd.gradcheck(_VarMean.apply, (x,))
