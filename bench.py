@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """DFKD suite: data-free knowledge distillation methods side by side.
 
-python bench.py --method ssdkd --data digits        run one cell and add its row to the tables
-python bench.py VERB --help                         what a verb takes
+python bench.py --method ssdkd --data digits   run a cell, update the tables
+python bench.py VERB --help                    what a verb takes
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def do_run(options: argparse.Namespace) -> int:
         root,
         str(device),
         options.resume,
-        extra=options.extra,
+        work=WORK,
         time_limit=limit,
         tensorboard=options.tensorboard,
     )

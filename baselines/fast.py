@@ -17,7 +17,7 @@ from dfkd.synthesis import losses
 from dfkd.synthesis.batchnorm import BatchNormLoss
 from dfkd.synthesis.buffer import Samples
 from dfkd.synthesis.generators import build_generator
-from dfkd.synthesis.inversion import MetaGenerator
+from dfkd.synthesis.inversion import META, MetaGenerator
 
 
 @METHODS.register_module("fast")
@@ -51,6 +51,8 @@ class Fast(Method):
         reset_at: int = 140,
         temperature: float = 20.0,
     ) -> None:
+        if meta not in META:
+            raise ValueError(f"meta must be one of {META}, not {meta!r}")
         self.k, self.lr_g, self.lr_z, self.meta = k, lr_g, lr_z, meta
         self.bn, self.oh, self.adv, self.bn_momentum = bn, oh, adv, bn_momentum
         self.nz, self.ngf, self.warmup, self.reset_at = nz, ngf, warmup, reset_at

@@ -7,6 +7,7 @@ to be stale.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,6 +216,7 @@ def _with_imports(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Path, ...]:
     return seen
 
 
+@functools.cache
 def harness_digest() -> str:
     """The digest of the harness's own code."""
     return code_digest(*(ROOT / "dfkd").rglob("*.py"))

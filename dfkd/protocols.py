@@ -226,7 +226,10 @@ def _change(change: str, arguments: dict, settings: dict, entry: catalog.Entry) 
     key, separator, text = change.partition("=")
     if not separator:
         raise UserError(f"--set takes key=value, not {change!r}")
-    value = yaml.safe_load(text) if text else ""
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        raise UserError(f"--set {key}: {text!r} is not a value") from None
     if key in entry.arguments:
         arguments[key] = coerce(f"--set {key}", value, entry.arguments[key])
         return

@@ -114,7 +114,7 @@ class _Guard:
         self.install()
         self.roots = tuple(os.path.realpath(root) for root in roots)
         files = dict(_files(self.roots))
-        self.inodes, self.names = frozenset(files), frozenset((*files.values(), "digits.csv.gz")) - {"manifest.json"}
+        self.inodes, self.names = frozenset(files), frozenset((*files.values(), "digits.csv.gz"))
         self.violations = []
         self.sealed = True
         restore = _close_native_openers(self._refuse)
@@ -130,7 +130,7 @@ def _files(roots: tuple[str, ...]) -> Iterator[tuple[tuple[int, int], str]]:
     """Identity of every data file, so that a hard link elsewhere is recognised, and its name."""
     for root in roots:
         for folder, _, names in os.walk(root):
-            for name in names:
+            for name in set(names) - {"manifest.json"}:
                 with suppress(OSError):  # a dangling link
                     status = os.stat(os.path.join(folder, name))
                     yield (status.st_dev, status.st_ino), name

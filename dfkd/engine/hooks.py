@@ -90,9 +90,8 @@ class SamplesHook(Hook):
         loop = runner.train_loop
         if loop.ctx.buffer.size:
             save_grid(loop.ctx.buffer.newest(self.rows * self.columns), self.path, self.columns)
-        elif loop.total_steps and not loop.method.reference:  # it makes its images in `draw`
-            images = loop.method.draw(loop.ctx).images[: self.rows * self.columns]
-            save_grid(to_bytes(images), self.path, self.columns)
+        elif runner.model.latest is not None and not loop.method.reference:  # it makes its images in `draw`
+            save_grid(to_bytes(runner.model.latest[: self.rows * self.columns]), self.path, self.columns)
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:

@@ -44,6 +44,7 @@ class Distiller(BaseModel):
         super().__init__()
         self.student = student
         self.others = nn.ModuleList(modules)
+        self.latest: Tensor | None = None
         # Accumulated on the device and read at evaluations and phase ends, so that no step waits for the host.
         self.register_buffer("bad", torch.zeros((), dtype=torch.bool, device=device), persistent=False)
 
@@ -54,6 +55,7 @@ class Distiller(BaseModel):
         """One student step. Returns nothing: mmengine's hooks would read log values one by one."""
         method, ctx = data
         batch = method.draw(ctx)
+        self.latest = batch.images
         with optim_wrapper.optim_context(self):
             outputs = method.distill(ctx, batch)
         loss = sum(outputs.values())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -47,7 +48,6 @@ class Options:
     device: str | None = None
     resume: bool = False
     work: Path = WORK
-    extra: str | None = None
     save_every: float = 60.0
     time_limit: float | None = None
     tensorboard: bool = False
@@ -69,6 +69,8 @@ def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options)
     folder = options.work / facts.work
     clock = Clock(device)
     seed = seed_for("run", *cell.identity.values())
+    if folder.resolve().is_relative_to(options.data_root.resolve()):
+        raise UserError(f"the work folder {folder} lies inside the data root, which a run may not open")
     runner, status, error = None, "ok", None
     with ExitStack() as stack:
         stack.enter_context(_exclusive(folder, options.resume))
@@ -130,7 +132,11 @@ def import_file(path: Path) -> None:
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
 
 
 def _arrays(the_task: Task, split: str, root: Path, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -191,6 +197,7 @@ def _runner(
 ) -> Runner:
     """mmengine's Runner around the data-free loop and the judge."""
     training, stages = cell.config["training"], method.schedule(ctx.budget)
+    _check_training(training)
     optimiser = dict(
         type="PrecisionOptimWrapper", precision=cell.config["precision"], optimizer=training["optimizer"]
     )
@@ -265,6 +272,17 @@ def _runner(
     return runner
 
 
+def _check_training(training: dict) -> None:
+    """Refuse an unknown optimiser or schedule, or arguments they do not take, before anything is built on them."""
+    try:
+        optimiser = OPTIMIZERS.build(dict(training["optimizer"], params=[torch.zeros(1, requires_grad=True)]))
+        schedule = {**training["schedule"], "optimizer": optimiser}
+        del schedule["per"]
+        PARAM_SCHEDULERS.build(schedule | ({"T_max": 1} if schedule["type"] == "CosineAnnealingLR" else {}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the student's optimizer or schedule: {str(error).splitlines()[0]}") from error
+
+
 def _schedule(schedule: dict, per: str, budget: Budget) -> dict:
     """mmengine's scheduler; a cosine always ends with the run, whatever its length."""
     end = budget.steps if per == "step" else budget.rounds
@@ -285,12 +303,10 @@ def _violations_first() -> Iterator[None]:
 
 @contextmanager
 def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
-    """The work folder for this process alone; emptied unless the run may resume from it."""
-    if not resume and folder.exists():
-        shutil.rmtree(folder)
+    """The work folder for this process alone; emptied, once it is ours, unless the run may resume from it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")  # noqa: SIM115
+        lock = open(folder / "lock", "a")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write to the work folder {folder}: {error.strerror}") from error
     with lock:
@@ -298,6 +314,11 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process is running this cell in {folder}") from None
+        for item in [] if resume else folder.iterdir():
+            if item.is_dir():
+                shutil.rmtree(item)
+            elif item.name != "lock":
+                item.unlink()
         yield
 
 

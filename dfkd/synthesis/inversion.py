@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dfkd.synthesis.generators import reset
 
 BETAS = (0.5, 0.999)
+META = ("fomaml", "reptile", "none")
 
 
 class MetaGenerator:
@@ -30,8 +31,8 @@ class MetaGenerator:
     def __init__(
         self, generator: nn.Module, steps: int, lr_g: float, lr_z: float, meta: str = "fomaml"
     ) -> None:
-        if meta not in ("fomaml", "reptile", "none"):
-            raise ValueError(f"meta must be 'fomaml', 'reptile' or 'none', not {meta!r}")
+        if meta not in META:
+            raise ValueError(f"meta must be one of {META}, not {meta!r}")
         self.slow, self.steps, self.lr_g, self.lr_z, self.meta = generator.train(), steps, lr_g, lr_z, meta
         self.outer = torch.optim.Adam(generator.parameters(), lr=lr_g * steps, betas=BETAS)
         self._fast = generator if meta == "none" else copy.deepcopy(generator)
