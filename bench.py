@@ -8,6 +8,7 @@ python bench.py VERB --help                    what a verb takes
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -170,8 +171,8 @@ def do_run(options: argparse.Namespace) -> int:
     from dfkd.teachers.provide import foreign, provide
 
     root, device = data_root(options.data_root), device_of(options.device)
-    limit = f", about {cell.minutes:g} minutes" if cell.minutes else ""
-    print(f"{cell.name} on {device}{limit}")
+    seconds = estimate(options.data, protocol, options.method)
+    print(f"{cell.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
     if options.teacher_weights:
         weights, card = foreign(
             options.data, cell.identity["teacher"], options.teacher_weights, WORK / "teachers", root, device
@@ -337,14 +338,23 @@ def do_plan(options: argparse.Namespace) -> int:
     index, count = shard(options.shard)
     total = 0.0
     for data, protocol, pair, method, seed in missing[index::count]:
-        minutes = protocols.protocols(data)[protocol].get("minutes", 0)
-        total += minutes
+        seconds = estimate(data, protocol, method)
+        total += seconds
         print(
             f"python bench.py --data {data} --protocol {protocol} --pair {pair} --method {method} --seed {seed}"
-            f"  # about {duration(60 * minutes)}"
+            f"  # about {duration(seconds)}"
         )
-    print(f"# {len(missing[index::count])} cells, about {duration(60 * total)}", file=sys.stderr)
+    print(f"# {len(missing[index::count])} cells, about {duration(total)}", file=sys.stderr)
     return 0
+
+
+@functools.cache
+def estimate(data: str, protocol: str, method: str) -> float:
+    """Seconds a cell will take: what its method took in that table, on whatever machine, else the protocol's guess."""
+    paths = (RESULTS / "records" / data).glob(f"*/{method}/{protocol}-seed*.json")
+    took = [record["time"]["total"] for record in map(records.read, paths) if record["status"] == "ok"]
+    guess = 60 * protocols.protocols(data)[protocol].get("minutes", 0)
+    return sum(took) / len(took) if took else guess
 
 
 def write_cells(options: argparse.Namespace) -> None:
@@ -354,12 +364,14 @@ def write_cells(options: argparse.Namespace) -> None:
             continue
         cell = protocols.resolve(data, protocol, method, pair)
         weights = TEACHERS / weights_name(data, cell.identity["teacher"])
-        manifest = json.loads((ROOT / "benchmarks" / data / "manifest.json").read_text())
+        manifest = ROOT / "benchmarks" / data / "manifest.json"
+        if not manifest.is_file():
+            raise UserError(f"{manifest} is missing; run: python bench.py data {data} --manifest {manifest}")
         facts = {
             "method": cell.entry.digest,
             "config": cell.digest,
             "teacher": read_card(weights)["digest"],
-            "data": manifest["digest"],
+            "data": json.loads(manifest.read_text())["digest"],
         }
         replace_file(options.cells / f"{pair}-{method}.json", json.dumps(facts, indent=1) + "\n")
 

@@ -294,6 +294,8 @@ def _declined(cell: Cell, neighbour: Result) -> dict[str, str]:
 def _notes(results: list[Result], joined: "_Published") -> list[str]:
     changed = sorted({text for result in results for text in result.changed})
     notes = [f"Data: {_line(text)}" for text in changed]
+    said = {(result.cell.method, result.note) for result in results if result.note}
+    notes += [f"`{method}`: {_line(note)}" for method, note in sorted(said)]
     if results[0].cell.protocol == PAPER and not all(result.comparable for result in results):
         notes.append(
             "No published numbers beside runs on a subset, or on data changed in a way that may touch the "

@@ -36,7 +36,6 @@ class ResolvedCell:
     custom: bool = False
     note: str = ""
     teacher_recipe: dict = field(default_factory=dict)
-    minutes: float | None = None
 
     @property
     def digest(self) -> str:
@@ -165,7 +164,8 @@ def resolve(
         if key not in may_set:
             raise UserError(f"recipe {method!r}: protocol {protocol} of {data} fixes {key!r} for all methods")
         settings[key] = _merge(settings[key], value) if isinstance(value, dict) else value
-    teacher_recipe, minutes = settings.pop("teacher", {}), settings.pop("minutes", None)
+    teacher_recipe = settings.pop("teacher", {})
+    settings.pop("minutes", None)  # a guess for `plan`, no part of what is run
     for change in changes or ():
         _change(change, arguments, settings, entry)
     if precision is not None and precision != settings["precision"]:
@@ -178,9 +178,7 @@ def resolve(
     _check_budget(settings, method)
     names = dict(data=data, teacher=teacher, student=student, method=method, protocol=protocol)
     identity, config = {**names, "seed": seed}, {**names, "class": entry.name, "args": arguments, **settings}
-    return ResolvedCell(
-        identity, entry, config, bool(changes), recipe.get("note", ""), teacher_recipe, minutes
-    )
+    return ResolvedCell(identity, entry, config, bool(changes), recipe.get("note", ""), teacher_recipe)
 
 
 def split_pair(pair: str) -> tuple[str, str]:

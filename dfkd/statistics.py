@@ -73,6 +73,7 @@ class Result:
     oracle: Summary | None
     costs: tuple[Cost, ...]  # one for each class of hardware
     changed: tuple[str, ...]  # what was changed in the data, as their manifest says
+    note: str | None  # what the recipe says of itself, such as that it is a reconstruction
     comparable: bool  # with published numbers: whole data set, untouched test images
 
     @property
@@ -130,6 +131,7 @@ def _result(cell: Cell, runs: list[dict], current: Mapping[str, str] | None) -> 
         oracle=across_seeds(finished, "metrics", "oracle_best"),
         costs=_costs(chosen),
         changed=tuple(sorted({run["provenance"]["data"]["changed"] or "" for run in chosen} - {""})),
+        note=first.get("note"),
         comparable=all(is_comparable(run["provenance"]["data"]) for run in chosen),
     )
 

@@ -377,6 +377,7 @@ class _Facts:
             "status": status,
             "error": error,
             "work": self.work,
+            "note": self.cell.note or None,
             "custom": self.cell.custom,
             "reference": self.cell.entry.reference,
             "identity": self.cell.identity,
