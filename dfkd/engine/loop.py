@@ -55,6 +55,8 @@ class Distiller(BaseModel):
         """One student step. Returns nothing: mmengine's hooks would read log values one by one."""
         method, ctx = data
         batch = method.draw(ctx)
+        if len(batch.images) > ctx.budget.batch:
+            raise RuntimeError(f"a student batch of {len(batch.images)} images, {ctx.budget.batch} are granted")
         self.latest = batch.images
         with optim_wrapper.optim_context(self):
             outputs = method.distill(ctx, batch)

@@ -198,6 +198,10 @@ def _runner(
     """mmengine's Runner around the data-free loop and the judge."""
     training, stages = cell.config["training"], method.schedule(ctx.budget)
     _check_training(training)
+    counted = sum(stage.rounds * stage.steps for stage in stages if stage.counted)
+    if counted != ctx.budget.steps and not (cell.entry.reference and counted == 0):
+        granted = f"the protocol grants {ctx.budget.steps}"
+        raise UserError(f"{cell.identity['method']} schedules {counted} counted student steps, {granted}")
     optimiser = dict(
         type="PrecisionOptimWrapper", precision=cell.config["precision"], optimizer=training["optimizer"]
     )

@@ -20,6 +20,7 @@ from dfkd.engine import run as engine
 from dfkd.engine.compat import QuietRunner
 from dfkd.engine.hooks import fingerprint
 from dfkd.engine.loop import DataFreeLoop, Distiller
+from dfkd.errors import UserError
 from tests.conftest import outcome, student_digest
 
 HEAD = """
@@ -423,3 +424,23 @@ def test_a_schedule_goes_by_steps_or_by_rounds_and_ends_with_the_run(per, rates,
     changes = [f"training.schedule.per={per}", "training.optimizer.lr=0.4"]
     assert execute(probe("", *changes))["status"] == "ok"
     assert seen == rates
+
+
+@pytest.mark.parametrize(("steps", "fits"), [("budget.steps", True), ("budget.steps + 1", False)])
+def test_no_method_takes_more_student_steps_than_granted(steps, fits, probe, execute):
+    cell = probe(f"""
+    def schedule(self, budget):
+        return [Stage("all", 1, calls=1, steps={steps})]""")
+    if fits:
+        assert execute(cell)["cost"]["student_steps"] == cell.config["training"]["steps"]
+    else:
+        with pytest.raises(UserError, match="5 counted student steps, the protocol grants 4"):
+            execute(cell)
+
+
+def test_no_student_batch_is_larger_than_granted(probe, execute):
+    cell = probe("""
+    def draw(self, ctx):
+        return Batch(rand(ctx, ctx.budget.batch + 1))""")
+    with pytest.raises(RuntimeError, match="a student batch of 9 images, 8 are granted"):
+        execute(cell)
