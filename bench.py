@@ -17,6 +17,7 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
@@ -28,6 +29,9 @@ from dfkd.tasks import TASKS, prepare, task
 from dfkd.tasks.store import data_root, digest
 from dfkd.teachers import read_card, weights_name
 from dfkd.units import duration
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
@@ -168,36 +172,17 @@ def do_run(options: argparse.Namespace) -> int:
     guard.install()  # before anything else that could keep a way to the data
     from dfkd.engine.machine import device_of
     from dfkd.engine.run import WORK, Options, run
-    from dfkd.teachers.provide import foreign, provide
 
     root, device = data_root(options.data_root), device_of(options.device)
     seconds = estimate(options.data, protocol, options.method)
     print(f"{cell.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
-    if options.teacher_weights:
-        weights, card = foreign(
-            options.data, cell.identity["teacher"], options.teacher_weights, WORK / "teachers", root, device
-        )
-    else:
-        weights, card = provide(
-            options.data,
-            cell.identity["teacher"],
-            cell.teacher_recipe,
-            TEACHERS,
-            root,
-            device,
-            source=options.weights,
-        )
     limit = 60 * options.time_limit if options.time_limit else None
     settings = Options(
-        root,
-        str(device),
-        options.resume,
-        work=WORK,
-        time_limit=limit,
-        tensorboard=options.tensorboard,
+        root, str(device), options.resume, work=WORK, time_limit=limit, tensorboard=options.tensorboard
     )
+    teacher = teacher_for(cell, options, root, device, WORK / "teachers")
     try:
-        record = run(cell, weights, card, settings)
+        record = run(cell, *teacher, settings)
     except UserError:
         raise
     except Exception as error:
@@ -214,6 +199,22 @@ def do_run(options: argparse.Namespace) -> int:
         if "DVC_STAGE" not in os.environ:  # there the tables have a stage of their own
             render()
     return EXIT_PARTIAL if record["status"] == "partial" else 0
+
+
+def teacher_for(
+    cell: protocols.ResolvedCell,
+    options: argparse.Namespace,
+    root: Path,
+    device: torch.device,
+    converted: Path,
+) -> tuple[Path, dict]:
+    """The weights file and card of the run's teacher; somebody's own checkpoint is converted into `converted`."""
+    from dfkd.teachers.provide import foreign, provide
+
+    arch = cell.identity["teacher"]
+    if options.teacher_weights:
+        return foreign(options.data, arch, options.teacher_weights, converted, root, device)
+    return provide(options.data, arch, cell.teacher_recipe, TEACHERS, root, device, source=options.weights)
 
 
 def default_protocol(data: str, device: str | None) -> str:

@@ -135,6 +135,8 @@ def resolve(
     Raises UserError for every unknown name (with the nearest one) and every value of a wrong type.
     """
     task(data)
+    if seed < 0:
+        raise UserError(f"--seed counts repetitions from 0, not {seed}")
     available = protocols(data)
     if protocol not in available:
         raise unknown("protocol", protocol, available)

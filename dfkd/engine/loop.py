@@ -56,7 +56,9 @@ class Distiller(BaseModel):
         method, ctx = data
         batch = method.draw(ctx)
         if len(batch.images) > ctx.budget.batch:
-            raise RuntimeError(f"a student batch of {len(batch.images)} images, {ctx.budget.batch} are granted")
+            raise RuntimeError(
+                f"a student batch of {len(batch.images)} images, {ctx.budget.batch} are granted"
+            )
         self.latest = batch.images
         with optim_wrapper.optim_context(self):
             outputs = method.distill(ctx, batch)
