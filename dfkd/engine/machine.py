@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from dfkd import __version__
 from dfkd.catalog import ROOT
 from dfkd.errors import UserError
 
@@ -81,8 +82,8 @@ def _maximum() -> int:
 
 def versions() -> dict[str, str]:
     """Python and the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("torch", "mmengine-lite", "numpy", "dfkd"):
+    found = {"python": platform.python_version(), "dfkd": __version__}
+    for package in ("torch", "mmengine-lite", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
