@@ -253,7 +253,7 @@ def _rows(result: Result, pair: list[Result], rank: int | None, joined: "_Publis
         "teacher": _number(result.teacher, metric),
         "#": "ref" if result.reference else str(rank or "–"),
         "method": f"*{cell.method}*" if result.reference else cell.method,
-        "prior": result.prior,
+        "prior": "–" if result.reference else result.prior,  # a bound is no competitor
         "last": f"**{last}**" if rank == 1 else last,
         "oracle": _number(result.oracle and result.oracle.mean, metric),
         "gap": _signed(gap_to_kd(result, pair), metric),
