@@ -44,7 +44,7 @@ def test_harness_overhead(files, device, tmp_path, benchmark, capsys):
     budget = [f"block={block}", f"training.steps={pairs * block + 1}", f"training.batch={BATCH}"]
     changes = [*budget, "rounds=1", "evaluations=1"]
     cell = protocols.resolve("cifar10", "cpu", "alternating", PAIR, 0, changes, method)
-    options = Options(data_root, device=str(device), work=tmp_path / "work", extra=method)
+    options = Options(data_root, device=str(device), work=tmp_path / "work")
     record = benchmark.pedantic(run, (cell, teacher, card, options), rounds=1)
 
     measured = METHODS.get("alternating").last
