@@ -30,7 +30,7 @@ class Clone:
             ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             capture_output=True, text=True, check=True,
         ).stdout.split("\0")
-        for name in filter(None, files):
+        for name in set(files) - {"", "dvc.lock"}:  # the root's lock is never committed
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
@@ -92,5 +92,13 @@ def test_a_change_runs_what_depends_on_it_and_nothing_else(clone):
 
     template.write_text(template.read_text().replace("steps: int = 10", "steps: int = 2"))
     assert set(clone.repro()) == {"wrn16_2-wrn16_1-template-0", "wrn16_2-wrn16_1-template-1"}
-    text = (clone.folder / "results/LEADERBOARD.md").read_text()
-    assert "template" in text and "stale" not in text.split("## Columns")[0]
+    table = (clone.folder / "results/tables/digits.md").read_text().splitlines()
+    status = {line.split("|")[4].strip(" *"): line.split("|")[-2].strip() for line in table if "→" in line}
+    assert (status["template"], status["teacher"]) == ("ok", "ok")
+    assert status["ssdkd"] == "stale", "a committed record of another protocol"
+
+
+def test_the_lock_of_the_root_is_not_committed():
+    """With it a fresh clone would call every committed record up to date and run nothing."""
+    tracked = subprocess.run(["git", "-C", ROOT, "ls-files", "dvc.lock"], capture_output=True, text=True)
+    assert tracked.stdout == ""
