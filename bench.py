@@ -17,7 +17,7 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tabulate import tabulate
 
@@ -50,11 +50,16 @@ VERBS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and not the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; `run` is the verb where none is named."""
-    main = argparse.ArgumentParser(
-        prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    main = Parser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = main.add_subparsers(dest="verb", metavar="VERB", required=True)
     add = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
 
@@ -132,8 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not arguments[0].startswith("-"):
             return fail(unknown("verb", arguments[0], VERBS))
         arguments.insert(0, "run")
-    options = parser().parse_args(arguments or ["--help"])
     try:
+        options = parser().parse_args(arguments or ["--help"])
         return globals()[f"do_{options.verb}"](options)
     except UserError as error:
         return fail(error)
@@ -176,6 +181,8 @@ def do_run(options: argparse.Namespace) -> int:
     root, device = data_root(options.data_root), device_of(options.device)
     seconds = estimate(options.data, protocol, options.method)
     print(f"{cell.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
+    if options.time_limit is not None and options.time_limit <= 0:
+        raise UserError(f"--time-limit takes minutes above 0, not {options.time_limit:g}")
     limit = 60 * options.time_limit if options.time_limit else None
     settings = Options(
         root, str(device), options.resume, work=WORK, time_limit=limit, tensorboard=options.tensorboard
@@ -194,7 +201,7 @@ def do_run(options: argparse.Namespace) -> int:
     work = WORK / record["work"]
     path = records.keep(record, out)
     report(record, path, work)
-    if path is not None and path.is_relative_to(RESULTS):
+    if path is not None and out == (RESULTS / "records").resolve():
         keep_samples(record, work)
         if "DVC_STAGE" not in os.environ:  # there the tables have a stage of their own
             render()

@@ -10,6 +10,7 @@ import ast
 import functools
 import hashlib
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from dfkd.errors import UserError, unknown
@@ -68,18 +69,18 @@ def entry(name: str, extra: str | None = None) -> Entry:
 
 
 def locate(name: str) -> Path:
-    """The file of `--import NAME`: a path, or a module on the search path."""
-    from importlib.util import find_spec
-
+    """The file of `--import NAME`: a path, or a module on the search path. Nothing is imported, packages neither."""
     path = Path(name)
     if path.suffix == ".py" or path.is_file():
         if not path.is_file():
             raise UserError(f"--import: there is no file {name}")
         return path.resolve()
-    try:
-        spec = find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
+    spec, places = None, None
+    for i in range(1, name.count(".") + 2):
+        spec = PathFinder.find_spec(".".join(name.split(".")[:i]), places)
+        if spec is None:
+            break
+        places = spec.submodule_search_locations
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         raise UserError(f"--import: there is no module {name!r}")
     return Path(spec.origin)

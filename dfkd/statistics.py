@@ -65,6 +65,7 @@ class Result:
     cell: Cell
     metric: str
     state: str  # one of STATUSES: that of the runs that the numbers are taken from
+    inputs: tuple[str | None, str]  # digests of teacher and data, the same for all runs of the numbers
     status: str  # `state`, and what the other seeds of the cell came to
     reference: bool
     prior: str
@@ -95,9 +96,14 @@ def gather(
 
 
 def gap_to_kd(result: Result, results: Iterable[Result]) -> float | None:
-    """Last accuracy less that of distillation on real data, same table and pair; None if either lacks."""
+    """Last accuracy less that of distillation on real data, same table, pair, teacher and data.
+
+    None if either lacks, or if the bound is stale.
+    """
     kd = next((other for other in results if other.cell == result.cell._replace(method=KD_BOUND)), None)
     if kd is None or kd is result or kd.last is None or result.last is None:
+        return None
+    if kd.inputs != result.inputs or kd.state != "ok":
         return None
     return result.last.mean - kd.last.mean
 
@@ -115,7 +121,7 @@ def _result(cell: Cell, runs: list[dict], current: Mapping[str, str] | None) -> 
         by_state.setdefault(_state(run, current), []).append(run)
     # Numbers of different states are never averaged: finished runs of today's code come first.
     state = next(state for state in STATUSES if state in by_state)
-    chosen = by_state[state]
+    chosen, others = _same_inputs(by_state[state])
     finished = chosen if state in ("ok", "stale") else []
     first = chosen[0]
     teachers = summarise(run["metrics"]["teacher"] for run in chosen)
@@ -123,7 +129,8 @@ def _result(cell: Cell, runs: list[dict], current: Mapping[str, str] | None) -> 
         cell=cell,
         metric=first["metrics"]["name"],
         state=state,
-        status=_status(state, by_state),
+        status=_status(state, by_state) + (f", {others} on another teacher or data" if others else ""),
+        inputs=_inputs(chosen[0]),
         reference=first["reference"],
         prior=_prior(first),
         teacher=teachers.mean if teachers else None,
@@ -134,6 +141,16 @@ def _result(cell: Cell, runs: list[dict], current: Mapping[str, str] | None) -> 
         note=first.get("note"),
         comparable=all(is_comparable(run["provenance"]["data"]) for run in chosen),
     )
+
+
+def _inputs(run: dict) -> tuple[str | None, str]:
+    return run["provenance"]["teacher"]["digest"], run["provenance"]["data"]["digest"]
+
+
+def _same_inputs(runs: list[dict]) -> tuple[list[dict], int]:
+    """The runs that share the most frequent teacher and data, and how many do not: they are never averaged."""
+    common, count = Counter(map(_inputs, runs)).most_common(1)[0]
+    return [run for run in runs if _inputs(run) == common], len(runs) - count
 
 
 def _state(run: dict, current: Mapping[str, str] | None) -> str:

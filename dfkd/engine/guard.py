@@ -34,7 +34,33 @@ _BUNDLED = (os.path.join("sklearn", "datasets", "data", "digits.csv.gz"),)
 _PROCESS_EVENTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile")
 _RENAMING_EVENTS = ("os.link", "os.symlink", "os.rename")
 # What opens files below the interpreter: the C library by ctypes, and torchvision's native image reader.
-_NATIVE_OPENS = {"open", "open64", "openat", "openat64", "fopen", "fopen64", "mmap", "mmap64", "syscall"}
+_NATIVE_OPENS = {
+    *(
+        "open",
+        "open64",
+        "__open_2",
+        "__open64_2",
+        "openat",
+        "openat64",
+        "creat",
+        "fopen",
+        "fopen64",
+        "freopen",
+    ),
+    *(
+        "freopen64",
+        "mmap",
+        "mmap64",
+        "syscall",
+        "system",
+        "popen",
+        "fork",
+        "vfork",
+        "posix_spawn",
+        "posix_spawnp",
+    ),
+    *("execl", "execle", "execlp", "execv", "execve", "execvp", "execvpe"),
+}
 
 
 class _Guard:
@@ -60,7 +86,7 @@ class _Guard:
             paths = arguments[:1]
         elif event in _RENAMING_EVENTS:
             paths = arguments[:2]
-        elif event == "ctypes.dlsym" and arguments[1] in _NATIVE_OPENS:
+        elif event.startswith("ctypes.dlsym") and arguments[1] in _NATIVE_OPENS:
             self._refuse(f"a data-free run may not call {arguments[1]} of the C library")
         elif event == "ctypes.dlopen" and os.path.basename(str(arguments[0])) == "image.so":
             # No violation: torchvision, which tries this when it is imported, does without.
@@ -128,12 +154,18 @@ class _Guard:
 
 def _files(roots: tuple[str, ...]) -> Iterator[tuple[tuple[int, int], str]]:
     """Identity of every data file, so that a hard link elsewhere is recognised, and its name."""
+    for path in _paths(roots):
+        with suppress(OSError):  # a dangling link
+            status = os.stat(path)
+            yield (status.st_dev, status.st_ino), os.path.basename(path)
+
+
+def _paths(roots: tuple[str, ...]) -> Iterator[str]:
     for root in roots:
         for folder, _, names in os.walk(root):
-            for name in set(names) - {"manifest.json"}:
-                with suppress(OSError):  # a dangling link
-                    status = os.stat(os.path.join(folder, name))
-                    yield (status.st_dev, status.st_ino), name
+            yield from (os.path.join(folder, name) for name in names if name != "manifest.json")
+    for entry in map(os.path.abspath, sys.path):
+        yield from (os.path.join(entry, bundled) for bundled in _BUNDLED)
 
 
 def _close_native_openers(refuse: Callable[[str], None]) -> Callable[[], None]:

@@ -147,6 +147,9 @@ class DataFreeLoop(BaseLoop):
             with ctx.autocast():
                 samples = self.method.synthesize(ctx)
             ctx.student.requires_grad_(True)
+        self.runner.model.bad |= ~torch.isfinite(
+            samples.images
+        ).all()  # as bytes they would look like any image
         with self.clock.phase("buffer"):
             ctx.buffer.add(samples)
         ctx.images_synthesised += len(samples.images)
@@ -180,7 +183,8 @@ class DataFreeLoop(BaseLoop):
         value = self.evaluate()
         point = {"step": self.ctx.student_steps, "seconds": round(seconds, 4), "value": round(value, 6)}
         self.curve.append(point)
-        self.runner.call_hook("after_val_epoch", metrics={"value": value})
+        with self.clock.phase("bookkeeping"):
+            self.runner.call_hook("after_val_epoch", metrics={"value": value})
 
     def check_finite(self) -> None:
         """Read the accumulated flag: the only place where a loss reaches the host."""

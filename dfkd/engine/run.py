@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import importlib
 import importlib.util
+import platform
 import shutil
 import sys
 from collections.abc import Iterator
@@ -79,7 +80,8 @@ def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options)
                 seed_globals(seed)
                 spec = InputSpec.from_dict(card["spec"])
                 teacher = _teacher(cell, teacher_weights, spec, device)
-                test = _arrays(the_task, "test", options.data_root, device)
+                with clock.phase("evaluation"):
+                    test = _arrays(the_task, "test", options.data_root, device)
                 real = (
                     _arrays(the_task, "train", options.data_root, device) if cell.entry.needs_data else None
                 )
@@ -89,9 +91,10 @@ def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options)
                 reason = method.supports(the_task)
                 if reason is not None:
                     return facts.record(None, clock, memory, "unsupported", reason)
-                ctx = _context(cell, method, teacher, spec, the_task, device, clock, folder)
-                ctx.real = real
-                method.setup(ctx)
+                with _refused_values(cell):
+                    ctx = _context(cell, method, teacher, spec, the_task, device, clock, folder)
+                    ctx.real = real
+                    method.setup(ctx)
                 runner = _runner(cell, method, ctx, test, the_task.metric, options, folder, seed)
             with _violations_first():
                 runner.train()
@@ -106,7 +109,8 @@ def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options)
             raise
         if status != "partial":
             with clock.phase("bookkeeping"):
-                _keep_student(cell, ctx, runner.train_loop, folder, card, facts)
+                if status == "ok" and runner.train_loop.total_steps:
+                    _keep_student(cell, ctx, runner.train_loop, folder, facts)
                 (folder / "state.pt").unlink(missing_ok=True)
                 (folder / "bank.bin").unlink(missing_ok=True)
         return facts.record(runner.train_loop, clock, memory, status, error)
@@ -115,9 +119,22 @@ def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options)
 def build_method(cell: ResolvedCell) -> Method:
     """Import the method's file and build it. Raises UserError for an argument value it refuses."""
     import_file(cell.entry.path)
+    with _refused_values(cell):
+        method = METHODS.get(cell.entry.name)(**cell.config["args"])
+    declared, found = (cell.entry.prior, cell.entry.reference), (method.prior, method.reference)
+    if declared != found:
+        raise UserError(
+            f"{cell.entry.path} must state `prior` and `reference` as plain constants, not {found}"
+        )
+    return method
+
+
+@contextmanager
+def _refused_values(cell: ResolvedCell) -> Iterator[None]:
+    """A ValueError of a constructor or of `setup` is about a value somebody gave: one line, not a crash."""
     try:
-        return METHODS.get(cell.entry.name)(**cell.config["args"])
-    except (TypeError, ValueError) as error:
+        yield
+    except ValueError as error:
         raise UserError(f"{cell.identity['method']}: {error}") from error
 
 
@@ -163,6 +180,10 @@ def _context(
         config["training"]["steps"], config["training"]["batch"], config["rounds"], config["synthesis_batch"]
     )
 
+    capacity = method.capacity(budget)
+    if capacity < budget.synthesis_batch and any(stage.calls for stage in method.schedule(budget)):
+        raise ValueError(f"a buffer of {capacity} cannot take a call of {budget.synthesis_batch} images")
+
     def new_student() -> Normalised:
         # The same initialisation for every method at equal data, pair and repetition.
         axes = (identity["data"], identity["teacher"], identity["student"], identity["seed"])
@@ -178,7 +199,7 @@ def _context(
         budget=budget,
         device=device,
         rng=Streams(device, *identity.values()),
-        buffer=ReplayBuffer(method.capacity(budget), shape, device, method.replay, folder / "bank.bin"),
+        buffer=ReplayBuffer(capacity, shape, device, method.replay, folder / "bank.bin"),
         augmentation=Augment(the_task.padding, the_task.flip),
         autocast=lambda: compat.autocast(device, config["precision"]),
         clock=clock,
@@ -281,7 +302,8 @@ def _check_training(training: dict) -> None:
     try:
         optimiser = OPTIMIZERS.build(dict(training["optimizer"], params=[torch.zeros(1, requires_grad=True)]))
         schedule = {**training["schedule"], "optimizer": optimiser}
-        del schedule["per"]
+        if schedule.pop("per") not in ("step", "round"):
+            raise ValueError("schedule.per is 'step' or 'round'")
         PARAM_SCHEDULERS.build(schedule | ({"T_max": 1} if schedule["type"] == "CosineAnnealingLR" else {}))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the student's optimizer or schedule: {str(error).splitlines()[0]}") from error
@@ -326,25 +348,20 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
         yield
 
 
-def _keep_student(
-    cell: ResolvedCell, ctx: Context, loop: DataFreeLoop, folder: Path, card: dict, facts: _Facts
-) -> None:
+def _keep_student(cell: ResolvedCell, ctx: Context, loop: DataFreeLoop, folder: Path, facts: _Facts) -> None:
     """What an engineer came for: the student's weights with a card like the teacher's."""
-    if not loop.total_steps:
-        return
-    last = loop.curve[-1]["value"] if loop.curve else None
-    student_card = {
-        **card,
-        "arch": cell.identity["student"],
-        "recipe": cell.config,
-        "seed": cell.identity["seed"],
-        "accuracy": last,
-        "origin": "distilled",
-        "address": None,
-        "seconds": round(ctx.clock.scored, 2),
-        "data_digest": facts.data["digest"],
-    }
-    teachers.save(ctx.student.network, folder / "student.safetensors", student_card)
+    card = teachers.new_card(
+        cell.identity["data"],
+        cell.identity["student"],
+        ctx.spec,
+        "distilled",
+        recipe=cell.config,
+        seed=cell.identity["seed"],
+        accuracy=loop.curve[-1]["value"],
+        seconds=round(ctx.clock.scored, 2),
+        data_digest=facts.data["digest"],
+    )
+    teachers.save(ctx.student.network, folder / "student.safetensors", card)
 
 
 class _Facts:
@@ -352,9 +369,11 @@ class _Facts:
 
     def __init__(self, cell: ResolvedCell, card: dict, manifest: dict, device: torch.device) -> None:
         self.cell, self.card = cell, card
-        self.data = {"digest": store.digest(manifest), "changed": manifest["changed"] or None}
+        self.data = {"digest": store.digest(manifest), "changed": manifest.get("changed") or None}
         self.data |= {key: manifest[key] for key in ("test_changed", "subset") if key in manifest}
         self.code = {"method": cell.entry.digest, "harness": catalog.harness_digest()}
+        # numpy and h5py ask for the processor when imported, which starts a process the first time.
+        platform.processor()
         self.hardware, self.versions, self.commit = (
             machine.hardware(device),
             machine.versions(),

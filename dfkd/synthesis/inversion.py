@@ -33,6 +33,8 @@ class MetaGenerator:
     ) -> None:
         if meta not in META:
             raise ValueError(f"meta must be one of {META}, not {meta!r}")
+        if steps < 1:
+            raise ValueError(f"k, the inner steps of a call, must be at least 1, not {steps}")
         self.slow, self.steps, self.lr_g, self.lr_z, self.meta = generator.train(), steps, lr_g, lr_z, meta
         self.outer = torch.optim.Adam(generator.parameters(), lr=lr_g * steps, betas=BETAS)
         self._fast = generator if meta == "none" else copy.deepcopy(generator)

@@ -34,13 +34,22 @@ def provide(
     accuracy). Raises UserError.
     """
     folders = cards.weights_folders(own, source)
+    for folder in folders[1:]:
+        if not folder.is_dir():
+            raise UserError(f"there is no weights folder {folder} (--weights, DFKD_WEIGHTS)")
     found = cards.find(data, arch, folders)
     manifest = task(data).manifest(data_root)
+    if found is not None and found.parent == Path(own) and not cards.card_path(found).is_file():
+        raise UserError(f"{found} has no card; remove it, or move it to a folder that DFKD_WEIGHTS names")
     if found is not None and found.parent == Path(own):
         card = cards.read_card(found)
-        if card["origin"] == "trained" and card["recipe"] != dict(recipe):
+        if card["recipe"] and recipe and card["recipe"]["epochs"] < recipe["epochs"]:
             raise UserError(
-                f"{found} was trained by another recipe than this protocol's; remove it to train anew"
+                f"{found} was trained for fewer epochs than this protocol's teacher; remove it to train anew"
+            )
+        if card["seed"] not in (None, seed):
+            raise UserError(
+                f"{found} was trained with seed {card['seed']}, not {seed}; remove it to train anew"
             )
         if card["data_digest"] not in (None, store.digest(manifest)):
             raise UserError(f"{found} was measured on other data than these; remove it to have it made anew")

@@ -369,3 +369,15 @@ def test_one_run_s_offence_is_not_the_next_one_s(cheat, tiny, execute):
     with pytest.raises(DataFreeViolation):
         execute(cheat(WAYS["np.load"]))
     assert execute(tiny("template"))["status"] == "ok"
+
+
+def test_a_module_named_with_dots_is_found_without_importing_its_package(tmp_path, monkeypatch):
+    from dfkd import catalog
+
+    package = tmp_path / "outside"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('imported before the guard was sealed')")
+    (package / "mine.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert catalog.locate("outside.mine") == package / "mine.py"
+    assert "outside" not in sys.modules

@@ -444,3 +444,11 @@ def test_no_student_batch_is_larger_than_granted(probe, execute):
         return Batch(rand(ctx, ctx.budget.batch + 1))""")
     with pytest.raises(RuntimeError, match="a student batch of 9 images, 8 are granted"):
         execute(cell)
+
+
+def test_images_that_are_not_finite_end_the_run_as_diverged(probe, execute):
+    """As bytes in the buffer they would look like any image."""
+    cell = probe("""
+    def synthesize(self, ctx):
+        return Samples(rand(ctx, ctx.budget.synthesis_batch) * float("nan"))""")
+    assert execute(cell)["status"] == "diverged"

@@ -82,3 +82,22 @@ def test_the_prior_says_what_it_was_trained_on_and_whether_it_is_foreign(record)
     foreign = record(prior={"kind": "diffusion model", "trained_on": "LAION-5B", "digest": "d"}, seed=1)
     assert statistics.gather([ours])[0].prior == "diffusion model (digits)"
     assert statistics.gather([foreign])[0].prior == "diffusion model (LAION-5B), foreign weights"
+
+
+def test_seeds_with_other_teachers_are_not_averaged(record):
+    runs = [record(last=last, seed=seed) for seed, last in enumerate([80.0, 82.0, 10.0])]
+    runs[2]["provenance"]["teacher"]["digest"] = "another"
+    (result,) = statistics.gather(runs)
+    assert result.last.n == 2 and result.last.mean == 81.0
+    assert result.status == "ok, 1 on another teacher or data"
+
+
+def test_no_gap_to_a_bound_of_another_teacher_or_a_stale_one(record):
+    run, kd = record("fast-10", 80.0), record("kd-real", 90.0, reference=True)
+    results = statistics.gather([run, kd])
+    assert statistics.gap_to_kd(results[0], results) == -10.0
+    stale = statistics.gather([run, kd], {cell_of(kd): {"method": "m2", "config": "c1"}})
+    assert statistics.gap_to_kd(stale[0], stale) is None
+    kd["provenance"]["data"]["digest"] = "another"
+    results = statistics.gather([run, kd])
+    assert statistics.gap_to_kd(results[0], results) is None
