@@ -307,14 +307,14 @@ def do_teacher(options: argparse.Namespace) -> int:
 
 
 def do_list(options: argparse.Namespace) -> int:
-    done = current_records()
+    done, span = current_records(), list(protocols.span())
     methods = catalog.entries(options.extra)
     rows = [(m.name, "bound" if m.reference else m.prior, m.summary) for m in methods.values()]
     print(tabulate(rows, headers=("method", "prior", "what it is"), tablefmt="simple"), end="\n\n")
     rows = []
     for data in protocols.datasets():
         for protocol in protocols.protocols(data):
-            cells = [cell for cell in protocols.span() if cell[:2] == (data, protocol)]
+            cells = [cell for cell in span if cell[:2] == (data, protocol)]
             valid = sum(cell in done for cell in cells)
             pairs = sorted({cell[2] for cell in cells})
             rows.append((data, protocol, "\n".join(pairs), f"{valid} of {len(cells)} cells"))
@@ -322,7 +322,7 @@ def do_list(options: argparse.Namespace) -> int:
     rows = []
     for data in protocols.datasets():
         for name, recipe in protocols.recipes(data).items():
-            tables = ", ".join(sorted({c[1] for c in protocols.span() if c[0] == data and c[3] == name}))
+            tables = ", ".join(sorted({c[1] for c in span if c[0] == data and c[3] == name}))
             rows.append((data, name, recipe.get("method", name), tables or "none", recipe.get("note", "")))
     print(tabulate(rows, headers=("data", "recipe", "method", "in tables", "note"), tablefmt="simple"))
     return 0

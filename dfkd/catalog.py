@@ -131,9 +131,15 @@ def _classes(path: Path) -> dict[str, ast.ClassDef]:
 
 def _parse(path: Path) -> ast.Module:
     try:
-        return ast.parse(path.read_text(), str(path))
+        return _tree(path.read_text(), str(path))
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as Python: {error}") from error
+
+
+@functools.cache
+def _tree(text: str, name: str) -> ast.Module:
+    """Parsing is what costs here, and one command asks for the same file many times; nothing changes a tree."""
+    return ast.parse(text, name)
 
 
 def _registered_name(decorator: ast.expr) -> str | None:
