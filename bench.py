@@ -25,7 +25,9 @@ from dfkd import catalog, leaderboard, protocols, records
 from dfkd.errors import UserError, unknown
 from dfkd.files import replace_file
 from dfkd.networks.names import ARCHITECTURES
-from dfkd.tasks import TASKS, prepare, task
+from dfkd.priors.cards import card_path as prior_card
+from dfkd.priors.cards import read_card as read_prior_card
+from dfkd.tasks import POOLS, TASKS, prepare, task
 from dfkd.tasks.store import data_root, digest
 from dfkd.teachers import read_card, weights_name
 from dfkd.units import duration
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 TEACHERS = RESULTS / "teachers"
+PRIORS = RESULTS / "priors"
 CUSTOM = ROOT / "work" / "custom"
 EXIT_PARTIAL = 75  # EX_TEMPFAIL: try again, with --resume
 
@@ -43,6 +46,7 @@ VERBS = {
     "run": "run one cell: a method on a data set (the default verb)",
     "data": "fetch a data set and convert it, or say that it is there",
     "teacher": "adopt or train a teacher",
+    "prior": "adopt or train a diffusion prior",
     "list": "methods, data, protocols and pairs, with the status of each",
     "plan": "cells of the tables that have no valid record, with an estimated time",
     "leaderboard": "write the tables and plots from the records",
@@ -97,17 +101,32 @@ def parser() -> argparse.ArgumentParser:
         "--tensorboard", action="store_true", help="write curves for TensorBoard to the work folder"
     )
 
-    add["data"].add_argument("name", help=f"one of: {', '.join(TASKS)}")
+    add["data"].add_argument("name", help=f"one of: {', '.join((*TASKS, *POOLS))}")
     add["data"].add_argument("--manifest", type=Path, help="also copy the manifest there")
     teacher = add["teacher"]
     teacher.add_argument("--data", required=True)
     teacher.add_argument("--arch", required=True)
     teacher.add_argument("--protocol", help="whose recipe trains it (default as for run)")
     teacher.add_argument("--seed", type=int, default=0)
-    for verb in (run, teacher):
+    prior = add["prior"]
+    prior.add_argument("--data", required=True, help=f"the pool it learns from: {', '.join(POOLS)}")
+    prior.add_argument("--size", type=int, required=True, help="side of its images in pixels")
+    prior.add_argument("--name", help="default: the pool's and the size, such as public32")
+    prior.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="changes",
+        help="change its recipe (benchmarks/priors.yaml); the prior then needs a --name of its own",
+    )
+    prior.add_argument("--resume", action="store_true", help="go on from where a training was stopped")
+    for verb in (run, teacher, prior):
         verb.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
-        verb.add_argument("--weights", type=Path, help="folder of ready teachers (default: DFKD_WEIGHTS)")
-    for name in ("run", "data", "teacher", "doctor"):
+        verb.add_argument(
+            "--weights", type=Path, help="folder of ready teachers and priors (default: DFKD_WEIGHTS)"
+        )
+    for name in ("run", "data", "teacher", "prior", "doctor"):
         add[name].add_argument(
             "--data-root", type=Path, help="where data lie (default: DFKD_DATA, else a cache)"
         )
@@ -188,8 +207,9 @@ def do_run(options: argparse.Namespace) -> int:
         root, str(device), options.resume, work=WORK, time_limit=limit, tensorboard=options.tensorboard
     )
     teacher = teacher_for(cell, options, root, device, WORK / "teachers")
+    prior = prior_for(cell, options, root, device)
     try:
-        record = run(cell, *teacher, settings)
+        record = run(cell, *teacher, settings, prior)
     except UserError:
         raise
     except Exception as error:
@@ -222,6 +242,17 @@ def teacher_for(
     if options.teacher_weights:
         return foreign(options.data, arch, options.teacher_weights, converted, root, device)
     return provide(options.data, arch, cell.teacher_recipe, TEACHERS, root, device, source=options.weights)
+
+
+def prior_for(
+    cell: protocols.ResolvedCell, options: argparse.Namespace, root: Path, device: torch.device
+) -> tuple[Path | str, dict] | None:
+    """Where the run's diffusion model lies, and its card; None for a method that uses none."""
+    if cell.prior is None:
+        return None
+    from dfkd.priors import provide
+
+    return provide(cell.prior, PRIORS, root, device, source=options.weights)
 
 
 def default_protocol(data: str, device: str | None) -> str:
@@ -306,6 +337,36 @@ def do_teacher(options: argparse.Namespace) -> int:
     return 0
 
 
+def do_prior(options: argparse.Namespace) -> int:
+    from dfkd.priors import recipes
+
+    name, recipe = recipes.recipe_for(options.data, options.size)
+    recipe, name = recipes.changed(recipe, options.changes), options.name or name
+    recipes.check_name(name, ours=not options.changes)
+    import torch
+
+    from dfkd.engine.hooks import save_grid
+    from dfkd.engine.machine import device_of
+    from dfkd.priors import load, provide
+    from dfkd.priors.base import sample
+    from dfkd.priors.training import Stopped
+    from dfkd.synthesis.buffer import to_bytes
+
+    device, root = device_of(options.device), data_root(options.data_root)
+    grid, there = RESULTS / "plots" / "priors" / f"{name}.png", (PRIORS / name).is_dir()
+    try:
+        folder, card = provide(
+            name, PRIORS, root, device, source=options.weights, recipe=recipe, resume=options.resume
+        )
+    except Stopped as stopped:
+        return fail(stopped, EXIT_PARTIAL)
+    if not (there and grid.is_file()):
+        model = load(folder, card, device, "fp32")
+        save_grid(to_bytes(sample(model, 72, torch.Generator(device).manual_seed(0))), grid, columns=12)
+    print(f"{folder}: {card['origin']}, {card['trained_on']}; samples in {grid}")
+    return 0
+
+
 def do_list(options: argparse.Namespace) -> int:
     done, span = current_records(), list(protocols.span())
     methods = catalog.entries(options.extra)
@@ -360,7 +421,8 @@ def do_plan(options: argparse.Namespace) -> int:
 def estimate(data: str, protocol: str, method: str) -> float:
     """Seconds a cell will take: what its method took in that table, on whatever machine, else the protocol's guess."""
     paths = (RESULTS / "records" / data).glob(f"*/{method}/{protocol}-seed*.json")
-    took = [record["time"]["total"] for record in map(records.read, paths) if record["status"] == "ok"]
+    finished = [record["time"] for record in map(records.read, paths) if record["status"] == "ok"]
+    took = [time["total"] - time["prior"] for time in finished]  # a prior is trained beforehand
     guess = 60 * protocols.protocols(data)[protocol].get("minutes", 0)
     return sum(took) / len(took) if took else guess
 
@@ -381,6 +443,10 @@ def write_cells(options: argparse.Namespace) -> None:
             "teacher": read_card(weights)["digest"],
             "data": json.loads(manifest.read_text())["digest"],
         }
+        if cell.prior is not None:
+            # The stage that makes a prior of ours comes before; somebody else's is known by its name.
+            own = PRIORS / cell.prior
+            facts["prior"] = read_prior_card(own)["digest"] if prior_card(own).is_file() else cell.prior
         replace_file(options.cells / f"{pair}-{method}.json", json.dumps(facts, indent=1) + "\n")
 
 
@@ -455,7 +521,8 @@ def compare_with_commit() -> int:
         before = json.loads(shown.stdout)["metrics"]["last"] if shown.returncode == 0 else None
         identity = record["identity"]
         cell = (identity["data"], identity["method"], identity["seed"])
-        rows.append((*cell, record["metrics"]["last"], before, duration(record["time"]["total"])))
+        took = record["time"]["total"] - record["time"]["prior"]
+        rows.append((*cell, record["metrics"]["last"], before, duration(took)))
     headers = ("data", "method", "seed", "measured", "committed", "took")
     print(tabulate(rows, headers=headers, tablefmt="simple", floatfmt=".2f", missingval="–"))
     return 0
@@ -476,7 +543,7 @@ def do_doctor(options: argparse.Namespace) -> int:
     from dfkd.doctor import examine
 
     status, marks = 0, {True: "ok     ", None: "absent ", False: "BROKEN "}
-    for good, line in examine(data_root(options.data_root), TEACHERS):
+    for good, line in examine(data_root(options.data_root), TEACHERS, PRIORS):
         print(marks[good] + line, flush=True)
         status = 1 if good is False else status
     return status

@@ -12,7 +12,10 @@ from pathlib import Path
 
 from dfkd.errors import UserError
 from dfkd.networks.names import ARCHITECTURES
-from dfkd.tasks import TASKS, store
+from dfkd.priors import cards
+from dfkd.priors.recipes import HUB, recipes
+from dfkd.priors.sources import find as find_prior
+from dfkd.tasks import POOLS, TASKS, store
 from dfkd.teachers import find, read_card, weights_folders, weights_name
 
 PACKAGES = {
@@ -27,7 +30,7 @@ PACKAGES = {
 }
 
 
-def examine(data_root: Path, teachers: Path) -> Iterator[tuple[bool | None, str]]:
+def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[bool | None, str]]:
     """(ok, line) for each thing looked at; None where a thing is merely absent and can be had by a command."""
     yield sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}"
     for package, module in PACKAGES.items():
@@ -42,7 +45,7 @@ def examine(data_root: Path, teachers: Path) -> Iterator[tuple[bool | None, str]
     free = shutil.disk_usage(Path(__file__).parent).free / 2**30
     yield free > 2, f"{free:.0f} GiB of disk are free"
     yield data_root.is_dir() or None, f"data root {data_root}"
-    for task in TASKS.values():
+    for task in (TASKS | POOLS).values():
         if task.embedded:
             yield True, f"data {task.name}: comes with the packages"
             continue
@@ -56,6 +59,8 @@ def examine(data_root: Path, teachers: Path) -> Iterator[tuple[bool | None, str]
             found = find(task, arch, weights_folders(teachers))
             if found is not None:
                 yield True, f"teacher {weights_name(task, arch)}: {_origin(found)}"
+    for name in sorted({*recipes(), *HUB, *(path.stem for path in priors.glob("*.json"))}):
+        yield _prior(name, priors)
 
 
 def _package(package: str, module: str) -> tuple[bool, str]:
@@ -65,6 +70,25 @@ def _package(package: str, module: str) -> tuple[bool, str]:
         return True, f"{package} {version(package)}"
     except Exception as error:
         return False, f"{package}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _prior(name: str, priors: Path) -> tuple[bool | None, str]:
+    try:
+        if (priors / name).is_dir():
+            card = cards.read_card(priors / name)
+            return True, f"prior {name}: {card['origin']}, {card['trained_on']}"
+        found = find_prior(name)
+    except UserError as error:
+        return False, f"prior {name}: {error}"
+    if found is not None:
+        return True, f"prior {name}: ready in {found}"
+    recipe = recipes().get(name)
+    made = (
+        f"python bench.py prior --data {recipe['data']} --size {recipe['size']}"
+        if recipe
+        else "docs/priors.md"
+    )
+    return None, f"prior {name}: not there; {made}"
 
 
 def _origin(weights: Path) -> str:

@@ -61,11 +61,33 @@ LEGEND = """\
 | oracle − paper | ours less published, both chosen on the test set |
 | synthesis, distillation | time spent on making images, and on training the student |
 | total | all time but evaluation and bookkeeping: set-up, prior and buffer included |
-| images, steps | images synthesised; training steps of the student |
+{once}| images, steps | images synthesised; training steps of the student |
 | memory | peak: device memory on CUDA, process memory on a CPU |
 | status | `stale`: method or configuration changed since; `n/a`: does not apply, see note; only `ok` ranks |
+{diagnostics}"""
+
+LEGEND_ONCE = """\
+| once per teacher | of `total`: training of the prior, in full in every row, and stages that serve every student |
+| per student | the rest of `total`, paid again for every further student |
 """
 
+LEGEND_DIAGNOSTICS = """
+## Synthetic images
+
+Measured after the run by the evaluator, who has the real test images and charges nobody; nothing ranks by it. All is
+in the teacher's eyes: its decisions, and its pooled penultimate features. With several seeds: means.
+
+| column | meaning |
+|:--|:--|
+| images | how many were looked at: what the run ended with, at most 4,096 |
+| agreement | share that the teacher gives the class they were made for; –: made for no class |
+| rarest class, commonest class | their shares of the teacher's decisions (one an image, or one a pixel) |
+| diversity | mean distance of two images over that of two real ones: 1 is as diverse as real, 0 all the same |
+| Fréchet | Fréchet distance to the real images, 0 is closest; higher for fewer images; each teacher has its own scale |
+| samples | the newest images |
+"""
+
+ONCE = ("once per teacher", "per student")  # columns of tables in which something is paid once per teacher
 REFERENCE_ORDER = ("teacher", "student-real", KD_BOUND)  # the rest by name
 
 
@@ -153,8 +175,16 @@ def _render(results: list[Result], published: Published, reasons: Reasons) -> di
         body = "\n".join(_table(rows, primary, reasons, "../plots") for _, rows in tables)
         files[f"tables/{data}.md"] = TABLE_HEAD.format(data=data) + body
     overview = _overview(results) if results else "No records yet: `make reproduce` makes the quick table.\n"
-    files["LEADERBOARD.md"] = "\n".join([HEAD, overview, *sections, LEGEND])
+    files["LEADERBOARD.md"] = "\n".join([HEAD, overview, *sections, _legend(results)])
     return files
+
+
+def _legend(results: list[Result]) -> str:
+    """What the columns mean, as far as there are such."""
+    return LEGEND.format(
+        once=LEGEND_ONCE if _has_once(results) else "",
+        diagnostics=LEGEND_DIAGNOSTICS if any(map(_described, results)) else "",
+    )
 
 
 def _differing(folder: Path, files: Mapping[str, str]) -> list[str]:
@@ -210,7 +240,8 @@ def _table(results: list[Result], primary: Mapping[tuple, dict], reasons: Reason
         for result in _ordered(pair):
             rows += _rows(result, pair, next(ranks) if result.ranked else None, joined)
         rows += [_declined(cell, pair[0]) for cell in _declining(pair, reasons)]
-    headers = [header for header in rows[0] if joined or header not in _Published.HEADERS]
+    hidden = (() if joined else _Published.HEADERS) + (() if _has_once(results) else ONCE)
+    headers = [header for header in rows[0] if header not in hidden]
     words, _ = METRICS[results[0].metric]
     meaning = f" {PROTOCOLS[protocol]}." if protocol in PROTOCOLS else ""
     text = f"### {protocol}\n\n{words}.{meaning}\n\n"
@@ -222,7 +253,33 @@ def _table(results: list[Result], primary: Mapping[tuple, dict], reasons: Reason
         f"`{cell.method}`, {cell.teacher} → {cell.student}, does not apply: {_line(reasons[cell])}"
         for cell in _declining(results, reasons)
     ]
-    return text + ("\n" + "".join(f"- {note}\n" for note in notes) if notes else "")
+    text += "\n" + "".join(f"- {note}\n" for note in notes) if notes else ""
+    return text + _synthetic(results, plots_folder)
+
+
+def _synthetic(results: list[Result], plots_folder: str) -> str:
+    """What the synthetic images of these methods are like, for those of which it is known."""
+    rows = []
+    for _, group in itertools.groupby(results, key=_pair):
+        for result in _ordered(filter(_described, group)):
+            found, cell = result.diagnostics, result.cell
+            rows.append(
+                {
+                    "pair": f"{cell.teacher} → {cell.student}",
+                    "method": cell.method + (" (stale)" if result.state == "stale" else ""),
+                    "images": f"{found.images:,.0f}",
+                    "agreement": _percent(found.agreement),
+                    "rarest class": _percent(found.smallest),
+                    "commonest class": _percent(found.largest),
+                    "diversity": "–" if found.diversity is None else f"{found.diversity:.2f}",
+                    "Fréchet": _plain(found.frechet),
+                    "samples": f"[grid]({plots_folder}/{plots.grid_of(cell)})",
+                }
+            )
+    if not rows:
+        return ""
+    table = _markdown(list(rows[0]), [list(row.values()) for row in rows], right=_NUMBERS)
+    return f"\n#### What the synthetic images are like\n\n{table}"
 
 
 def _ordered(pair: Iterable[Result]) -> list[Result]:
@@ -240,7 +297,8 @@ def _ordered(pair: Iterable[Result]) -> list[Result]:
 
 _NUMBERS = {
     *("teacher", "#", "last", "oracle", "gap", "paper", "oracle − paper"),
-    *("synthesis", "distillation", "total", "images", "steps", "memory"),
+    *("synthesis", "distillation", "total", *ONCE, "images", "steps", "memory"),
+    *("agreement", "rarest class", "commonest class", "diversity", "Fréchet"),
 }
 
 
@@ -271,6 +329,7 @@ def _cost(cost: Cost, alone: bool) -> dict[str, str]:
         "synthesis": duration(cost.synthesis),
         "distillation": duration(cost.distillation),
         "total": duration(cost.scored),
+        **dict(zip(ONCE, map(duration, (cost.once, cost.per_student)), strict=True)),
         "images": f"{cost.images:,.0f}",
         "steps": f"{cost.steps:,.0f}",
         "memory": _memory(cost.memory),
@@ -294,8 +353,12 @@ def _declined(cell: Cell, neighbour: Result) -> dict[str, str]:
 def _notes(results: list[Result], joined: "_Published") -> list[str]:
     changed = sorted({text for result in results for text in result.changed})
     notes = [f"Data: {_line(text)}" for text in changed]
+    notes += [_line(note) for note in sorted({note for result in results for note in result.prior_notes})]
     said = {(result.cell.method, result.note) for result in results if result.note}
     notes += [f"`{method}`: {_line(note)}" for method, note in sorted(said)]
+    for cell, report in ((result.cell, result.report) for result in results if result.report):
+        numbers = ", ".join(f"{name} {_plain(value)}" for name, value in report.items())
+        notes.append(f"`{cell.method}`, {cell.teacher} → {cell.student}, reports {numbers}")
     if results[0].cell.protocol == PAPER and not all(result.comparable for result in results):
         notes.append(
             "No published numbers beside runs on a subset, or on data changed in a way that may touch the "
@@ -358,6 +421,23 @@ def _published_key(row: Mapping[str, str]) -> tuple:
 def _result_key(result: Result) -> tuple:
     cell = result.cell
     return (cell.data, cell.teacher, cell.student, cell.method, result.metric)
+
+
+def _has_once(results: Iterable[Result]) -> bool:
+    return any(cost.once for result in results for cost in result.costs)
+
+
+def _described(result: Result) -> bool:
+    return result.diagnostics is not None and not result.reference
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _plain(number: float) -> str:
+    """A number of which nothing is known: three significant digits, or all before the point."""
+    return f"{number:,.0f}" if abs(number) >= 1000 or number == round(number) else f"{number:.3g}"
 
 
 def _memory(size: float | None) -> str:

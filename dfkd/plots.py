@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dfkd.files import replace_file
 from dfkd.records import Cell
-from dfkd.statistics import Result
+from dfkd.statistics import Cost, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +46,11 @@ OFFSETS = (
 def name_of(cell: Cell) -> str:
     """File name, without its ending, of the figure in which the cell stands."""
     return f"{cell.data}-{cell.protocol}"
+
+
+def grid_of(cell: Cell) -> str:
+    """Path below `results/plots` of the grid of the cell's synthetic images, which `bench.py run` puts there."""
+    return f"samples/{cell.data}/{cell.protocol}/{cell.teacher}-{cell.student}-{cell.method}.png"
 
 
 def drawable(result: Result) -> bool:
@@ -88,7 +93,7 @@ def _figures(results: Iterable[Result]) -> dict[str, list[Result]]:
 def _digest(shown: list[Result]) -> str:
     numbers = [
         [result.cell, result.metric, result.state, result.reference, result.last]
-        + [[cost.hardware, cost.n, cost.scored] for cost in result.costs]
+        + [[cost.hardware, cost.n, cost.scored, cost.once] for cost in result.costs]
         for result in shown
     ]
     content = json.dumps(numbers).encode() + Path(__file__).read_bytes()
@@ -156,13 +161,23 @@ def _panel(axes: "Axes", pair: list[Result], colours: dict[str, str], markers: d
                 capsize=3,
                 zorder=3,
             )
+            if cost.once:
+                line = {"color": colour, "linewidth": 1.2, "alpha": 0.6, "zorder": 2}
+                axes.plot(_tail(cost), [result.last.mean] * 2, marker="|", markevery=[0], **line)
     axes.set_xscale("log")
-    _time_axis(axes, [cost.scored for result in methods for cost in result.costs])
+    once = any(cost.once for result in methods for cost in result.costs)
+    axes.set_xlabel("total time without evaluation (log scale)" + "; line: spent once per teacher" * once)
+    _time_axis(axes, [second for result in methods for cost in result.costs for second in _tail(cost)])
     axes.set_ylabel(AXES[methods[0].metric])
     axes.set_title(f"{methods[0].cell.teacher} → {methods[0].cell.student}", fontsize=10)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     _bounds(axes, methods, [result for result in pair if result.reference])
+
+
+def _tail(cost: Cost) -> tuple[float, float]:
+    """From what a further student would take to what this one took, prior and shared stages included."""
+    return max(cost.per_student, 1e-3), cost.scored
 
 
 def _time_axis(axes: "Axes", seconds: list[float]) -> None:
@@ -178,7 +193,6 @@ def _time_axis(axes: "Axes", seconds: list[float]) -> None:
             ticks[second] = text
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("total time without evaluation (log scale)")
 
 
 def _bounds(axes: "Axes", methods: list[Result], bounds: list[Result]) -> None:
@@ -224,16 +238,18 @@ def _label_points(axes: "Axes", pair: list[Result]) -> None:
 
     renderer = axes.figure.canvas.get_renderer()
     methods = [result for result in pair if drawable(result)]
-    points = [(cost.scored, result.last.mean, result) for result in methods for cost in result.costs]
-    points.sort(key=lambda point: (-point[1], point[0], point[2].cell))
+    points = [(cost, result.last.mean, result) for result in methods for cost in result.costs]
+    points.sort(key=lambda point: (-point[1], point[0].scored, point[2].cell))
     half = 5 * axes.figure.dpi / 72  # of a marker, in pixels
-    pixels = axes.transData.transform([(x, y) for x, y, _ in points])
+    pixels = axes.transData.transform([(cost.scored, y) for cost, y, _ in points])
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in pixels]
+    tails = [axes.transData.transform((_tail(cost)[0], y))[0] for cost, y, _ in points]
+    taken += [Bbox.from_extents(left, y - 2, x, y + 2) for left, (x, y) in zip(tails, pixels, strict=True)]
     heights = [result.last.mean for result in pair if result.reference]
-    lines = [axes.transData.transform((points[0][0], height))[1] for height in heights]
+    lines = [axes.transData.transform((points[0][0].scored, height))[1] for height in heights]
     frame = axes.bbox
 
-    def cost(offset: tuple[float, float, str], label: "Annotation") -> float:
+    def badness(offset: tuple[float, float, str], label: "Annotation") -> float:
         label.set(position=offset[:2], horizontalalignment=offset[2])
         box = label.get_window_extent(renderer)
         beyond = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
@@ -241,15 +257,16 @@ def _label_points(axes: "Axes", pair: list[Result]) -> None:
         crossed = sum(box.y0 < line < box.y1 for line in lines)
         return 1000 * covered + 3 * crossed + math.hypot(*offset[:2])
 
-    for x, y, result in points:
+    for cost, y, result in points:
+        point = (cost.scored, y)
         label = axes.annotate(
             result.cell.method + (" (stale)" if result.state == "stale" else ""),
-            (x, y), xytext=(0, 0), textcoords="offset points", va="center", fontsize=8.5, color="0.1",
+            point, xytext=(0, 0), textcoords="offset points", va="center", fontsize=8.5, color="0.1",
             zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
-        best = min(OFFSETS, key=lambda offset: cost(offset, label))
+        best = min(OFFSETS, key=lambda offset: badness(offset, label))
         label.set(position=best[:2], horizontalalignment=best[2])
         taken.append(label.get_window_extent(renderer))
         if math.hypot(*best[:2]) > 15:  # too far to be seen as belonging together
             leader = {"arrowstyle": "-", "linewidth": 0.6, "color": "0.5", "shrinkA": 0, "shrinkB": 4}
-            axes.annotate("", (x, y), best[:2], textcoords="offset points", arrowprops=leader, zorder=2)
+            axes.annotate("", point, best[:2], textcoords="offset points", arrowprops=leader, zorder=2)

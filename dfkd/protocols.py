@@ -24,6 +24,7 @@ from dfkd.tasks import task
 BENCHMARKS = catalog.ROOT / "benchmarks"
 PARAMS = catalog.ROOT / "params.yaml"
 RECIPE_KEYS = {"base", "method", "args", "pairs", "protocols", "note"}
+NO_PRIOR = "none"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ class ResolvedCell:
         """sha256 over the canonical JSON of the configuration, which all seeds share."""
         text = json.dumps(self.config, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def prior(self) -> str | None:
+        """The diffusion model of the run: a name, or a path to somebody's own."""
+        name = self.config.get("prior", NO_PRIOR)
+        return None if name == NO_PRIOR else name
 
     @property
     def name(self) -> str:
@@ -96,8 +103,11 @@ def _inherit(name: str, found: dict[str, dict], below: tuple[str, ...] = ()) -> 
 def _merge(base: dict, changes: dict) -> dict:
     merged = dict(base)
     for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and value.get("type") in (None, old.get("type")):
+            merged[key] = _merge(old, value)
+        else:  # another type of optimiser or schedule does not take the arguments of the one it replaces
+            merged[key] = value
     return merged
 
 
@@ -160,10 +170,15 @@ def resolve(
         **by_protocol.get("args", {}),
     }
     may_set = set(settings.pop("recipe_may_set", ()))
+    # A key of the methods that use one only, so that a table's prior says nothing of the others.
+    prior = settings.pop("prior", NO_PRIOR)
+    if entry.prior == "diffusion":
+        settings["prior"] = prior
     for key, value in by_protocol.items():
         if key == "args":
             continue
-        if key not in may_set:
+        # To know less is anybody's right.
+        if key not in may_set and (key, value) != ("prior", NO_PRIOR):
             raise UserError(f"recipe {method!r}: protocol {protocol} of {data} fixes {key!r} for all methods")
         settings[key] = _merge(settings[key], value) if isinstance(value, dict) else value
     teacher_recipe = settings.pop("teacher", {})

@@ -20,9 +20,9 @@ FINISHED = ("ok", "diverged", "unsupported")  # a result; the others are attempt
 CLOCK_TOLERANCE = 1e-3  # of the total, between the sum of the accounts and the clock
 
 
-def _object(**properties: dict) -> dict:
-    """An object in which every named key is required and further keys may join."""
-    return {"type": "object", "required": list(properties), "properties": properties}
+def _object(optional: dict | None = None, /, **properties: dict) -> dict:
+    """An object in which every named key but the optional ones is required and further keys may join."""
+    return {"type": "object", "required": list(properties), "properties": properties | (optional or {})}
 
 
 _TEXT = {"type": "string", "minLength": 1}
@@ -31,13 +31,27 @@ _FLAG = {"type": "boolean"}
 _COUNT = {"type": "integer", "minimum": 0}
 _SECONDS = {"type": "number", "minimum": 0}
 _VALUE = {"type": ["number", "null"]}
+_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
 _FOLDER = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"}
 _NETWORK = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.]*$"}  # a hyphen parts the pair
+
+# Of the synthetic images, see dfkd/engine/diagnostics.py.
+_DIAGNOSTICS = _object(
+    images=_COUNT,
+    agreement=_SHARE | {"type": ["number", "null"]},
+    classes={"type": "array", "items": _SHARE, "minItems": 1},
+    diversity={"type": ["number", "null"], "minimum": 0},  # 1: as diverse as the real test images
+    frechet={"type": "number", "minimum": 0},
+)
 
 SCHEMA: dict = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "Record of one data-free distillation run",
     **_object(
+        {
+            "diagnostics": _DIAGNOSTICS | {"type": ["object", "null"]},
+            "report": {"type": "object", "additionalProperties": {"type": "number"}},  # what the method says
+        },
         schema={"const": VERSION},
         status={"enum": ["ok", "diverged", "failed", "partial", "unsupported"]},
         custom=_FLAG,  # changed by --set: has no place in the tables
@@ -52,21 +66,34 @@ SCHEMA: dict = {
             teacher=_VALUE,
             curve={"type": "array", "items": _object(step=_COUNT, seconds=_SECONDS, value=_VALUE)},
         ),
-        time=_object(**dict.fromkeys(ACCOUNTS, _SECONDS), scored=_SECONDS, total=_SECONDS, resumes=_COUNT),
+        time=_object(
+            # Of `scored`, the prior apart: what serves every student of the teacher.
+            {"shared": _SECONDS},
+            **dict.fromkeys(ACCOUNTS, _SECONDS),
+            scored=_SECONDS,
+            total=_SECONDS,
+            resumes=_COUNT,
+        ),
         cost=_object(
             images_synthesised=_COUNT,
             student_steps=_COUNT,
             teacher_forwards=_COUNT,  # images, not batches
             peak_memory_bytes={"type": ["integer", "null"], "minimum": 0},
         ),
-        prior=_object(kind=_TEXT, trained_on=_NOTE, digest=_NOTE),
+        prior=_object(
+            {
+                "name": _NOTE,
+                "origin": {"enum": ["trained", "adopted", "foreign", None]},
+                "seconds": {"type": ["number", "null"], "minimum": 0},  # its training; 0 where not known
+            },
+            kind=_TEXT,
+            trained_on=_NOTE,
+            digest=_NOTE,
+        ),
         provenance=_object(
             code=_object(method=_TEXT, harness=_TEXT),
             config=_TEXT,
-            data={
-                **_object(digest=_TEXT, changed=_NOTE),
-                "properties": {"digest": _TEXT, "changed": _NOTE, "test_changed": _FLAG, "subset": _FLAG},
-            },
+            data=_object({"test_changed": _FLAG, "subset": _FLAG}, digest=_TEXT, changed=_NOTE),
             teacher=_object(digest=_NOTE, origin=_NOTE, accuracy=_VALUE),
             commit=_NOTE,
             versions={"type": "object"},
@@ -186,6 +213,12 @@ def _check_clock(time: Mapping[str, float]) -> None:
         raise UserError(
             f"record: time.scored: {time['scored']} s, but total less {' and '.join(FREE_ACCOUNTS)} "
             f"is {scored:.6g} s"
+        )
+    shared = time.get("shared", 0.0)
+    if time["prior"] + shared > time["scored"] + tolerance:
+        raise UserError(
+            f"record: time.shared: {shared} s and the prior's {time['prior']} s are more than "
+            f"time.scored, {time['scored']} s"
         )
 
 

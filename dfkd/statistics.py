@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dfkd.records import Cell, cells
+from dfkd.units import duration
 
 KD_BOUND = "kd-real"  # the bound from which every gap is taken
 STATUSES = ("ok", "stale", "partial", "diverged", "failed")
@@ -53,9 +54,27 @@ class Cost:
     synthesis: float
     distillation: float
     scored: float
+    once: float  # of `scored`: prior and shared stages, which serve every student of the teacher
     images: float
     steps: float
     memory: float | None  # bytes
+
+    @property
+    def per_student(self) -> float:
+        """Seconds that every further student of the teacher would take."""
+        return max(0.0, self.scored - self.once)
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What the synthetic images of a cell are like (dfkd/engine/diagnostics.py); means over the runs that say so."""
+
+    images: float
+    agreement: float | None
+    smallest: float  # share of the class that a run has fewest of
+    largest: float
+    diversity: float | None
+    frechet: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +88,7 @@ class Result:
     status: str  # `state`, and what the other seeds of the cell came to
     reference: bool
     prior: str
+    prior_notes: tuple[str, ...]  # what the prior was trained on, where it comes from and what it cost
     teacher: float | None
     last: Summary | None
     oracle: Summary | None
@@ -76,6 +96,8 @@ class Result:
     changed: tuple[str, ...]  # what was changed in the data, as their manifest says
     note: str | None  # what the recipe says of itself, such as that it is a reconstruction
     comparable: bool  # with published numbers: whole data set, untouched test images
+    diagnostics: Diagnostics | None
+    report: Mapping[str, float]  # numbers by the method itself, means over the runs that have them
 
     @property
     def ranked(self) -> bool:
@@ -121,18 +143,20 @@ def _result(cell: Cell, runs: list[dict], current: Mapping[str, str] | None) -> 
         by_state.setdefault(_state(run, current), []).append(run)
     # Numbers of different states are never averaged: finished runs of today's code come first.
     state = next(state for state in STATUSES if state in by_state)
-    chosen, others = _same_inputs(by_state[state])
+    chosen, others = _alike(by_state[state])
     finished = chosen if state in ("ok", "stale") else []
     first = chosen[0]
+    excluded = f", {others} on another teacher, prior or data" if others else ""
     teachers = summarise(run["metrics"]["teacher"] for run in chosen)
     return Result(
         cell=cell,
         metric=first["metrics"]["name"],
         state=state,
-        status=_status(state, by_state) + (f", {others} on another teacher or data" if others else ""),
-        inputs=_inputs(chosen[0]),
+        status=_status(state, by_state) + excluded,
+        inputs=_inputs(first),
         reference=first["reference"],
         prior=_prior(first),
+        prior_notes=tuple(sorted({note for run in chosen if (note := _prior_note(run))})),
         teacher=teachers.mean if teachers else None,
         last=across_seeds(finished, "metrics", "last"),
         oracle=across_seeds(finished, "metrics", "oracle_best"),
@@ -140,6 +164,8 @@ def _result(cell: Cell, runs: list[dict], current: Mapping[str, str] | None) -> 
         changed=tuple(sorted({run["provenance"]["data"]["changed"] or "" for run in chosen} - {""})),
         note=first.get("note"),
         comparable=all(is_comparable(run["provenance"]["data"]) for run in chosen),
+        diagnostics=_diagnostics(finished),
+        report=_report(finished),
     )
 
 
@@ -147,10 +173,14 @@ def _inputs(run: dict) -> tuple[str | None, str]:
     return run["provenance"]["teacher"]["digest"], run["provenance"]["data"]["digest"]
 
 
-def _same_inputs(runs: list[dict]) -> tuple[list[dict], int]:
-    """The runs that share the most frequent teacher and data, and how many do not: they are never averaged."""
-    common, count = Counter(map(_inputs, runs)).most_common(1)[0]
-    return [run for run in runs if _inputs(run) == common], len(runs) - count
+def _alike(runs: list[dict]) -> tuple[list[dict], int]:
+    """The runs that share the most frequent teacher, prior and data, and how many do not: they are never averaged."""
+
+    def given(run: dict) -> tuple:
+        return (*_inputs(run), run["prior"]["digest"])
+
+    common, count = Counter(map(given, runs)).most_common(1)[0]
+    return [run for run in runs if given(run) == common], len(runs) - count
 
 
 def _state(run: dict, current: Mapping[str, str] | None) -> str:
@@ -162,11 +192,21 @@ def _state(run: dict, current: Mapping[str, str] | None) -> str:
 
 
 def _prior(run: dict) -> str:
+    """`public32`, or the kind where the prior is no model: `class names`, `none`."""
     prior = run["prior"]
-    trained_on = f" ({prior['trained_on']})" if prior["trained_on"] else ""
-    # Training a prior of our own is billed to its account; foreign weights come free, so say so.
-    foreign = prior["digest"] is not None and run["time"]["prior"] == 0
-    return prior["kind"] + trained_on + (", foreign weights" if foreign else "")
+    return prior["kind"].replace("diffusion", prior.get("name") or "diffusion")
+
+
+def _prior_note(run: dict) -> str | None:
+    """What everybody should know of the prior who compares its row with others."""
+    prior = run["prior"]
+    if prior["trained_on"] is None:
+        return None
+    name, trained_on = prior.get("name") or prior["kind"], prior["trained_on"].rstrip(". ")
+    origin = {"adopted": " (adopted)", "foreign": " (foreign weights)"}.get(prior.get("origin"), "")
+    seconds = prior.get("seconds") or run["time"]["prior"]
+    training = f"its training took {duration(seconds)}" if seconds else "training time unknown, billed 0"
+    return f"Prior `{name}`{origin}, trained on: {trained_on}; {training}"
 
 
 def _status(state: str, by_state: Mapping[str, list[dict]]) -> str:
@@ -189,7 +229,30 @@ def _cost(hardware: str, runs: list[dict]) -> Cost:
         synthesis=mean([run["time"]["synthesis"] for run in runs]),
         distillation=mean([run["time"]["distillation"] for run in runs]),
         scored=mean([run["time"]["scored"] for run in runs]),
+        once=mean([run["time"]["prior"] + run["time"].get("shared", 0.0) for run in runs]),
         images=mean([run["cost"]["images_synthesised"] for run in runs]),
         steps=mean([run["cost"]["student_steps"] for run in runs]),
         memory=memory.mean if memory else None,
     )
+
+
+def _diagnostics(runs: list[dict]) -> Diagnostics | None:
+    found = [run["diagnostics"] for run in runs if run.get("diagnostics")]
+    if not found:
+        return None
+    agreement, diversity = (summarise(each[key] for each in found) for key in ("agreement", "diversity"))
+    return Diagnostics(
+        images=mean([each["images"] for each in found]),
+        agreement=agreement.mean if agreement else None,
+        smallest=mean([min(each["classes"]) for each in found]),
+        largest=mean([max(each["classes"]) for each in found]),
+        diversity=diversity.mean if diversity else None,
+        frechet=mean([each["frechet"] for each in found]),
+    )
+
+
+def _report(runs: list[dict]) -> dict[str, float]:
+    """Mean of each number that a method reports, by its name."""
+    reports = [run.get("report", {}) for run in runs]
+    names = sorted(set().union(*reports))
+    return {name: mean([report[name] for report in reports if name in report]) for name in names}

@@ -15,6 +15,15 @@ TINY = {
     "ssdkd": ["k=2", "warmup=1", "ngf=8", "nz=16", "capacity=20"],
     "deepinv": ["steps=3"],
     "template": ["steps=2"],
+    "cmi": ["steps=2", "bank_calls=1", "ngf=8", "nz=16", "memory=20", "negatives=12"],
+    # A bank of 12 images, two variants of each, of which half pass.
+    "dda": [
+        "steps=2", "bank_calls=2", "bank_steps=2", "bank_batch=6", "ngf=8", "nz=16", "memory=20", "negatives=12",
+        "variants=2", "diffusion_steps=4", "strength=.5", "keep_ratio=.5",
+    ],
+    "diffdfkd": [
+        "calls=2", "steps=5", "refresh_every=1", "refresh_steps=1", "adversarial_from=2", "synthesis_batch=10",
+    ],
 }
 BUDGET = ["training.steps=4", "training.batch=8", "rounds=2", "synthesis_batch=8", "evaluations=2"]
 
@@ -32,26 +41,50 @@ def teacher(tmp_path_factory):
     return path, weights.save(initialise("resnet8", spec, 0), path, card)
 
 
+@pytest.fixture(scope="session")
+def prior(tmp_path_factory):
+    """(folder, card) of a diffusion model of 16-pixel images that has learnt nothing."""
+    import torch
+    from diffusers import UNet2DModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    from dfkd.priors import cards
+    from dfkd.priors.pixel import SCHEDULE
+    from dfkd.teachers import file_digest
+
+    folder = tmp_path_factory.mktemp("priors") / "tiny16"
+    blocks = dict(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), block_out_channels=(8,))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DModel(16, norm_num_groups=4, layers_per_block=1, add_attention=False, **blocks)
+    unet.save_pretrained(folder)
+    DDPMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
+    digest = file_digest(cards.weights_path(folder))
+    card = cards.new_card("tiny16", "pixel", "nothing", "trained", size=16, digest=digest, seconds=100.0)
+    return folder, card
+
+
 @pytest.fixture
 def tiny():
     """tiny(method, *changes, seed=0, extra=None): the cell of a run of four student steps on digits."""
 
     def make(method: str, *changes: str, seed: int = 0, extra: str | None = None) -> protocols.ResolvedCell:
         base = TINY.get(protocols.recipes("digits").get(method, {}).get("method", method), [])
-        return protocols.resolve("digits", "quick", method, PAIR, seed, [*base, *BUDGET, *changes], extra)
+        return protocols.resolve("digits", "quick", method, PAIR, seed, [*BUDGET, *base, *changes], extra)
 
     return make
 
 
 @pytest.fixture
-def execute(teacher, tmp_path):
+def execute(teacher, request, tmp_path):
     """execute(cell, **options): the record of a run in a folder of this test's own."""
 
     def run_cell(cell: protocols.ResolvedCell, **options) -> dict:
         from dfkd.engine.run import Options, run
 
         options = {"work": tmp_path / "work", "data_root": tmp_path / "data", "save_every": 1e9, **options}
-        return run(cell, *teacher, Options(device="cpu", **options))
+        prior = request.getfixturevalue("prior") if cell.prior else None
+        return run(cell, *teacher, Options(device="cpu", **options), prior)
 
     return run_cell
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,11 @@ from dfkd.engine.seeds import Streams
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis.augment import Augment
 from dfkd.synthesis.buffer import ReplayBuffer
+from dfkd.synthesis.cam import Inspection
 from dfkd.tasks.base import InputSpec
+
+if TYPE_CHECKING:
+    from dfkd.priors import Prior
 
 
 class Teacher(Normalised):
@@ -33,6 +38,10 @@ class Teacher(Normalised):
     def features(self, images: Tensor) -> Tensor:
         self.images_seen += len(images)
         return super().features(images)
+
+    def inspect(self, images: Tensor) -> Inspection:
+        self.images_seen += len(images)
+        return super().inspect(images)
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode whatever is asked: its statistics are part of what it knows."""
@@ -52,6 +61,8 @@ class Context:
         buffer: the replay buffer.
         calls: synthesis calls so far, the present one included.
         student_steps: student steps so far (those of discarded students not counted).
+        prior: the diffusion model of the run, or None; a method that uses it declares so.
+        class_names: side information; a method that uses them declares so.
         real: None; the training split, (uint8 N×C×H×W, int64 N), for bounds that declare `needs_data`.
     """
 
@@ -69,6 +80,8 @@ class Context:
     calls: int = 0
     student_steps: int = 0
     images_synthesised: int = 0
+    prior: Prior | None = None
+    class_names: tuple[str, ...] = ()
     real: tuple[Tensor, Tensor] | None = None
 
     def teach(self, images: Tensor) -> Tensor:

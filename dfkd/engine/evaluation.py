@@ -11,6 +11,7 @@ from mmengine.registry import METRICS
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
+from dfkd.engine import diagnostics
 from dfkd.engine.clock import Clock
 
 
@@ -49,6 +50,16 @@ class Judge(BaseLoop):
         super().__init__(runner, dataloader=[])
         self.evaluator, self.metric, self._clock, self._batch = evaluator, metric, clock, batch
         self.__images, self.__labels = images, labels
+
+    @torch.no_grad()
+    def describe(self, teacher: nn.Module, images: Tensor, labels: Tensor | None) -> dict:
+        """What synthetic images (uint8) are like beside the test set, to the teacher's eye. Uncharged, uncounted."""
+        with self._clock.phase("evaluation"):
+            seen = teacher.images_seen
+            real = diagnostics.features_of(teacher, self.__images, self._batch)
+            facts = diagnostics.describe(teacher, images, labels, real, self._batch)
+            teacher.images_seen = seen
+        return facts
 
     @torch.no_grad()
     def run(self, network: nn.Module) -> float:

@@ -86,14 +86,17 @@ class DataFreeLoop(BaseLoop):
         renew: Callable[[], None],
         time_limit: float | None,
         step_schedule: str,
+        prior_seconds: float = 0.0,
     ) -> None:
         super().__init__(runner, dataloader=[])
         self.method, self.ctx, self.stages, self.clock = method, ctx, stages, ctx.clock
         self.evaluate, self.renew, self.step_schedule = evaluate, renew, step_schedule
+        self.prior_seconds = prior_seconds
         self.total_steps = sum(s.rounds * s.steps for s in stages if s.counted)
         self.moments = {round(self.total_steps * i / evaluations) for i in range(1, evaluations + 1)}
         self.position = Position()
         self.curve: list[dict] = []
+        self.shared_seconds = 0.0
         self.stop_reason: str | None = None
         self._deadline = time.monotonic() + time_limit if time_limit else None
 
@@ -115,6 +118,8 @@ class DataFreeLoop(BaseLoop):
         """The whole schedule from the present position. Raises Diverged or Stopped."""
         with self._signals():
             self.runner.call_hook("before_train")
+            if not self.clock.resumes:
+                self.clock.add("prior", self.prior_seconds)
             for index in range(self.position.stage, len(self.stages)):
                 self._stage(self.stages[index])
                 self.position = Position(stage=index + 1)
@@ -129,7 +134,9 @@ class DataFreeLoop(BaseLoop):
                 self.renew()
         while at.round < stage.rounds:
             while at.call < stage.calls:
+                before = self.clock.scored
                 self._synthesize()
+                self.shared_seconds += (self.clock.scored - before) * stage.shared
                 at.call += 1
                 self._safe_point("after_synthesis")
             if stage.steps:
@@ -152,7 +159,7 @@ class DataFreeLoop(BaseLoop):
         ).all()  # as bytes they would look like any image
         with self.clock.phase("buffer"):
             ctx.buffer.add(samples)
-        ctx.images_synthesised += len(samples.images)
+        ctx.images_synthesised += len(samples.images) if samples.made is None else samples.made
 
     def _distill(self, stage: Stage) -> None:
         at, ctx, runner = self.position, self.ctx, self.runner
@@ -225,12 +232,14 @@ class DataFreeLoop(BaseLoop):
         return {
             "position": asdict(self.position),
             "curve": self.curve,
+            "shared_seconds": self.shared_seconds,
             "counters": {name: getattr(self.ctx, name) for name in counters},
             "teacher_images": self.ctx.teacher.images_seen,
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.position, self.curve = Position(**state["position"]), state["curve"]
+        self.shared_seconds = state["shared_seconds"]
         for name, value in state["counters"].items():
             setattr(self.ctx, name, value)
         self.ctx.teacher.images_seen = state["teacher_images"]

@@ -42,6 +42,8 @@ class Stage:
 
     Steps of a stage with `counted=False` train a student that is thrown away: they are charged to synthesis and
     appear in no curve. `fresh_student` starts the stage with a new student, optimiser and learning-rate schedule.
+    A `shared` stage depends on the teacher (and prior) alone, so what it makes would serve every student of that
+    teacher; its time is shown as spent once per teacher.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Stage:
     steps: int = 0
     counted: bool = True
     fresh_student: bool = False
+    shared: bool = False
 
 
 class Method:
@@ -59,7 +62,8 @@ class Method:
     """
 
     prior = "none"
-    """What it knows besides the teacher: "none", "class names", or the diffusion model it uses."""
+    """What it knows besides the teacher: "none", "class names" or "diffusion" (the table's prior, `ctx.prior`). A class
+    states the most it may use; a constructor whose arguments ask for less, or more, says so on the instance."""
 
     reference = False
     """True for bounds, which records and tables mark."""
@@ -115,6 +119,10 @@ class Method:
 
     def after_step(self, ctx: Context, batch: Batch, outputs: dict[str, Tensor]) -> None:
         """Feed back priorities, or step an auxiliary head. `outputs` are the losses that `distill` returned."""
+
+    def report(self) -> dict[str, float]:
+        """Numbers about the run that its record shall keep, such as the share of images a filter let through."""
+        return {}
 
     def judged(self, ctx: Context) -> nn.Module:
         """The network that is evaluated; heeded for bounds only."""

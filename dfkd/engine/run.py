@@ -20,7 +20,7 @@ from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from dfkd import catalog, records, teachers
+from dfkd import catalog, priors, records, teachers
 from dfkd.engine import compat, machine
 from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
@@ -34,7 +34,7 @@ from dfkd.errors import UserError
 from dfkd.networks.normalised import Normalised
 from dfkd.protocols import ResolvedCell
 from dfkd.synthesis.augment import Augment
-from dfkd.synthesis.buffer import ReplayBuffer
+from dfkd.synthesis.buffer import ReplayBuffer, to_bytes
 from dfkd.tasks import InputSpec, Task, store, task
 from dfkd.teachers.training import initialise, on_device
 
@@ -54,10 +54,17 @@ class Options:
     tensorboard: bool = False
 
 
-def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options) -> dict:
+def run(
+    cell: ResolvedCell,
+    teacher_weights: Path,
+    card: dict,
+    options: Options,
+    prior: tuple[Path | str, dict] | None = None,
+) -> dict:
     """Run one cell and return its record, not yet written.
 
-    `teacher_weights` is the teacher's safetensors file and `card` its card. Statuses `ok`, `diverged` and `partial`
+    `teacher_weights` is the teacher's safetensors file and `card` its card; `prior` is where the cell's diffusion model
+    lies, with its card, for a cell that names one. Statuses `ok`, `diverged` and `partial`
     are returned; a violation of the data-free rule or a crash raises, after the record of status `failed` has been
     attached to the exception as `record`.
     """
@@ -66,7 +73,7 @@ def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options)
         cell.config["precision"] == "tf32"
     )
     the_task, memory = task(cell.identity["data"]), machine.Memory(device)
-    facts = _Facts(cell, card, the_task.manifest(options.data_root), device)
+    facts = _Facts(cell, card, the_task.manifest(options.data_root), device, prior[1] if prior else None)
     folder = options.work / facts.work
     clock = Clock(device)
     seed = seed_for("run", *cell.identity.values())
@@ -80,24 +87,30 @@ def run(cell: ResolvedCell, teacher_weights: Path, card: dict, options: Options)
                 seed_globals(seed)
                 spec = InputSpec.from_dict(card["spec"])
                 teacher = _teacher(cell, teacher_weights, spec, device)
+                model = priors.load(*prior, device, cell.config["precision"]) if prior else None
                 with clock.phase("evaluation"):
+                    if prior:
+                        digests = priors.digests_path(prior[0])
+                        priors.check_disjoint(prior[1], digests, the_task, options.data_root)
                     test = _arrays(the_task, "test", options.data_root, device)
                 real = (
                     _arrays(the_task, "train", options.data_root, device) if cell.entry.needs_data else None
                 )
                 # From here to the end nothing in this process opens real data; the method is imported inside.
                 stack.enter_context(nullcontext() if cell.entry.needs_data else guard.seal(options.data_root))
-                method = build_method(cell)
+                facts.method = method = build_method(cell)
                 reason = method.supports(the_task)
                 if reason is not None:
                     return facts.record(None, clock, memory, "unsupported", reason)
                 with _refused_values(cell):
                     ctx = _context(cell, method, teacher, spec, the_task, device, clock, folder)
-                    ctx.real = real
+                    ctx.real, ctx.prior = real, model
                     method.setup(ctx)
-                runner = _runner(cell, method, ctx, test, the_task.metric, options, folder, seed)
+                runner = _runner(cell, method, ctx, test, the_task.metric, options, folder, facts, seed)
             with _violations_first():
                 runner.train()
+            facts.peak_memory = memory.peak()  # of the run, not of looking at what it made
+            facts.diagnostics = _describe(method, runner)
         except Diverged as problem:
             status, error = "diverged", str(problem)
         except Stopped as problem:
@@ -121,7 +134,8 @@ def build_method(cell: ResolvedCell) -> Method:
     import_file(cell.entry.path)
     with _refused_values(cell):
         method = METHODS.get(cell.entry.name)(**cell.config["args"])
-    declared, found = (cell.entry.prior, cell.entry.reference), (method.prior, method.reference)
+    cls = type(method)
+    declared, found = (cell.entry.prior, cell.entry.reference), (cls.prior, cls.reference)
     if declared != found:
         raise UserError(
             f"{cell.entry.path} must state `prior` and `reference` as plain constants, not {found}"
@@ -203,6 +217,7 @@ def _context(
         augmentation=Augment(the_task.padding, the_task.flip),
         autocast=lambda: compat.autocast(device, config["precision"]),
         clock=clock,
+        class_names=the_task.class_names,
     )
 
 
@@ -214,6 +229,7 @@ def _runner(
     metric: str,
     options: Options,
     folder: Path,
+    facts: _Facts,
     seed: int,
 ) -> Runner:
     """mmengine's Runner around the data-free loop and the judge."""
@@ -240,6 +256,7 @@ def _runner(
             lambda: renew(runner),
             options.time_limit,
             per,
+            facts.prior["seconds"],
         )
 
     def judge(runner: Runner, dataloader: dict, evaluator: dict) -> Judge:
@@ -318,6 +335,19 @@ def _schedule(schedule: dict, per: str, budget: Budget) -> dict:
     return schedule
 
 
+def _describe(method: Method, runner: Runner) -> dict | None:
+    """What the synthetic images are like; None for bounds, and where none was made."""
+    ctx, images, labels = runner.train_loop.ctx, None, None
+    if len(ctx.buffer):
+        images = ctx.buffer.images[: len(ctx.buffer)]
+        labels = ctx.buffer.fields.get("labels")
+    elif runner.model.latest is not None:  # it makes its images in `draw`
+        images = to_bytes(runner.model.latest)
+    if method.reference or images is None:
+        return None
+    return runner.val_loop.describe(ctx.teacher, images, labels if labels is None else labels[: len(images)])
+
+
 @contextmanager
 def _violations_first() -> Iterator[None]:
     """However the block ends, a refused access to real data is what it ends with."""
@@ -367,8 +397,13 @@ def _keep_student(cell: ResolvedCell, ctx: Context, loop: DataFreeLoop, folder: 
 class _Facts:
     """What a record says of a run beside its measurements, gathered before the guard is sealed."""
 
-    def __init__(self, cell: ResolvedCell, card: dict, manifest: dict, device: torch.device) -> None:
-        self.cell, self.card = cell, card
+    def __init__(
+        self, cell: ResolvedCell, card: dict, manifest: dict, device: torch.device, prior: dict | None
+    ) -> None:
+        self.cell, self.card, self._prior_card = cell, card, prior
+        self.method: Method | None = None
+        self.diagnostics: dict | None = None
+        self.peak_memory: int | None = None
         self.data = {"digest": store.digest(manifest), "changed": manifest.get("changed") or None}
         self.data |= {key: manifest[key] for key in ("test_changed", "subset") if key in manifest}
         self.code = {"method": cell.entry.digest, "harness": catalog.harness_digest()}
@@ -380,9 +415,18 @@ class _Facts:
             machine.commit(),
         )
         parts = (cell.digest, *self.code.values(), self.data["digest"], str(card["digest"]), device.type)
+        parts += (prior["digest"],) if prior else ()
         digest = hashlib.sha256("".join(parts).encode()).hexdigest()
         # Of another configuration, code, data, teacher or kind of device: another folder, so nothing is mixed up.
         self.work = f"{cell.name}/{digest[:12]}"
+
+    @property
+    def prior(self) -> dict:
+        """What the method knew besides the teacher, and what that cost to train (0 where it is not known)."""
+        kind = self.method.prior if self.method else self.cell.entry.prior
+        card = self._prior_card if "diffusion" in kind else None
+        facts = {key: card and card[key] for key in ("name", "trained_on", "digest", "origin")}
+        return {"kind": kind, **facts, "seconds": card["seconds"] if card else 0.0}
 
     def record(
         self,
@@ -411,14 +455,16 @@ class _Facts:
                 "teacher": card["accuracy"],
                 "curve": curve,
             },
-            "time": clock.report(),
+            "time": clock.report() | {"shared": round(loop.shared_seconds if loop else 0.0, 4)},
             "cost": {
                 "images_synthesised": loop.ctx.images_synthesised if loop else 0,
                 "student_steps": loop.ctx.student_steps if loop else 0,
                 "teacher_forwards": loop.ctx.teacher.images_seen if loop else 0,
-                "peak_memory_bytes": memory.peak(),
+                "peak_memory_bytes": memory.peak() if self.peak_memory is None else self.peak_memory,
             },
-            "prior": {"kind": self.cell.entry.prior, "trained_on": None, "digest": None},
+            "prior": self.prior,
+            "diagnostics": self.diagnostics,
+            "report": self.method.report() if loop else {},
             "provenance": {
                 "code": {**self.code, "external": self.cell.entry.external},
                 "config": self.cell.digest,

@@ -1,7 +1,8 @@
 """Networks as the field of data-free distillation defines them (they are not torchvision's).
 
-Every network has `forward(x) -> logits` and `features(x) -> pooled penultimate vector` with
-`forward(x) == fc(features(x))`; x is B x 3 x H x W and normalised already (see `normalised.py`).
+Every network has `forward(x) -> logits`, `features(x) -> pooled penultimate vector` with `forward(x) ==
+fc(features(x))`, `maps(x)` -> the post-ReLU input of that pooling, and `stages`, the names of its stage modules in
+order; x is B x 3 x H x W and normalised already (see `normalised.py`).
 """
 
 from __future__ import annotations

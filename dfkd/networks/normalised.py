@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dfkd.networks.capture import outputs
+from dfkd.synthesis.cam import Inspection
 from dfkd.tasks.base import InputSpec
 
 
@@ -35,6 +37,14 @@ class Normalised(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         return self.network.features(self.normalise(images))
+
+    def inspect(self, images: Tensor) -> Inspection:
+        """A forward pass with the maps before pooling and the output of every stage."""
+        network = self.network
+        with outputs(network, network.stages) as found:
+            maps = network.maps(self.normalise(images))
+        logits = network.fc(maps.mean((2, 3)))
+        return Inspection(logits, maps, network.fc.weight, [found[name] for name in network.stages])
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(self.normalise(images))

@@ -82,11 +82,14 @@ class ResNet(nn.Module):
             self.add_module(stage, nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, classes)
 
-    def features(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         for stage in self.stages:
             x = getattr(self, stage)(x)
-        return x.mean(dim=(2, 3))
+        return x
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.maps(x).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.features(x))

@@ -17,9 +17,9 @@ class VGG11(nn.Module):
     def __init__(self, classes: int, size: int = 32) -> None:
         super().__init__()
         inputs, plan = 3, ((64,), (128,), (256, 256), (512, 512), (512, 512))
-        self.blocks = [f"block{i}" for i in range(5)]
-        self.pooled = self.blocks[: 4 if size >= 64 else 3]
-        for name, widths in zip(self.blocks, plan, strict=True):
+        self.stages = [f"block{i}" for i in range(5)]
+        self.pooled = self.stages[: 4 if size >= 64 else 3]
+        for name, widths in zip(self.stages, plan, strict=True):
             layers: list[nn.Module] = []
             for width in widths:
                 layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width)]
@@ -31,12 +31,15 @@ class VGG11(nn.Module):
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 
-    def features(self, x: Tensor) -> Tensor:
-        for name in self.blocks:
+    def maps(self, x: Tensor) -> Tensor:
+        for name in self.stages:
             x = getattr(self, name)(x)
             if name in self.pooled:
                 x = F.max_pool2d(x, 2)
-        return x.mean(dim=(2, 3))
+        return x
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.maps(x).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.features(x))

@@ -38,14 +38,18 @@ class WideResNet(nn.Module):
             stages.append(nn.Sequential(*stage))
             channels = width
         self.layer1, self.layer2, self.layer3 = stages
+        self.stages = ["layer1", "layer2", "layer3"]
         self.bn1 = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels, classes)
         initialise(self)
         nn.init.zeros_(self.fc.bias)
 
-    def features(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        return F.relu(self.bn1(x), inplace=True).mean(dim=(2, 3))
+        return F.relu(self.bn1(x), inplace=True)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.maps(x).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.features(x))

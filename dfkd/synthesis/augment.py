@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -56,3 +58,47 @@ class Augment:
         shift = torch.randint(0, span, (2, count), generator=generator, device=device) - self.padding
         flip = torch.rand(count, generator=generator, device=device) < (0.5 if self.flip else 0.0)
         return _CropFlip.apply(images, shift[0], shift[1], flip, self.padding)
+
+
+class ResizedCrop:
+    """Per-image random resized crop, then a flip with p = .5: CMI's local view (dda.md 1.2).
+
+    `scale` bounds the crop's share of the image's area, `ratio` its width over its height (drawn log-uniformly among
+    those that fit, where the usual program draws again until one does). Square float images N×C×H×H, in which the crop
+    lies anywhere, not on whole pixels; enlarged bilinearly. Differentiable, and repeatable on a GPU: two matrix
+    products instead of a sampler whose gradient is a scatter.
+    """
+
+    def __init__(
+        self,
+        scale: tuple[float, float] = (0.25, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: bool = True,
+    ) -> None:
+        self.scale, self.ratio, self.flip = scale, ratio, flip
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        draws = torch.rand(5, len(images), generator=generator, device=images.device)
+        area = self.scale[0] + (self.scale[1] - self.scale[0]) * draws[0]
+        widest = -area.log()  # beyond it one side would be longer than the image
+        low = (-widest).clamp_min(math.log(self.ratio[0]))
+        high = widest.clamp_max(math.log(self.ratio[1]))
+        ratio = (low + (high - low) * draws[1]).exp()
+        size = images.shape[-1]
+        rows = _sampling(size, (area / ratio).sqrt(), draws[2])
+        columns = _sampling(size, (area * ratio).sqrt(), draws[3])
+        flip = draws[4] < (0.5 if self.flip else 0.0)
+        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+        crops = rows[:, None] @ images @ columns.transpose(1, 2)[:, None]
+        return crops.contiguous(memory_format=torch.channels_last)
+
+
+def _sampling(size: int, share: Tensor, place: Tensor) -> Tensor:
+    """N×size×size: rows of bilinear weights that enlarge a stretch of `share` of an axis to all of it.
+
+    `place` in [0, 1] says where the stretch lies, between the two ends of the axis.
+    """
+    pixels = torch.arange(size, device=share.device)
+    start = place * (1 - share) * size
+    centres = start[:, None] + (pixels + 0.5) * share[:, None] - 0.5
+    return (1 - (centres.clamp(0, size - 1)[:, :, None] - pixels).abs()).clamp_min(0)

@@ -1,8 +1,8 @@
-"""`L_bn`: how far a batch's statistics are from those a network's BatchNorm layers remember."""
+"""What the inputs of a network's BatchNorm layers tell: `L_bn` of a batch, and a feature of each image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -25,6 +25,26 @@ class _VarMean(torch.autograd.Function):
         slope = (2 / count * grad_variance)[None, :, None, None]
         # d variance = 2 (x − m)/n, d mean = 1/n
         return torch.addcmul((grad_mean / count)[None, :, None, None] - slope * mean, x, slope)
+
+
+@contextmanager
+def channel_means(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """The spatial means, N×C in float32, of these modules' inputs in the one forward pass made inside, in its order.
+
+    CMI's feature of an image is all of them side by side (dda.md 1.2). They carry the gradient; nothing stays on the
+    network.
+    """
+    found: list[Tensor] = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        found.append(inputs[0].float().mean((2, 3)))
+
+    handles = [module.register_forward_pre_hook(record) for module in modules]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class BatchNormLoss:

@@ -21,11 +21,15 @@ from dfkd.errors import UserError
 
 @dataclass
 class Samples:
-    """What a synthesis call makes: images B×C×H×W in [0, 1], labels or none, any per-sample fields."""
+    """What a synthesis call makes: images B×C×H×W in [0, 1], labels or none, any per-sample fields.
+
+    `made` counts the images it made where it hands on fewer, because a filter dropped some; there may be none left.
+    """
 
     images: Tensor
     labels: Tensor | None = None
     fields: dict[str, Tensor] = field(default_factory=dict)
+    made: int | None = None
 
 
 @dataclass

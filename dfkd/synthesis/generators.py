@@ -84,3 +84,13 @@ def reset(layers: tuple[nn.Linear, nn.BatchNorm2d], generator: torch.Generator) 
     for layer in layers:
         nn.init.normal_(layer.weight, 0.0, 0.02, generator=generator)
         nn.init.zeros_(layer.bias)
+
+
+def redraw(network: nn.Module, generator: torch.Generator) -> None:
+    """CMI's start of every call: weights from N(0, .02), BatchNorm gains from N(1, .02), biases 0 (dda.md 1.2)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d):
+            mean = 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0
+            nn.init.normal_(module.weight, mean, 0.02, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

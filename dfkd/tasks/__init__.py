@@ -10,10 +10,14 @@ from dfkd.tasks import store
 from dfkd.tasks.base import InputSpec, Task
 from dfkd.tasks.cifar import CIFAR10, CIFAR100
 from dfkd.tasks.digits import DIGITS
+from dfkd.tasks.glyphs import GLYPHS
+from dfkd.tasks.tiny_imagenet import PUBLIC_IMAGES
 
-__all__ = ["TASKS", "InputSpec", "Task", "prepare", "task"]
+__all__ = ["POOLS", "TASKS", "InputSpec", "Task", "pool", "prepare", "task"]
 
 TASKS: dict[str, Task] = {task.name: task for task in (DIGITS, CIFAR10, CIFAR100)}
+# Public images for training priors on: nobody is taught or tested on them.
+POOLS: dict[str, Task] = {pool.name: pool for pool in (PUBLIC_IMAGES, GLYPHS)}
 
 
 def task(name: str) -> Task:
@@ -23,12 +27,22 @@ def task(name: str) -> Task:
     return TASKS[name]
 
 
+def pool(name: str) -> Task:
+    """The pool of that name. Raises UserError naming the nearest one."""
+    if name not in POOLS:
+        raise unknown("pool", name, POOLS)
+    return POOLS[name]
+
+
 def prepare(name: str, root: Path) -> tuple[dict[str, Any], str]:
-    """Have the data of a task in place: its manifest, and a line on what was done (`bench.py data NAME`).
+    """Have the data of a task or pool in place: its manifest, and a line on what was done (`bench.py data NAME`).
 
     Arrays that are there and intact are kept; missing or damaged ones are fetched. Raises UserError.
     """
-    wanted = task(name)
+    known = TASKS | POOLS
+    if name not in known:
+        raise unknown("data", name, known)
+    wanted = known[name]
     if wanted.embedded:
         return wanted.fetch(root), f"{name}: comes with the packages, nothing to fetch"
     if not store.check(root, name):

@@ -42,10 +42,7 @@ def _arrays() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
     digits = load_digits()
     scans, labels = digits.images, digits.target.astype(np.int64)
-    # Every value below is a multiple of 1/256 or an integer, so that the result is the same on every machine.
-    weights = _bilinear(scans.shape[1])
-    enlarged = np.rint(weights @ scans @ weights.T * 255 / 16).astype(np.uint8)
-    images = np.repeat(enlarged[..., None], 3, axis=3)
+    images = enlarge(scans)
     # Shuffled (by numpy's frozen generator), sorted by class, then evenly spaced picks: stratified.
     shuffled = np.random.RandomState(0).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -53,6 +50,14 @@ def _arrays() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     test = np.zeros(len(labels), bool)
     test[picks] = True
     return {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
+
+
+def enlarge(scans: np.ndarray) -> np.ndarray:
+    """Grey levels 0 to 16, N x H x W, as images of twice that size: uint8, N x 2H x 2W x 3."""
+    # Every value below is a multiple of 1/256 or an integer, so that the result is the same on every machine.
+    weights = _bilinear(scans.shape[1])
+    enlarged = np.rint(weights @ scans @ weights.T * 255 / 16).astype(np.uint8)
+    return np.repeat(enlarged[..., None], 3, axis=3)
 
 
 def _bilinear(size: int) -> np.ndarray:

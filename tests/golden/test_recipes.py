@@ -1,6 +1,7 @@
 """The published hyper-parameters as the specification prints them, against what the command line resolves.
 
-Numbers are copied from baselines.md 1.2 and 1.3 and from ssdkd.md 1.4, 1.5 and 1.9, never from the recipes.
+Numbers are copied from baselines.md 1.2, 1.3 and 1.6, from ssdkd.md 1.4, 1.5 and 1.9 and from dda.md 1.2 to 1.4 and
+3.3, never from the recipes.
 """
 
 import pytest
@@ -89,3 +90,63 @@ def test_deepinv(data, pair):
     assert arguments == DEEPINV
     assert cell.config["training"] == training(200 * 400, lr=0.1)
     assert (cell.config["rounds"], cell.config["synthesis_batch"]) == (200, 256)
+
+
+# baselines.md 1.6: the regime of the table value, with Fast's generator.
+CMI = {
+    "steps": 500, "lr": 1e-3, "bn": 1.0, "oh": 1.0, "adv": 0.5, "cr": 0.8, "tau": 0.1, "memory": 40960,
+    "negatives": 4096, "nz": 256, "ngf": 64, "bank_calls": 200, "calls": 1, "temperature": 20.0,
+}
+# dda.md 1.2 (bank and per epoch), 1.3, 1.4, 3.3.
+DDA = {
+    "steps": 200, "bank_steps": 500, "bank_calls": 400, "bank_batch": 200, "calls": 1, "lr": 1e-3, "bn": 1.0,
+    "oh": 1.0, "adv": 0.0, "cr": 0.8, "tau": 0.2, "memory": 40000, "negatives": 4096, "nz": 256, "ngf": 64,
+    "variants": 4, "strength": 0.4, "diffusion_steps": 25, "threshold": 0.6, "keep_ratio": 0.0, "centre": False,
+    "rotation": 10.0, "head_scale": 1.0, "head_images": 0, "ce": 1.0, "hint": 30.0, "adapter_width": 2,
+    "temperature": 20.0,
+}
+ARMS = {
+    "dda": {}, "dda-paper": {}, "dda-released": {"cr": 0.0, "variants": 0}, "dda-no-diffusion": {"variants": 0},
+}
+
+
+def features(pair):
+    """A ResNet-34's features are those of its four stages."""
+    return {"features": "stages" if pair.startswith("resnet34") else "bn"}
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_cmi(data, pair):
+    cell, arguments = resolved(data, "cmi", pair)
+    assert cell.entry.name == "cmi"
+    assert arguments == CMI | features(pair)
+    assert cell.config["training"] == training(40 * 2000, lr=0.1)
+    assert (cell.config["rounds"], cell.config["synthesis_batch"]) == (40, 256)
+    assert arguments["bank_calls"] * cell.config["synthesis_batch"] == pytest.approx(50_000, rel=0.03)
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("arm", ARMS)
+def test_dda(data, pair, arm):
+    cell, arguments = resolved(data, arm, pair)
+    assert cell.entry.name == "dda"
+    assert arguments == DDA | features(pair) | ARMS[arm]
+    expected = training(200 * 2000, lr=0.1) | {"batch": 128}
+    expected["schedule"] = expected["schedule"] | {"eta_min": 0.0}
+    assert cell.config["training"] == expected
+    assert (cell.config["rounds"], cell.config["synthesis_batch"]) == (200, 400)
+    assert arguments["bank_calls"] * arguments["bank_batch"] == 80_000
+    assert cell.config["prior"] == ("sd-image-variations" if arguments["variants"] else "none")
+
+
+@pytest.mark.parametrize("data, protocol", [("cifar10", "cpu"), ("digits", "quick")])
+def test_the_arms_of_dda_differ_in_what_they_are_named_for(data, protocol):
+    arms = {arm: protocols.resolve(data, protocol, arm).config for arm in ARMS}
+    full = arms["dda-paper"]
+    for arm, config in arms.items():
+        assert config["args"] == full["args"] | ARMS[arm]
+        rest = [{**each, "args": None, "method": None, "prior": None} for each in (config, full)]
+        assert rest[0] == rest[1]
+        assert (config["prior"] == "none") == ("variants" in ARMS[arm])

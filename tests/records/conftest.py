@@ -28,9 +28,14 @@ def make(
     config_digest="c1",
     metric="top1",
     prior=None,
+    shared=None,
+    diagnostics=None,
+    report=None,
 ):
-    time = dict.fromkeys(ACCOUNTS, 1.0) | {"prior": 0.0, "synthesis": synthesis, "distillation": distillation}
+    time = dict.fromkeys(ACCOUNTS, 1.0) | {"synthesis": synthesis, "distillation": distillation}
+    time["prior"] = (prior or {}).get("seconds", 0.0)  # billed to every run that uses it
     total = sum(time.values())
+    joined = {"diagnostics": diagnostics, "report": report}  # keys that older records do not have
     flags = {"test_changed": test_changed, "subset": subset}
     oracle = last if oracle is None else oracle
     return {
@@ -53,7 +58,9 @@ def make(
             "teacher": 94.87 if metric == "top1" else 0.517,
             "curve": [{"step": 1500, "seconds": 660.0, "value": last}],
         },
-        "time": time | {"scored": total - 2.0, "total": total, "resumes": 0},
+        "time": time
+        | {"scored": total - 2.0, "total": total, "resumes": 0}
+        | ({} if shared is None else {"shared": shared}),
         "cost": {
             "images_synthesised": 51200,
             "student_steps": 80000,
@@ -73,7 +80,20 @@ def make(
             "date": "2026-01-31T12:00:00+00:00",
         },
         "config": {"lr": 0.1},
+        **{key: value for key, value in joined.items() if value is not None},
     }
+
+
+def diagnostics(agreement=0.9, classes=(0.25, 0.75), diversity=0.8, frechet=2.5, images=2880):
+    """What the evaluator says of synthetic images."""
+    found = {"images": images, "agreement": agreement, "classes": list(classes)}
+    return found | {"diversity": diversity, "frechet": frechet}
+
+
+def prior(name="public32", trained_on="7,500 images", *, origin="adopted", seconds=7201, digest="p1"):
+    """A diffusion model."""
+    facts = {"kind": "diffusion", "name": name, "trained_on": trained_on, "digest": digest}
+    return facts | {"origin": origin, "seconds": seconds}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 
 from dfkd import leaderboard, units
 from dfkd.records import cell_of
+from tests.records.conftest import diagnostics, prior
 
 FOLDER = Path(__file__).parent
 CHANGED = "20 test images come from a JPEG copy"
@@ -31,7 +32,18 @@ def page(records, rows=(), current=None):
 
 def rows_of(text, protocol="paper"):
     """The rows of the table below a protocol's heading, each as header → cell."""
-    lines = text.split(f"### {protocol}\n")[1].split("\n###")[0].split("\n## ")[0].splitlines()
+    table_of = text.split(f"### {protocol}\n")[1].split("\n###")[0].split("\n## ")[0]
+    return parsed(table_of)
+
+
+def described(text, protocol="paper"):
+    """The rows of the table that says what the synthetic images are like."""
+    section = text.split(f"### {protocol}\n")[1].split("\n### ")[0].split("\n## ")[0]
+    return parsed(section.partition("#### What the synthetic images are like\n")[2])
+
+
+def parsed(text):
+    lines = text.splitlines()
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     return [dict(zip(table[0], row, strict=True)) for row in table[2:]]
 
@@ -48,6 +60,28 @@ def test_golden(record):
     runs += [record("deepinv", protocol="cpu", status="diverged", hardware="CPU 2 cores", changed=CHANGED)]
     text = page(runs, [published("fast-10", 89.29)])
     assert text == (FOLDER / "golden_leaderboard.md").read_text(encoding="utf-8")
+
+
+def test_golden_with_priors_and_diagnostics(record):
+    """The page where methods use diffusion models; after a wanted change, look at it and store it anew."""
+    table = {"protocol": "cpu", "hardware": "CPU 2 cores"}
+    runs = [record("kd-real", 92.5, reference=True, synthesis=0.0, **table)]
+    runs += [record("fast-10", 81.0, diagnostics=diagnostics(0.991, [0.08, 0.92], 0.69, 4.125), **table)]
+    runs += [
+        record("ssdkd", 82.0, diagnostics=diagnostics(None, [0.4, 0.6], 0.74, 12.3, images=768), **table)
+    ]
+    runs += [
+        record(
+            "diffdfkd", last, seed=seed, prior=prior(), shared=870.0, synthesis=900.0, report={"guided": guided},
+            diagnostics=diagnostics(guided, [0.3, 0.7], 0.91, 1.5), **table,
+        )
+        for seed, (last, guided) in enumerate([(86.0, 0.94), (87.0, 0.98)])
+    ]  # fmt: skip
+    foreign = prior("stable-diffusion-v1-5", "LAION-5B", origin="foreign", seconds=0, digest="p2")
+    kept = {"filter_kept": 0.7123, "bank": 12800.0}
+    runs += [record("dda", 85.0, prior=foreign, shared=400.0, synthesis=450.0, report=kept, **table)]
+    text = page(runs)
+    assert text == (FOLDER / "golden_priors.md").read_text(encoding="utf-8")
 
 
 def test_the_last_iterate_ranks_and_not_the_oracle(record):
@@ -187,6 +221,79 @@ def test_miou_is_a_fraction_with_three_decimals(record):
 def test_a_bar_in_a_text_does_not_break_the_table(record):
     text = page([record(prior={"kind": "a|b", "trained_on": None, "digest": None})])
     assert "a\\|b" in text
+
+
+def test_what_is_paid_once_per_teacher_stands_apart_in_every_row_of_such_a_table(record):
+    runs = [record("diffdfkd", 90.0, prior=prior(), shared=60.0), record("ssdkd", 80.0)]
+    runs += [record("kd-real", 92.0, reference=True, synthesis=0.0), record("ssdkd", protocol="cpu")]
+    text = page(runs)
+    columns = ("total", "once per teacher", "per student")
+    assert {row["method"]: tuple(row[column] for column in columns) for row in rows_of(text)} == {
+        "*kd-real*": ("10 m 02 s", "0 s", "10 m 02 s"),
+        "diffdfkd": ("2 h 11 m", "2 h 01 m", "10 m 02 s"),
+        "ssdkd": ("11 m 02 s", "0 s", "11 m 02 s"),
+    }
+    assert "per student" not in row_of(text, "ssdkd", "cpu")
+    assert "| per student | the rest of" in text
+
+
+def test_a_shared_stage_alone_makes_the_columns_too(record):
+    row = row_of(page([record("dda", shared=40.0)]), "dda")
+    assert (row["once per teacher"], row["per student"]) == ("40.0 s", "10 m 22 s")
+    assert "once per teacher" not in page([record("dda", shared=0.0)])
+
+
+def test_each_class_of_hardware_has_its_own_time_per_student(record):
+    runs = [record("dda", shared=40.0, hardware="CPU"), record("dda", seed=1, shared=10.0, hardware="GPU")]
+    assert [row["once per teacher"] for row in rows_of(page(runs))] == ["40.0 s", "10.0 s"]
+
+
+def test_the_prior_is_named_in_its_row_and_described_once_below(record):
+    runs = [record("diffdfkd", 90.0, prior=prior()), record("dda", 80.0, prior=prior())]
+    runs += [record("fast-10", 70.0), record("fast-10", protocol="cpu")]
+    text = page(runs)
+    assert [row["prior"] for row in rows_of(text)] == ["public32", "public32", "none"]
+    note = "- Prior `public32` (adopted), trained on: 7,500 images; its training took 2 h 00 m\n"
+    assert text.count(note) == 1
+    assert "7,500 images" not in text.split("### cpu")[1]
+
+
+def test_what_the_images_are_like_is_told_of_methods_in_the_order_of_their_ranks(record):
+    runs = [record("worse", 80.0, diagnostics=diagnostics(), config_digest="old")]
+    runs += [record("better", 90.0, diagnostics=diagnostics(None, [0.1, 0.2, 0.7], None, 1234.5))]
+    runs += [record("silent", 95.0), record("kd-noise", reference=True, diagnostics=diagnostics())]
+    text = page(runs, current={cell_of(runs[0]): {"method": "m1", "config": "c1"}})
+    better, worse = described(text)
+    assert better == {
+        "pair": "wrn40_2 → wrn16_1",
+        "method": "better",
+        "images": "2,880",
+        "agreement": "–",
+        "rarest class": "10.0 %",
+        "commonest class": "70.0 %",
+        "diversity": "–",
+        "Fréchet": "1,234",
+        "samples": "[grid](plots/samples/cifar10/paper/wrn40_2-wrn16_1-better.png)",
+    }
+    assert (worse["method"], worse["agreement"], worse["Fréchet"]) == ("worse (stale)", "90.0 %", "2.5")
+    table = leaderboard.render(runs, [])["tables/cifar10.md"]
+    assert "[grid](../plots/samples/cifar10/paper/wrn40_2-wrn16_1-better.png)" in table
+    assert "## Synthetic images" in text
+
+
+def test_without_diagnostics_of_a_method_there_is_no_such_table_and_no_legend(record):
+    text = page([record("ssdkd"), record("kd-noise", reference=True, diagnostics=diagnostics())])
+    assert "synthetic images" not in text.lower()
+
+
+def test_the_numbers_that_a_method_reports_are_a_note(record):
+    runs = [
+        record("dda", report={"kept": 0.7123, "bank": 12800.0, "refreshes": 3.0}),
+        record("cmi", report={}),
+    ]
+    text = page(runs)
+    assert "- `dda`, wrn40_2 → wrn16_1, reports bank 12,800, kept 0.712, refreshes 3\n" in text
+    assert "`cmi`," not in text
 
 
 def test_no_records_is_a_page_too():

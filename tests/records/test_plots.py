@@ -31,6 +31,39 @@ def test_a_figure_is_drawn_once_and_again_only_for_other_numbers(record, table, 
     assert [path.read_bytes() for path in expected] == first  # no date, no random names
 
 
+def test_the_part_paid_once_per_teacher_is_a_line_up_to_the_point(record):
+    from matplotlib.figure import Figure
+
+    runs = [record("dda", 90.0, shared=400.0, synthesis=450.0), record("ssdkd", 80.0)]
+    panel = Figure().subplots()
+    style = {"dda": "C0", "ssdkd": "C1"}, {"NVIDIA H200": "o"}
+    plots._panel(panel, gather(runs), *style)
+    lines = [tuple(line.get_xdata()) for line in panel.get_lines() if len(line.get_xdata()) == 2]
+    assert lines == [(652.0, 1052.0)]
+    assert "once per teacher" in panel.get_xlabel()
+    assert panel.get_xlim()[0] < 652 and panel.get_xlim()[1] > 1052
+    panel = Figure().subplots()
+    plots._panel(panel, gather(runs[1:]), *style)
+    assert panel.get_xlabel() == "total time without evaluation (log scale)"
+
+
+def test_a_figure_is_drawn_again_where_other_time_is_paid_once_per_teacher(record):
+    one, other = (plots._digest(gather([record(shared=shared)])) for shared in (10.0, 20.0))
+    assert one != other
+
+
+def test_the_grid_lies_where_the_run_puts_it(record, tmp_path, monkeypatch):
+    import bench
+
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "samples.png").write_bytes(b"grid")
+    made = record("dda")
+    bench.keep_samples(made, tmp_path / "work")
+    (result,) = gather([made])
+    assert (tmp_path / "plots" / plots.grid_of(result.cell)).read_bytes() == b"grid"
+
+
 def test_a_table_of_bounds_or_of_broken_runs_has_no_figure(record, tmp_path):
     runs = [record("kd-real", reference=True), record("ssdkd", status="diverged")]
     assert plots.draw(gather(runs), tmp_path) == []

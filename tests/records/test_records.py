@@ -6,6 +6,7 @@ import pytest
 
 from dfkd import files, records
 from dfkd.errors import UserError
+from tests.records.conftest import diagnostics, prior
 
 
 def required_keys(schema, path=()):
@@ -42,7 +43,7 @@ def test_the_schema_is_a_schema_and_requires_the_keys_of_the_design():
 
 @pytest.mark.parametrize("path", KEYS, ids=lambda path: ".".join(map(str, path)))
 def test_a_missing_key_is_refused_by_name(record, path):
-    broken = record()
+    broken = record(diagnostics=diagnostics())
     del parent_of(broken, path)[path[-1]]
     with pytest.raises(UserError) as caught:
         records.validate(broken)
@@ -56,6 +57,50 @@ def test_further_keys_may_join(record):
     more = record()
     more["note"] = more["time"]["note"] = "joined"
     records.validate(more)
+
+
+def test_what_later_records_have_may_be_there_or_not(record):
+    records.validate(record())
+    full = record(prior=prior(), shared=60.0, diagnostics=diagnostics(), report={"kept": 0.7, "refreshes": 3})
+    records.validate(full)
+    full["diagnostics"] |= {"agreement": None, "diversity": None}
+    full["prior"] |= {"name": None, "origin": None, "seconds": None}
+    records.validate(full)
+    full["diagnostics"] = None
+    records.validate(full)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("time", "shared"), -1.0),
+        (("prior", "origin"), "found"),
+        (("prior", "seconds"), "2 h"),
+        (("diagnostics",), []),
+        (("diagnostics", "images"), 2.5),
+        (("diagnostics", "agreement"), 94.0),
+        (("diagnostics", "classes"), []),
+        (("diagnostics", "classes", 0), 1.5),
+        (("diagnostics", "frechet"), -0.1),
+        (("report", "kept"), "71 %"),
+        (("report", "kept"), math.nan),
+    ],
+)
+def test_what_later_records_have_is_checked(record, path, value):
+    broken = record(prior=prior(), shared=60.0, diagnostics=diagnostics(), report={"kept": 0.7})
+    parent_of(broken, path)[path[-1]] = value
+    with pytest.raises(UserError, match=r"\.".join(map(str, path))):
+        records.validate(broken)
+
+
+def test_what_is_spent_once_per_teacher_is_part_of_the_scored_time(record):
+    whole = record(prior=prior(seconds=1000), synthesis=500.0, distillation=0.0, shared=501.0)
+    records.validate(whole)
+    whole["time"]["shared"] = 510.0
+    with pytest.raises(
+        UserError, match=r"time\.shared: 510\.0 s and the prior's 1000 s are more than time\.scored"
+    ):
+        records.validate(whole)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

@@ -1,7 +1,10 @@
+from dataclasses import astuple
+
 import pytest
 
 from dfkd import statistics
 from dfkd.records import cell_of
+from tests.records.conftest import diagnostics, prior
 
 
 def test_mean_and_sample_deviation_by_hand():
@@ -76,12 +79,79 @@ def test_what_published_numbers_hold_for(data, comparable):
     assert statistics.is_comparable(data) is comparable
 
 
-def test_the_prior_says_what_it_was_trained_on_and_whether_it_is_foreign(record):
-    ours = record(prior={"kind": "diffusion model", "trained_on": "digits", "digest": "d"})
-    ours["time"]["prior"] = 100.0
-    foreign = record(prior={"kind": "diffusion model", "trained_on": "LAION-5B", "digest": "d"}, seed=1)
-    assert statistics.gather([ours])[0].prior == "diffusion model (digits)"
-    assert statistics.gather([foreign])[0].prior == "diffusion model (LAION-5B), foreign weights"
+@pytest.mark.parametrize(
+    ("facts", "note"),
+    [
+        (prior(), "Prior `public32` (adopted), trained on: 7,500 images; its training took 2 h 00 m"),
+        (
+            prior(name="glyphs16", trained_on="Letters.", origin="trained", seconds=90.0),
+            "Prior `glyphs16`, trained on: Letters; its training took 1 m 30 s",
+        ),
+        (
+            prior(name="stable-diffusion-v1-5", trained_on="LAION-5B", origin="foreign", seconds=0),
+            "Prior `stable-diffusion-v1-5` (foreign weights), trained on: LAION-5B; training time unknown, billed 0",
+        ),
+    ],
+)
+def test_the_prior_says_what_it_was_trained_on_where_it_is_from_and_what_it_cost(record, facts, note):
+    (result,) = statistics.gather([record(prior=facts, seed=seed) for seed in (0, 1)])
+    assert (result.prior, result.prior_notes) == (facts["name"], (note,))
+
+
+def test_a_prior_beside_class_names_and_priors_that_are_no_model(record):
+    both = prior() | {"kind": "diffusion, class names"}
+    names = {"kind": "class names", "trained_on": None, "digest": None}
+    shown = [statistics.gather([record(prior=facts)])[0] for facts in (both, names, None)]
+    assert [result.prior for result in shown] == ["public32, class names", "class names", "none"]
+    assert [len(result.prior_notes) for result in shown] == [1, 0, 0]
+
+
+def test_a_prior_without_a_name_says_what_was_billed(record):
+    facts = {"kind": "diffusion", "trained_on": "digits", "digest": "d"}
+    run = record(prior=facts)
+    run["time"]["prior"] = 100.0
+    (result,) = statistics.gather([run])
+    assert result.prior == "diffusion"
+    assert result.prior_notes == ("Prior `diffusion`, trained on: digits; its training took 1 m 40 s",)
+
+
+def test_seeds_with_other_priors_are_not_averaged(record):
+    runs = [record(last=last, seed=seed, prior=prior()) for seed, last in enumerate([80.0, 82.0, 10.0])]
+    runs[2]["prior"]["digest"] = "another"
+    (result,) = statistics.gather(runs)
+    assert (result.last.n, result.status) == (2, "ok, 1 on another teacher, prior or data")
+    kd = record("kd-real", 90.0, reference=True)
+    assert statistics.gap_to_kd(result, [result, *statistics.gather([kd])]) == -9.0
+
+
+def test_prior_and_shared_stages_are_paid_once_per_teacher(record):
+    runs = [record(prior=prior(seconds=1000), shared=shared, seed=int(shared)) for shared in (30.0, 50.0)]
+    (cost,) = statistics.gather(runs)[0].costs
+    assert (cost.once, cost.scored, cost.per_student) == (1040.0, 1662.0, 622.0)
+    (cost,) = statistics.gather([record()])[0].costs
+    assert (cost.once, cost.per_student) == (0.0, cost.scored)
+
+
+def test_diagnostics_are_means_over_the_seeds_that_have_them(record):
+    found = [
+        diagnostics(0.5, [0.1, 0.9], 0.5, 1.0, images=100),
+        diagnostics(None, [0.6, 0.4], None, 3.0, images=200),
+    ]
+    runs = [record(seed=seed, diagnostics=each) for seed, each in enumerate([*found, None])]
+    (result,) = statistics.gather(runs)
+    # The rarest class of each run, not of all together, in which 0.35 and 0.65 would look balanced.
+    assert astuple(result.diagnostics) == (150.0, 0.5, 0.25, 0.75, 0.5, 2.0)
+    assert statistics.gather([record()])[0].diagnostics is None
+
+
+def test_diagnostics_and_reports_are_those_of_the_runs_that_count(record):
+    runs = [record(diagnostics=diagnostics(frechet=1.0), report={"kept": 0.5, "rounds": 3})]
+    runs += [record(seed=1, diagnostics=diagnostics(frechet=9.0), report={"kept": 0.1}, config_digest="old")]
+    runs += [record(seed=2, status="diverged", report={"kept": 0.0})]
+    runs += [record(seed=3, report={"kept": 0.7})]
+    (result,) = statistics.gather(runs, {cell_of(runs[0]): {"method": "m1", "config": "c1"}})
+    assert result.diagnostics.frechet == 1.0
+    assert result.report == {"kept": 0.6, "rounds": 3.0}
 
 
 def test_seeds_with_other_teachers_are_not_averaged(record):
@@ -89,7 +159,7 @@ def test_seeds_with_other_teachers_are_not_averaged(record):
     runs[2]["provenance"]["teacher"]["digest"] = "another"
     (result,) = statistics.gather(runs)
     assert result.last.n == 2 and result.last.mean == 81.0
-    assert result.status == "ok, 1 on another teacher or data"
+    assert result.status == "ok, 1 on another teacher, prior or data"
 
 
 def test_no_gap_to_a_bound_of_another_teacher_or_a_stale_one(record):

@@ -1,0 +1,30 @@
+"""What a network's modules put out, seen from outside and only while asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def outputs(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """The outputs of the named modules in the last forward pass made inside, with their gradients.
+
+    Nothing stays on the network afterwards.
+    """
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> object:
+        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            found[name] = output
+
+        return hook
+
+    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,50 @@
+"""Diffusion priors: models of images behind one interface (`Prior`), their cards, and where they come from.
+
+`cards` and `recipes` import no torch; diffusers is imported when a prior is loaded, for that takes seconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dfkd.priors.cards import digests_path
+from dfkd.priors.disjoint import check_disjoint
+from dfkd.priors.sources import provide
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from dfkd.priors.base import Prior, resize
+
+__all__ = ["Prior", "check_disjoint", "digests_path", "load", "provide", "resize"]
+
+
+def load(place: Path | str, card: dict[str, Any], device: torch.device | str, precision: str) -> Prior:
+    """The model of a folder and card that `provide` gave: frozen, in eval mode, on the device.
+
+    `precision` is the protocol's. The pixel model stays in float32 and follows the autocast of its caller; the
+    pipelines of Stable Diffusion are held in bfloat16 for `bf16` on CUDA. Raises UserError for a folder that is
+    missing, damaged, or does not hold such a model.
+    """
+    if card["kind"] == "pixel":
+        from dfkd.priors.pixel import PixelPrior
+
+        return PixelPrior.load(place, card, device)
+    from dfkd.priors import stable_diffusion
+
+    backend = {
+        "stable-diffusion": stable_diffusion.StableDiffusion,
+        "image-variations": stable_diffusion.ImageVariations,
+    }[card["kind"]]
+    return backend.load(place, card, device, precision)
+
+
+def __getattr__(name: str) -> Any:
+    # These need torch, which reading a card does not.
+    if name in ("Prior", "resize"):
+        from dfkd.priors import base
+
+        return getattr(base, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,194 @@
+"""A prior for a run, wherever it comes from: found, adopted, trained now, from the hub, or somebody's own folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfkd.errors import UserError, unknown
+from dfkd.files import replacing
+from dfkd.priors import cards
+from dfkd.priors.recipes import HUB, recipes
+from dfkd.tasks import pool, store
+from dfkd.teachers import file_digest, weights_folders
+
+if TYPE_CHECKING:
+    import torch
+
+# Folders without a card, known by the sha256 of their weights; a name alone would prove nothing.
+KNOWN: dict[str, dict[str, Any]] = {
+    "2003502f4a524091eb7adcbdbd7c8d10da4a61d1349314f51ef860b49ca4bba5": {
+        "trained_on": "public_images: 7,500 Tiny-ImageNet validation images of 150 classes, at 32 pixels",
+        "data": "public_images",
+        "recipe": "public32",
+        "seed": 0,
+        "seconds": 7201.0,
+    }
+}
+
+
+def provide(
+    name: str,
+    own: Path,
+    data_root: Path,
+    device: torch.device | str,
+    *,
+    source: Path | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    say: Callable[[str], None] = print,
+) -> tuple[Path, dict[str, Any]]:
+    """The folder and card of a prior; `name` is a name or the path of somebody's folder.
+
+    By name: found in `own`, else `prior_<name>` of `source` or `DFKD_WEIGHTS` (a pixel model is copied to `own`), else
+    from the hub, else trained, by `recipe` or that of `benchmarks/priors.yaml`. Raises UserError, also where a
+    prior that is there was trained by another recipe.
+    """
+    if "/" in name:
+        return _foreign(Path(name).expanduser())
+    if (own / name).is_dir():
+        return own / name, _found(own / name, recipe)
+    given = find(name, source)
+    if given is not None and cards.kind_of(given) != "pixel":
+        return given, _pipeline_card(name, given)  # several GB are not copied
+    if given is not None:
+        say(f"prior {name}: adopting {given.name} from the weights folder")
+        return _adopt(name, given, own, data_root)
+    if name in HUB:
+        folder = _download(name, say)
+        return folder, _pipeline_card(name, folder)
+    recipe = recipe or recipes().get(name)
+    if recipe is None:
+        raise unknown("prior", name, {*recipes(), *HUB, *(path.stem for path in own.glob("*.json"))})
+    from dfkd.priors.training import train
+
+    return train(name, recipe, own, data_root, device, resume=resume, say=say)
+
+
+def find(name: str, source: Path | None = None) -> Path | None:
+    """The folder of a ready prior in `source` or `DFKD_WEIGHTS`, or None. UserError where that folder is missing."""
+    for folder in weights_folders(Path(), source)[1:]:
+        if not folder.is_dir():
+            raise UserError(f"there is no weights folder {folder} (--weights, DFKD_WEIGHTS)")
+        if (folder / f"prior_{name}").is_dir():
+            return folder / f"prior_{name}"
+    return None
+
+
+def _found(folder: Path, recipe: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not cards.card_path(folder).is_file():
+        raise UserError(f"{folder} has no card; remove it, or move it to a folder that DFKD_WEIGHTS names")
+    card = cards.read_card(folder)
+    wanted = recipe or (recipes().get(folder.name) if card["origin"] == "trained" else None)
+    if wanted and card["recipe"] != wanted:
+        raise UserError(f"{folder} was trained by another recipe; remove it, or take another name")
+    return card
+
+
+def _adopt(name: str, given: Path, own: Path, data_root: Path) -> tuple[Path, dict[str, Any]]:
+    """Copy a pixel model, with a card and the digests of its training images, to `own`."""
+    from dfkd.priors.pixel import PixelPrior
+
+    card = _card_of(name, given, "adopted")
+    PixelPrior.load(given, card, "cpu")  # it must fit before anything is written
+    target, beside = own / name, own / f"{name}.json"
+    # In a fresh clone card and digests are there and the weights are not: what is known of these weights is kept.
+    if beside.is_file() and (kept := cards.read_card(target))["digest"] == card["digest"]:
+        card, fresh = kept, False
+    else:
+        fresh = True
+        digests = own / f"{name}.images.npy"
+        digests.unlink(missing_ok=True)
+        if (given / "images.npy").is_file():
+            _copy(given / "images.npy", digests)
+        elif card["data"] is not None:
+            try:
+                images, _ = pool(card["data"]).load("train", data_root)
+                manifest = pool(card["data"]).manifest(data_root)
+            except UserError as error:
+                raise UserError(
+                    f"prior {name} was trained on {card['data']}, and which images these are must be known: {error}"
+                ) from None
+            cards.write_digests(digests, images)
+            shape = dict(zip(("count", "height", "width"), images.shape, strict=False))
+            card = card | {"data_digest": store.digest(manifest), "images": shape}
+    partial = own / f"{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for path in (
+        cards.weights_path(given),
+        given / "config.json",
+        given / "scheduler" / "scheduler_config.json",
+    ):
+        _copy(path, partial / path.relative_to(given))
+    partial.rename(target)
+    if fresh:
+        cards.write_card(beside, card)
+    return target, card
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target) as file, open(source, "rb") as original:
+        shutil.copyfileobj(original, file)
+
+
+def _foreign(folder: Path) -> tuple[Path, dict[str, Any]]:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; a prior's name has no slash")
+    return folder, _card_of(folder.name, folder, "foreign")
+
+
+def _card_of(name: str, folder: Path, origin: str) -> dict[str, Any]:
+    """The complete card of somebody's folder: what it says in `card.json`, or what is known of its weights."""
+    digest = file_digest(cards.weights_path(folder))
+    path = cards.card_path(folder)
+    if path.is_file():
+        told: Mapping[str, Any] = cards.read_json(path)
+    elif digest in KNOWN:
+        told = KNOWN[digest] | {"recipe": recipes()[KNOWN[digest]["recipe"]]}
+    else:
+        raise UserError(
+            f"{folder} has no card; write {folder / 'card.json'} with at least "
+            '{"trained_on": "one sentence on the images that the model was trained on"}'
+        )
+    # What can be seen is not taken from anybody's word.
+    told = {key: told[key] for key in cards.CARD.keys() & told.keys() - {"name", "kind", "origin"}}
+    facts = {"digest": digest, "size": cards.side_of(folder)}
+    card = cards.new_card(name, cards.kind_of(folder), told.get("trained_on", ""), origin) | told | facts
+    if not card["trained_on"]:
+        raise UserError(f"{path} must say under 'trained_on' what images the model was trained on")
+    cards.check(card, path)
+    return card
+
+
+def _pipeline_card(name: str, folder: Path) -> dict[str, Any]:
+    if name not in HUB or cards.card_path(folder).is_file():
+        return _card_of(name, folder, "foreign")
+    facts = {"size": cards.side_of(folder), "digest": file_digest(cards.weights_path(folder))}
+    address = f"https://huggingface.co/{HUB[name]['repository']}"
+    return cards.new_card(
+        name, cards.kind_of(folder), HUB[name]["trained_on"], "foreign", address=address, **facts
+    )
+
+
+def _download(name: str, say: Callable[[str], None]) -> Path:
+    """The pipeline's folder in the hub's cache, fetched if it is not there; without its safety checker."""
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
+
+    repository, revision = HUB[name]["repository"], HUB[name]["revision"]
+    say(f"prior {name}: {repository} from the hub's cache, or its 5 GB from the hub")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it warns of is said below
+    try:
+        return Path(DiffusionPipeline.download(repository, revision=revision, safety_checker=None))
+    except Exception as error:
+        option = f" --revision {revision}" if revision else ""
+        raise UserError(
+            f"prior {name} is neither here nor to be had from the hub ({type(error).__name__}); where there is a "
+            f"network, run: hf download {repository}{option} --exclude 'v1-*' '*.fp16.*' '*non_ema*' --local-dir "
+            f"prior_{name}, and put that folder into one that DFKD_WEIGHTS names"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,275 @@
+"""DiffDFKD: a diffusion model guided by the teacher at every denoising step, with CutMix of its latents.
+
+Qi et al., "Data-free Knowledge Distillation with Diffusion Models", ICME 2025; diffdfkd.md. Exact, from the published
+program: equations 1-10, five images a trajectory, the prompt without the class's name, KD at T = 30. The program does
+not run as published and the paper's text was not at hand, so these are ours (section 5):
+
+- the gradient passes the U-Net (5.1: the program switches it off and would stop); `through_unet` off is a cheap mode;
+- losses are summed over the batch, so that a trajectory moves as it does alone (5.6);
+- CutMix is on (5.7), with one Beta(1, 1) draw (5.8; `cutmix_draw="nested"` is the program's);
+- the last timestep is evaluated (5.9; `published_end` is the program's);
+- no guidance while ᾱ_t < 0.005, and in pixel space an update of at most 5 % of ‖z‖ (section 6);
+- a refresh of the student is a fixed number of steps by the protocol's optimiser, none after the last round;
+- batches may mix the classes, and CutMix then pairs within a class (5.19);
+- mSARC from SpaceshipNet's definition (2.1), off by default; images stay bytes instead of JPEG files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfkd.engine.context import Context
+from dfkd.engine.method import METHODS, Budget, Method, Stage
+from dfkd.priors import resize
+from dfkd.synthesis import losses
+from dfkd.synthesis.batchnorm import BatchNormLoss
+from dfkd.synthesis.buffer import Batch, Samples
+from dfkd.synthesis.cam import msarc
+
+
+@METHODS.register_module("diffdfkd")
+class DiffDFKD(Method):
+    """Diffusion guided by the teacher, then distillation of a fresh student.
+
+    Args:
+        calls: synthesis calls; with one class a call these are G·C of section 1.5.
+        steps: N, denoising steps of a trajectory.
+        guidance: w, classifier-free guidance, where the prior knows a condition.
+        bn, oh, adv: α, β, γ, the weights of L_inv (eq. 7).
+        eta: step size of eq. 8.
+        adversarial_from: the first call (1-based) with L_adv.
+        refresh_every, refresh_steps: student steps on all images so far, after every so many calls; with `adv` only.
+        cutmix: CutMix events of a trajectory are at most `cutmix` − 1, every N/`cutmix` steps; 0: none.
+        cutmix_draw: "beta", or "nested" for the program's Beta(u, u) with u from Beta(1, 1).
+        intermediate: keep x̂_t at those moments too, five images a trajectory at `cutmix` 5.
+        mixed: a call takes all classes in turn instead of one class.
+        floor: no guidance while ᾱ_t is below this.
+        cap: the largest update as a share of ‖z_t‖, per trajectory; 0: none. By default .05 in pixel space only.
+        through_unet: let the gradient pass the U-Net; off, ε̂ is held constant, which is cheap and another direction.
+        warm_steps: extra updates with 0.1·L_bn at the first timestep (FedCADO's; 0 in the scripts).
+        published_end: the program's end: the last timestep is skipped, the image is formed from the old ε̂ and t.
+        prompt: what a text-conditioned prior is told; `class_names` adds the class's name (side information).
+        msarc: λ of mSARC in the distillation loss.
+        temperature: T of the distillation loss.
+    """
+
+    prior = "diffusion"
+
+    def __init__(
+        self,
+        calls: int = 1000,
+        steps: int = 50,
+        guidance: float = 3.0,
+        bn: float = 0.1,
+        oh: float = 1.0,
+        adv: float = 1.0,
+        eta: float = 1.0,
+        adversarial_from: int = 101,
+        refresh_every: int = 100,
+        refresh_steps: int = 400,
+        cutmix: int = 5,
+        cutmix_draw: str = "beta",
+        intermediate: bool = True,
+        mixed: bool = False,
+        floor: float = 0.005,
+        cap: float | None = None,
+        through_unet: bool = True,
+        warm_steps: int = 0,
+        published_end: bool = False,
+        prompt: str = "A realistic photo",
+        class_names: bool = False,
+        msarc: float = 0.0,
+        temperature: float = 30.0,
+    ) -> None:
+        if cutmix_draw not in ("beta", "nested"):
+            raise ValueError(f"cutmix_draw must be 'beta' or 'nested', not {cutmix_draw!r}")
+        if steps < max(2, cutmix):
+            raise ValueError(f"steps must be at least {max(2, cutmix)}, not {steps}")
+        if adv and (refresh_every < 1 or calls % refresh_every):
+            raise ValueError(f"{calls} calls do not divide into refreshes every {refresh_every}")
+        self.calls, self.steps, self.guidance = calls, steps, guidance
+        self.bn, self.oh, self.adv, self.eta = bn, oh, adv, eta
+        self.adversarial_from, self.refresh_every, self.refresh_steps = (
+            adversarial_from,
+            refresh_every,
+            refresh_steps,
+        )
+        self.cutmix, self.cutmix_draw, self.intermediate, self.mixed = cutmix, cutmix_draw, intermediate, mixed
+        self.floor, self.cap, self.through_unet, self.warm_steps = floor, cap, through_unet, warm_steps
+        self.published_end, self.prompt, self.class_names = published_end, prompt, class_names
+        self.msarc, self.temperature = msarc, temperature
+        self.every = steps // cutmix if cutmix else 0  # k
+        self.final, self.hits = 0, 0
+        if class_names:
+            self.prior = "diffusion, class names"
+
+    @property
+    def guided(self) -> bool:
+        return bool(self.bn or self.oh or self.adv)
+
+    def moments(self) -> list[int]:
+        """The steps j (1-based) of CutMix, and of the images kept on the way."""
+        return list(range(self.every, self.steps, self.every)) if self.every else []
+
+    def images_of_a_trajectory(self) -> int:
+        return 1 + (len(self.moments()) if self.intermediate else 0)
+
+    def schedule(self, budget: Budget) -> list[Stage]:
+        distil = Stage("distil", budget.rounds, steps=budget.steps_per_round, fresh_student=True)
+        if not self.adv:
+            # Nothing here knows the student: one set serves every student of the teacher.
+            return [Stage("generate", 1, calls=self.calls, shared=True), distil]
+        rounds = self.calls // self.refresh_every
+        generate = Stage(
+            "generate", rounds - 1, calls=self.refresh_every, steps=self.refresh_steps, counted=False
+        )
+        return [generate, Stage("generate, last", 1, calls=self.refresh_every), distil]
+
+    def setup(self, ctx: Context) -> None:
+        if ctx.prior is None or not ctx.prior.guides:
+            raise ValueError("it needs a diffusion model that can be guided, see `prior` in the protocol")
+        self.trajectories, rest = divmod(ctx.budget.synthesis_batch, self.images_of_a_trajectory())
+        if rest or self.trajectories < (2 if self.cutmix and not self.mixed else 1):
+            raise ValueError(
+                f"synthesis_batch must be a multiple of {self.images_of_a_trajectory()} images a trajectory, and "
+                f"give CutMix two of them, not {ctx.budget.synthesis_batch}"
+            )
+        self.statistics = BatchNormLoss(ctx.teacher)
+        if self.cap is None:
+            self.cap = 0.05 if ctx.prior.pixel_space else 0.0
+
+    def synthesize(self, ctx: Context) -> Samples:
+        count, classes = self.trajectories, ctx.spec.classes
+        if self.mixed:
+            labels = (torch.arange(count, device=ctx.device) + (ctx.calls - 1) * count) % classes
+        else:
+            labels = torch.full((count,), (ctx.calls - 1) % classes, device=ctx.device)
+        kept = self.sample(ctx, labels)
+        with torch.no_grad():
+            self.hits = self.hits + (ctx.teacher(kept[-1]).argmax(1) == labels).sum()
+        self.final += count
+        return Samples(torch.cat(kept), labels.repeat(len(kept)))
+
+    def sample(self, ctx: Context, labels: Tensor) -> list[Tensor]:
+        """One batch of trajectories: images B×C×H×W in [0, 1] at each moment kept, the final ones last (eqs. 1-10)."""
+        prior, count = ctx.prior, len(labels)
+        condition = self._condition(ctx, labels)
+        timesteps, moments, kept = prior.timesteps(self.steps), self.moments(), []
+        z = ctx.noise(count, *prior.latent_shape)
+        for j, t in enumerate(timesteps[:-1] if self.published_end else timesteps, 1):
+            for _ in range(self.warm_steps if j == 1 else 0):
+                z, _ = self._guide(ctx, z, t, condition, labels, bn=0.1, oh=0.0, adv=0.0)
+            adv = self.adv if ctx.calls >= self.adversarial_from else 0.0
+            if self.guided and prior.alpha(t) >= self.floor:
+                z, image = self._guide(ctx, z, t, condition, labels, self.bn, self.oh, adv)
+            elif j in moments:
+                image = self._look(ctx, z, t, self._noise(prior, z, t, condition))
+            if j in moments:
+                if self.intermediate:
+                    kept.append(image)
+                z = latent_cutmix(z, labels, ctx.rng.host("cutmix"), ctx.rng("cutmix"), self.cutmix_draw)
+            eps = self._noise(prior, z, t, condition)
+            if t != timesteps[-1]:
+                z = prior.step(z, t, eps, ctx.rng("sampler"))
+        return [*kept, self._look(ctx, z, t, eps)]
+
+    def _condition(self, ctx: Context, labels: Tensor) -> object:
+        if not self.class_names:
+            return ctx.prior.condition(len(labels), f"{self.prompt}.", None, self.guidance)
+        prompts = [f"{self.prompt} of {ctx.class_names[label]}." for label in labels.tolist()]
+        return ctx.prior.condition(len(labels), prompts, labels, self.guidance)
+
+    @torch.no_grad()
+    def _noise(self, prior: object, z: Tensor, t: int, condition: object) -> Tensor:
+        return prior.noise(z, t, condition)
+
+    def _look(self, ctx: Context, z: Tensor, t: int, eps: Tensor) -> Tensor:
+        """x̂_t as the teacher takes it (eqs. 2, 3)."""
+        return resize(ctx.prior.decode(ctx.prior.clean(z, t, eps)), ctx.spec.size)
+
+    def _guide(
+        self,
+        ctx: Context,
+        z: Tensor,
+        t: int,
+        condition: object,
+        labels: Tensor,
+        bn: float,
+        oh: float,
+        adv: float,
+    ) -> tuple[Tensor, Tensor]:
+        """z_t one step down the gradient of L_inv (eqs. 4-8), and x̂_t before it."""
+        z = z.detach().requires_grad_(True)
+        if self.through_unet:
+            eps = ctx.prior.noise(z, t, condition)
+        else:
+            eps = self._noise(ctx.prior, z, t, condition)
+        image = self._look(ctx, z, t, eps)
+        with self.statistics.capture():
+            teacher = ctx.teacher(image)
+        # Summed over trajectories: each of them moves as it would alone.
+        loss = len(z) * (bn * self.statistics.loss() + oh * losses.cross_entropy(teacher, labels).mean())
+        if adv:
+            loss = loss + adv * losses.adversarial(teacher.detach(), ctx.student(image)).sum()
+        (gradient,) = torch.autograd.grad(loss, z)
+        return (z - capped(self.eta * gradient, z, self.cap)).detach(), image.detach()
+
+    def distill(self, ctx: Context, batch: Batch) -> dict[str, Tensor]:
+        if not self.msarc:
+            return super().distill(ctx, batch)
+        # Grad-CAM needs the teacher's gradients with respect to its maps.
+        teacher = ctx.teacher.inspect(batch.images.detach().clone().requires_grad_(True))
+        student = ctx.student.inspect(batch.images)
+        divergence = losses.kl(teacher.logits.detach(), student.logits, self.temperature).mean()
+        return {"kd": divergence, "msarc": self.msarc * msarc(teacher, student)}
+
+    def report(self) -> dict[str, float]:
+        """The share of final images that the teacher assigns to their class."""
+        return {"final_agreement": int(self.hits) / self.final} if self.final else {}
+
+    def state_dict(self) -> dict:
+        return {"final": self.final, "hits": int(self.hits)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.final, self.hits = state["final"], state["hits"]
+
+
+def capped(update: Tensor, z: Tensor, cap: float) -> Tensor:
+    """`update` with at most `cap` times the norm of `z`, for each sample; 0 leaves it alone."""
+    if not cap:
+        return update
+    norm, limit = (torch.linalg.vector_norm(x.flatten(1), dim=1) for x in (update, z))
+    return update * (cap * limit / norm.clamp_min(1e-12)).clamp_max(1)[:, None, None, None]
+
+
+def latent_cutmix(
+    z: Tensor, labels: Tensor, host: torch.Generator, generator: torch.Generator, draw: str = "beta"
+) -> Tensor:
+    """One box of every map is replaced by that of a partner of the same class (section 1.6).
+
+    Args: z N×C×H×W, labels N; `host` draws the box, `generator` the partners. One box for the batch, all channels; a
+    sample may be its own partner.
+    """
+    top, bottom, left, right = cutmix_box(*z.shape[2:], host, draw)
+    # Random order within each class, laid over the stable order within each class.
+    scattered = (labels + torch.rand(len(z), generator=generator, device=z.device)).argsort()
+    partner = torch.empty_like(scattered)
+    partner[labels.argsort(stable=True)] = scattered
+    mixed = z.clone()
+    mixed[:, :, top:bottom, left:right] = z[partner, :, top:bottom, left:right]
+    return mixed
+
+
+def cutmix_box(height: int, width: int, host: torch.Generator, draw: str) -> tuple[int, int, int, int]:
+    """Top, bottom, left, right of a box that covers 1 − λ of the map before clipping, λ from Beta(1, 1)."""
+    share, y, x = torch.rand(3, generator=host, dtype=torch.float64).tolist()
+    if draw == "nested":
+        seed = int(torch.randint(2**31, (), generator=host))
+        share = np.random.default_rng(seed).beta(share, share)
+    side = (1 - share) ** 0.5
+    edges = []
+    for centre, extent in ((y, height), (x, width)):
+        edges += [round(min(max(extent * (centre + sign * side / 2), 0), extent)) for sign in (-1, 1)]
+    return tuple(edges)

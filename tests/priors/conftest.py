@@ -1,0 +1,227 @@
+"""Tiny models built from nothing, each in a folder: a pixel U-Net, a Stable Diffusion, an image-variation pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd.priors import cards, load, recipes, training
+from dfkd.tasks import POOLS, InputSpec, Task, store
+from dfkd.teachers import file_digest
+
+
+def pixel_unet(seed=0, classes=None, size=8):
+    """(8, 16) channels; the last convolution is no longer the small one of a fresh network."""
+    from diffusers import UNet2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DModel(
+            sample_size=size,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            num_class_embeds=classes,
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+        )
+
+
+def save_pixel(folder, unet, **schedule):
+    """A folder as `save_pretrained` makes it, with Stable Diffusion's schedule unless told otherwise."""
+    from diffusers import DDPMScheduler
+
+    from dfkd.priors.pixel import SCHEDULE
+
+    unet.save_pretrained(folder)
+    DDPMScheduler(**SCHEDULE | {"clip_sample": False} | schedule).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def card_for(folder, **facts):
+    facts = {"size": cards.side_of(folder), "digest": file_digest(cards.weights_path(folder))} | facts
+    return cards.new_card(folder.name, cards.kind_of(folder), "noise", "foreign", **facts)
+
+
+@pytest.fixture
+def pixel(tmp_path):
+    """pixel(**how): a loaded PixelPrior of random weights."""
+
+    def make(name="tiny", schedule=(), **how):
+        folder = save_pixel(tmp_path / name, pixel_unet(**how), **dict(schedule))
+        return load(folder, card_for(folder), "cpu", "fp32")
+
+    return make
+
+
+def tokenizer(folder):
+    from transformers import CLIPTokenizer
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    symbols = [chr(code) for code in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "ph", "pho", "to</w>", "photo</w>"]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\np h\nph o\nt o</w>\npho to</w>\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+
+
+def parts(width=32):
+    """U-Net, VAE and scheduler of a Stable Diffusion that makes 16 x 16 images of 4 x 8 x 8 latents."""
+    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        sample_size=8,
+        cross_attention_dim=width,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+        attention_head_dim=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=[16, 16],
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=16,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+    )
+    # As the published repositories have it.
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
+    return {
+        "unet": unet,
+        "vae": vae,
+        "scheduler": scheduler,
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion_folder(tmp_path_factory):
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = tmp_path_factory.mktemp("sd")
+    words = tokenizer(folder / "words")
+    ids = dict(
+        bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text = CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=32,
+            intermediate_size=37,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=16,
+            **ids,
+        )
+        pipeline = StableDiffusionPipeline(
+            **parts(), tokenizer=words, text_encoder=CLIPTextModel(text), requires_safety_checker=False
+        )
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+@pytest.fixture(scope="session")
+def variations_folder(tmp_path_factory):
+    from diffusers import StableDiffusionImageVariationPipeline
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    folder = tmp_path_factory.mktemp("variations") / "pipeline"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vision = CLIPVisionConfig(
+            hidden_size=32,
+            projection_dim=32,
+            intermediate_size=37,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=24,
+            patch_size=8,
+        )
+        encoder = CLIPVisionModelWithProjection(vision)
+        pipeline = StableDiffusionImageVariationPipeline(
+            **parts(), image_encoder=encoder, requires_safety_checker=False
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def images():
+    """Four images of 8 x 8."""
+    return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def generator():
+    return lambda seed=0: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def arrays():
+    """Twenty images of 8 x 8, as a pool has them."""
+    return np.random.RandomState(0).randint(0, 256, (20, 8, 8, 3), np.uint8)
+
+
+TINY = {
+    "data": "noise",
+    "size": 4,
+    "channels": [8, 16],
+    "layers": 1,
+    "steps": 6,
+    "batch": 4,
+    "lr": 1e-3,
+    "weight_decay": 1e-3,
+    "warmup": 2,
+    "decay": 0.5,
+    "ema": 0.9,
+}
+
+
+@pytest.fixture
+def noise(tmp_path, monkeypatch, arrays):
+    """A pool of twenty 8 x 8 images in `tmp_path/data`, its recipe `noise4`, and a work folder of this test's own."""
+    pool = Task("noise", InputSpec(8, 3, (0.5,) * 3, (0.5,) * 3, 1), ("a",), splits=("train",))
+    monkeypatch.setitem(POOLS, "noise", pool)
+    monkeypatch.setattr(training, "WORK", tmp_path / "work")
+    monkeypatch.setattr(recipes, "PATH", tmp_path / "priors.yaml")
+    (tmp_path / "priors.yaml").write_text(json.dumps({"noise4": TINY}))
+    store.write(tmp_path / "data", "noise", {"train": (arrays, np.zeros(20))}, ("a",), "images of nothing")
+    return pool
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """interrupt(step): the process gets a SIGINT during that step of a training; what it returns undoes that."""
+    advance = training.Training.advance
+
+    def at(step):
+        def interrupted(self):
+            if self.step == step - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            advance(self)
+
+        monkeypatch.setattr(training.Training, "advance", interrupted)
+        return lambda: monkeypatch.setattr(training.Training, "advance", advance)
+
+    return at

@@ -1,0 +1,96 @@
+"""Names, cards and digests; torch is not needed for any of it."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dfkd.errors import UserError
+from dfkd.priors import cards
+
+FACTS = {"size": 8, "digest": "ab"}
+
+
+def test_names_and_cards_need_no_torch():
+    code = "import sys, dfkd.priors, dfkd.priors.recipes; sys.exit(bool({'torch', 'diffusers'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_round_trip(tmp_path):
+    card = cards.new_card("mine", "pixel", "cats", "trained", **FACTS, seconds=3)
+    cards.write_card(tmp_path / "mine.json", card)
+    found = cards.read_card(tmp_path / "mine")
+    assert found == card
+    assert list(found) == list(cards.CARD)
+    assert found["recipe"] is None
+
+
+def test_the_card_inside_goes_before_the_one_beside(tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert cards.card_path(tmp_path / "mine") == tmp_path / "mine.json"
+    (tmp_path / "mine" / "card.json").write_text("{}")
+    assert cards.card_path(tmp_path / "mine") == tmp_path / "mine" / "card.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "gan"}, "unknown kind of prior 'gan'"),
+        ({"origin": "found"}, "unknown origin 'found'"),
+        ({"size": "8"}, "'size' is '8'"),
+        ({"seed": True}, "'seed' is True"),
+    ],
+)
+def test_a_wrong_card_is_named(tmp_path, change, message):
+    card = cards.new_card("mine", "pixel", "cats", "trained", **FACTS)
+    (tmp_path / "mine.json").write_text(json.dumps(card | change))
+    with pytest.raises(UserError, match=message):
+        cards.read_card(tmp_path / "mine")
+
+
+def test_a_missing_or_broken_card_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"mine\.json is missing: the card of the prior mine"):
+        cards.read_card(tmp_path / "mine")
+    for text, message in (("{", "cannot be read"), ("[]", "no dictionary"), ("{}", "'name' is missing")):
+        (tmp_path / "mine.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            cards.read_card(tmp_path / "mine")
+
+
+def test_image_digests(tmp_path, arrays):
+    cards.write_digests(tmp_path / "images.npy", arrays)
+    found = np.load(tmp_path / "images.npy")
+    heads = sorted(hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in arrays)
+    assert [f"{digest:016x}" for digest in found] == heads
+    assert found.dtype == np.uint64
+
+
+def test_where_digests_lie(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    assert cards.digests_path(folder) is None
+    for path in (tmp_path / "mine.images.npy", folder / "images.npy"):
+        path.touch()
+        assert cards.digests_path(folder) == path
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "is no prior: neither config.json nor model_index.json"),
+        (
+            {"config.json": {"_class_name": "AutoencoderKL"}},
+            "holds a AutoencoderKL; a prior is one of: UNet2DModel",
+        ),
+        ({"model_index.json": {"_class_name": "FluxPipeline"}}, "holds a FluxPipeline"),
+        ({"config.json": {}}, "holds a None"),
+    ],
+)
+def test_a_folder_that_is_none_is_named(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        cards.kind_of(tmp_path)

@@ -1,0 +1,106 @@
+"""`bench.py prior`, and `data` and `doctor` where they concern priors and pools."""
+
+import json
+
+import pytest
+from PIL import Image
+
+import bench
+from dfkd import doctor
+from dfkd.priors import cards
+
+
+@pytest.fixture
+def command(noise, tmp_path, monkeypatch, capsys):
+    """command(*arguments): (exit status, output, error stream) of bench.py, writing under tmp_path."""
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(bench, "PRIORS", tmp_path / "results" / "priors")
+    monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
+    monkeypatch.setenv("DFKD_DATA", str(tmp_path / "data"))
+
+    def call(*arguments):
+        status = bench.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+TRAIN = ("prior", "--data=noise", "--size=4", "--device=cpu")
+
+
+def test_a_prior_is_trained_once(command, tmp_path):
+    status, out, _ = command(*TRAIN)
+    assert status == 0 and "step 6/6" in out
+    folder = tmp_path / "results" / "priors" / "noise4"
+    assert f"{folder}: trained, noise: 20 images of nothing, at 4 pixels; samples in" in out
+    grid = tmp_path / "results" / "plots" / "priors" / "noise4.png"
+    assert Image.open(grid).size == (12 * 66 - 2, 6 * 66 - 2)
+    card = cards.read_card(folder)
+    status, out, _ = command(*TRAIN)
+    assert status == 0 and "step" not in out and cards.read_card(folder) == card
+
+
+def test_a_changed_recipe_has_a_name_of_its_own(command, tmp_path):
+    status, _, err = command(*TRAIN, "--set=steps=2")
+    assert status == 2 and err == "bench.py: noise4 is another prior; choose a --name of its own\n"
+    assert command(*TRAIN, "--set=steps=2", "--name=mine")[0] == 0
+    assert cards.read_card(tmp_path / "results" / "priors" / "mine")["recipe"]["steps"] == 2
+    status, _, err = command(*TRAIN, "--set=steps=3", "--name=mine")
+    assert status == 2 and "mine was trained by another recipe" in err
+
+
+def test_a_stopped_training_can_be_gone_on_with(command, interrupt):
+    undo = interrupt(4)
+    status, _, err = command(*TRAIN)
+    assert status == bench.EXIT_PARTIAL
+    assert err == "bench.py: stopped by SIGINT at step 4 of 6; the same with --resume goes on\n"
+    undo()
+    status, out, _ = command(*TRAIN, "--resume")
+    assert status == 0 and "from step 4" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("prior", "--data=nois", "--size=4"), "unknown pool 'nois' (nearest: 'noise'"),
+        (("prior", "--data=noise", "--size=3"), "1 halvings do not divide a 'size' of 3"),
+        (("prior", "--data=noise", "--size=6"), "noise has 8 pixels, which 6 does not divide"),
+        (("prior", "--data=noise", "--size=0"), "do not divide a 'size' of 0"),
+        (("prior", "--data=noise", "--size=four"), "invalid int value"),
+        (("prior", "--data=noise"), "--size"),
+        ((*TRAIN, "--name=a/b"), "a prior's name has letters"),
+        ((*TRAIN, "--name=stable-diffusion-v1-5"), "is another prior"),
+        ((*TRAIN, "--set=stepz=1"), "unknown --set key 'stepz' (nearest: 'steps'"),
+        ((*TRAIN, "--weights=nowhere"), "there is no weights folder nowhere"),
+        ((*TRAIN, "--data-root=nowhere"), "make it with: python bench.py data noise"),
+        (("data", "nois"), "unknown data 'nois' (nearest: 'noise'"),
+    ],
+)
+def test_bad_input_is_one_line(command, tmp_path, arguments, part):
+    status, _, err = command(*arguments)
+    assert status == 2 and part in err and err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_pools_have_manifests(command, tmp_path):
+    status, out, _ = command("data", "noise", "--manifest", tmp_path / "manifest.json")
+    assert status == 0 and "noise: already in" in out
+    assert json.loads((tmp_path / "manifest.json").read_text())["changed"] == "images of nothing"
+
+
+def test_the_doctor_looks_at_pools_and_priors(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "PACKAGES", {})
+
+    def lines():
+        return dict(reversed(line) for line in doctor.examine(tmp_path / "data", tmp_path, bench.PRIORS))
+
+    found = lines()
+    assert found["data noise: intact"] is True
+    assert found["data glyphs: comes with the packages"] is True
+    assert found["data public_images: not there; python bench.py data public_images"] is None
+    assert found["prior noise4: not there; python bench.py prior --data noise --size 4"] is None
+    assert found["prior stable-diffusion-v1-5: not there; docs/priors.md"] is None
+    command(*TRAIN)
+    assert lines()["prior noise4: trained, noise: 20 images of nothing, at 4 pixels"] is True
+    (bench.PRIORS / "noise4.json").write_text("{}")
+    assert [good for line, good in lines().items() if line.startswith("prior noise4")] == [False]

@@ -1,0 +1,86 @@
+"""A prior that has seen an image of the task, in any split, is refused."""
+
+import numpy as np
+import pytest
+
+from dfkd.errors import UserError
+from dfkd.priors import cards, check_disjoint
+from dfkd.tasks import InputSpec, Task, pool, store
+from dfkd.tasks.store import data_root
+
+TASK = Task("fake", InputSpec(8, 3, (0.5,) * 3, (0.5,) * 3, 2), ("a", "b"))
+
+
+@pytest.fixture
+def check(tmp_path, arrays):
+    """check(train, test, **card): against a prior that was trained on `arrays`."""
+    cards.write_digests(tmp_path / "p.images.npy", arrays)
+
+    def run(train, test, **facts):
+        splits = {
+            name: (images, np.zeros(len(images))) for name, images in (("train", train), ("test", test))
+        }
+        store.write(tmp_path / "data", "fake", splits, ("a", "b"))
+        card = (
+            cards.new_card("p", "pixel", "noise", "trained", images=dict(count=20, height=8, width=8)) | facts
+        )
+        check_disjoint(card, tmp_path / "p.images.npy", TASK, tmp_path / "data")
+
+    return run
+
+
+def others(count=5, side=8):
+    return np.random.RandomState(9).randint(0, 256, (count, side, side, 3), np.uint8)
+
+
+def test_disjoint_images_pass(check):
+    check(others(), others())
+    check(others(), others(), images=None)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_three_shared_images_are_counted(check, arrays, split):
+    splits = {"train": others(), "test": others()}
+    splits[split] = np.concatenate([splits[split], arrays[[2, 7, 11]]])
+    with pytest.raises(
+        UserError, match=f"^3 images of the {split} split of fake were in the training set of prior p;"
+    ):
+        check(**splits)
+
+
+def test_a_changed_pixel_is_another_image(check, arrays):
+    changed = arrays[:3].copy()
+    changed[:, 0, 0, 0] ^= 1
+    check(others(), changed)
+
+
+def test_another_resolution_is_other_bytes(check):
+    check(others(side=16), others(side=16))
+
+
+def test_nothing_known_is_nothing_compared(tmp_path):
+    check_disjoint(cards.new_card("sd", "stable-diffusion", "the web", "foreign"), None, TASK, tmp_path)
+
+
+def test_digests_that_are_none_are_named(tmp_path):
+    card = cards.new_card("p", "pixel", "noise", "foreign")
+    for content in (np.zeros(3), np.zeros((3, 3), np.uint64)):
+        np.save(tmp_path / "images.npy", content)
+        with pytest.raises(UserError, match=r"images\.npy holds no image digests"):
+            check_disjoint(card, tmp_path / "images.npy", TASK, tmp_path)
+
+
+@pytest.mark.data
+def test_the_prior_of_public_images_is_refused_for_their_task(tmp_path):
+    """The full Tiny-ImageNet has them in its test split; here every tenth stands for it."""
+    root, images = data_root(), pool("public_images")
+    if store.check(root, images.name):
+        pytest.skip("public_images is not in DFKD_DATA")
+    seen, labels = images.load("train", root)
+    cards.write_digests(tmp_path / "public32.images.npy", seen)
+    spec = InputSpec(64, 3, (0.5,) * 3, (0.5,) * 3, 200)
+    full, names = Task("tiny_imagenet", spec, (), splits=("test",)), [str(i) for i in range(200)]
+    store.write(tmp_path, "tiny_imagenet", {"test": (seen[::10], labels[::10])}, names)
+    card = cards.new_card("public32", "pixel", "public_images", "trained")
+    with pytest.raises(UserError, match=r"750 images of the test split of tiny_imagenet .* prior public32"):
+        check_disjoint(card, tmp_path / "public32.images.npy", full, tmp_path)

@@ -1,0 +1,183 @@
+"""The trainer: the recipe is followed, the seed decides, a stop changes nothing, and it learns."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd.errors import UserError
+from dfkd.priors import cards, load, training
+from dfkd.priors.recipes import changed, check, recipe_for, recipes
+from dfkd.tasks import Task
+from tests.priors.conftest import TINY
+
+
+@pytest.fixture
+def run(noise, tmp_path):
+    """run(where, **changes to the recipe): folder and card of a trained prior."""
+
+    def train(where="own", say=lambda line: None, seed=0, resume=True, **changes):
+        data = tmp_path / "data"
+        return training.train(
+            "tiny", TINY | changes, tmp_path / where, data, "cpu", seed=seed, resume=resume, say=say
+        )
+
+    return train
+
+
+def test_the_rate_rises_stays_and_falls():
+    recipe = TINY | {"steps": 10, "lr": 1.0, "warmup": 2, "decay": 0.4}
+    found = [training.rate(recipe, step) for step in range(10)]
+    assert found[:7] == [0.5, 1, 1, 1, 1, 1, 1]
+    assert found[7:] == pytest.approx([0.02 + 0.98 * share for share in (0.853553, 0.5, 0.146447)], abs=1e-5)
+    assert training.rate(recipe | {"decay": 0}, 9) == 1
+
+
+def test_what_is_left_behind(run, tmp_path, arrays):
+    told = []
+    torch.rand(1)
+    folder, card = run(say=told.append)
+    assert folder == tmp_path / "own" / "tiny"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["tiny", "tiny.images.npy", "tiny.json"]
+    assert card == cards.read_card(folder)
+    assert card["trained_on"] == "noise: 20 images of nothing, at 4 pixels"
+    assert card["images"] == {"count": 20, "height": 8, "width": 8}
+    assert (card["origin"], card["kind"], card["size"], card["seed"]) == ("trained", "pixel", 4, 0)
+    assert card["recipe"] == TINY and card["seconds"] > 0
+    assert np.array_equal(np.load(cards.digests_path(folder)), np.sort(cards.image_digests(arrays)))
+    assert told[-1].startswith("prior tiny: step 6/6, loss ") and told[-1].endswith("left")
+    prior = load(folder, card, "cpu", "fp32")
+    assert prior.latent_shape == (3, 4, 4) and prior.unet.config.sample_size == 4
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert (scheduler["beta_schedule"], scheduler["clip_sample"]) == ("scaled_linear", False)
+    assert not list((tmp_path / "work").rglob("*.pt"))
+
+
+def test_the_seed_decides(run):
+    one, again, other = (run(where, seed=seed)[1]["digest"] for where, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert one == again != other
+
+
+def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(run, tmp_path, interrupt):
+    straight = run("straight")[1]["digest"]
+    undo = interrupt(4)
+    with pytest.raises(training.Stopped, match="stopped by SIGINT at step 4 of 6; the same with --resume"):
+        run()
+    undo()
+    assert not (tmp_path / "own").exists()
+    told = []
+    assert run(say=told.append)[1]["digest"] == straight
+    assert told[0].endswith("from step 4")
+
+
+def test_without_resume_it_starts_afresh(run, interrupt):
+    undo, told = interrupt(4), []
+    with pytest.raises(training.Stopped):
+        run()
+    undo()
+    run(resume=False, say=told.append)
+    assert told[0].endswith("from step 0")
+
+
+def test_another_recipe_does_not_go_on_with_this_one_s_state(run, interrupt):
+    undo, told = interrupt(4), []
+    with pytest.raises(training.Stopped):
+        run()
+    undo()
+    run(lr=2e-3, say=told.append)
+    assert told[0].endswith("from step 0")
+
+
+def test_a_damaged_state_is_named(run, tmp_path, interrupt):
+    undo = interrupt(4)
+    with pytest.raises(training.Stopped):
+        run()
+    undo()
+    (state,) = (tmp_path / "work" / "tiny").glob("*.pt")
+    state.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"\.pt cannot be read .*; delete it to start afresh"):
+        run()
+
+
+def test_a_batch_is_averaged_and_flipped(noise, arrays):
+    made = training.Training(TINY | {"batch": 20}, noise, arrays, "cpu", 0)
+    batch = made.draw()
+    assert batch.shape == (20, 3, 4, 4)
+    small = (
+        torch.from_numpy(arrays).float().reshape(20, 4, 2, 4, 2, 3).mean((2, 4)).permute(0, 3, 1, 2) / 127.5
+        - 1
+    )
+    matches = [((small - x).abs().amax((1, 2, 3)) < 1e-5) for x in batch]
+    mirrored = [((small.flip(3) - x).abs().amax((1, 2, 3)) < 1e-5) for x in batch]
+    assert sorted((a | b).nonzero().item() for a, b in zip(matches, mirrored, strict=True)) == list(range(20))
+    assert 0 < sum(m.any().item() for m in mirrored) < 20
+    unmirrored = Task(noise.name, noise.spec, noise.class_names, flip=False)
+    straight = training.Training(TINY | {"batch": 20}, unmirrored, arrays, "cpu", 0).draw()
+    assert all(((small - x).abs().amax((1, 2, 3)) < 1e-5).any() for x in straight)
+
+
+def test_it_learns_and_averages(noise, arrays):
+    """One picture, whose noise a network soon tells from it; the averaged weights lag behind."""
+    recipe = TINY | {"steps": 80, "batch": 16, "lr": 1e-2, "ema": 0.99}
+    made = training.Training(recipe, noise, arrays[:1] // 255 * 255, "cpu", 0)
+    losses = []
+    while made.step < 80:
+        made.advance()
+        losses.append(made.loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    last = next(made.unet.parameters()).detach().clone()
+    assert not torch.allclose(next(made.averaged().parameters()), last)
+
+
+def test_a_diverging_loss_stops(run):
+    with pytest.raises(UserError, match="training diverged before step 6; lower lr"):
+        run(lr=1e30, warmup=0)
+
+
+def test_a_size_that_does_not_divide(run):
+    with pytest.raises(UserError, match="noise has 8 pixels, which 6 does not divide"):
+        run(size=6)
+
+
+def test_recipes_of_the_project_are_sound():
+    assert {"public32", "glyphs16"} <= recipes().keys()
+    for name, recipe in recipes().items():
+        check(recipe)
+        assert recipe_for(recipe["data"], recipe["size"]) == (name, recipe)
+
+
+def test_a_size_without_a_recipe_has_the_pool_s():
+    name, recipe = recipe_for("public_images", 16)
+    assert (name, recipe) == ("public16", recipes()["public32"] | {"size": 16})
+    with pytest.raises(UserError, match=r"unknown pool 'public' .nearest: 'public_images'"):
+        recipe_for("public", 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("stepz=3", "unknown --set key 'stepz' .nearest: 'steps'"),
+        ("size=8", "unknown --set key 'size'"),
+        ("steps", "--set takes key=value"),
+        ("steps=many", "'steps' is 'many', not a int"),
+        ("steps=1.5", "'steps' is 1.5"),
+        ("steps=0", "'steps' must be at least 1"),
+        ("steps=[1", "is not a value"),
+        ("lr=-1", "'lr' must be above 0"),
+        ("lr=.nan", "'lr' must be above 0"),
+        ("ema=1.5", "'ema' lies between 0 and 1"),
+        ("channels=[12]", "'channels' are multiples of 8"),
+        ("channels=[]", "'channels' are multiples of 8"),
+        ("channels=[8,8,8,8,8,8,8]", "6 halvings do not divide a 'size' of 32"),
+        ("batch=true", "'batch' is True"),
+    ],
+)
+def test_a_bad_value_is_named(change, message):
+    with pytest.raises(UserError, match=message):
+        changed(recipes()["public32"], [change])
+
+
+def test_values_as_yaml_and_people_write_them():
+    found = changed(recipes()["public32"], ["lr=1e-3", "channels=[16, 32]", "steps=7"])
+    assert (found["lr"], found["channels"], found["steps"]) == (1e-3, [16, 32], 7)
