@@ -196,6 +196,7 @@ def do_run(options: argparse.Namespace) -> int:
     guard.install()  # before anything else that could keep a way to the data
     from dfkd.engine.machine import device_of
     from dfkd.engine.run import WORK, Options, run
+    from dfkd.priors.training import Stopped
 
     root, device = data_root(options.data_root), device_of(options.device)
     seconds = estimate(options.data, protocol, options.method)
@@ -207,7 +208,10 @@ def do_run(options: argparse.Namespace) -> int:
         root, str(device), options.resume, work=WORK, time_limit=limit, tensorboard=options.tensorboard
     )
     teacher = teacher_for(cell, options, root, device, WORK / "teachers")
-    prior = prior_for(cell, options, root, device)
+    try:
+        prior = prior_for(cell, options, root, device)
+    except Stopped as stopped:
+        return fail(stopped, EXIT_PARTIAL)
     try:
         record = run(cell, *teacher, settings, prior)
     except UserError:
@@ -247,11 +251,16 @@ def teacher_for(
 def prior_for(
     cell: protocols.ResolvedCell, options: argparse.Namespace, root: Path, device: torch.device
 ) -> tuple[Path | str, dict] | None:
-    """Where the run's diffusion model lies, and its card; None for a method that uses none."""
+    """Where the run's diffusion model lies, and its card; None for a method that uses none.
+
+    A training of it that was stopped goes on, with --resume or without: it is the same prior either way.
+    """
     if cell.prior is None:
         return None
     from dfkd.priors import provide
 
+    if "/" not in cell.prior and not (PRIORS / cell.prior).is_dir():
+        check_writable(PRIORS)
     return provide(cell.prior, PRIORS, root, device, source=options.weights)
 
 
@@ -342,7 +351,7 @@ def do_prior(options: argparse.Namespace) -> int:
 
     name, recipe = recipes.recipe_for(options.data, options.size)
     recipe, name = recipes.changed(recipe, options.changes), options.name or name
-    recipes.check_name(name, ours=not options.changes)
+    recipes.check_free(name, recipe)
     import torch
 
     from dfkd.engine.hooks import save_grid
@@ -354,6 +363,8 @@ def do_prior(options: argparse.Namespace) -> int:
 
     device, root = device_of(options.device), data_root(options.data_root)
     grid, there = RESULTS / "plots" / "priors" / f"{name}.png", (PRIORS / name).is_dir()
+    if not there:
+        check_writable(PRIORS)
     try:
         folder, card = provide(
             name, PRIORS, root, device, source=options.weights, recipe=recipe, resume=options.resume

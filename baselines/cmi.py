@@ -68,6 +68,8 @@ class CMI(Method):
             raise ValueError(f"features must be one of {FEATURES}, not {features!r}")
         if min(steps, memory) < 1:
             raise ValueError(f"{steps=} of a call and {memory=} must be at least 1")
+        if tau <= 0 or negatives < 0:
+            raise ValueError(f"{tau=} must be above 0 and {negatives=} at least 0")
         if min(bank_calls, calls) < 0 or bank_calls + calls == 0:
             raise ValueError(f"{bank_calls=} and {calls=} make no images")
         self.steps, self.lr, self.bn, self.oh, self.adv, self.cr = steps, lr, bn, oh, adv, cr
@@ -111,14 +113,14 @@ class CMI(Method):
         z, labels = ctx.noise(count, self.nz).requires_grad_(True), ctx.random_labels(count)
         optimisers = [torch.optim.Adam([*self.generator.parameters(), z], lr=self.lr, betas=BETAS)]
         optimisers += [self.contrast.optimiser] if self.contrast else []
-        best = None
+        best, finite = None, True
         for _ in range(steps):
             images = self.generator(z)
             loss, features = self.inversion_loss(ctx, images, labels)
             for optimiser in optimisers:
                 optimiser.zero_grad()
             loss.backward()
-            found = (loss.detach(), images.detach(), features)
+            found, finite = (loss.detach(), images.detach(), features), loss.detach().isfinite() & finite
             if best is not None:
                 # Chosen on the device: reading the loss here would make the host wait at every step.
                 better = found[0] < best[0]
@@ -129,7 +131,8 @@ class CMI(Method):
         self.statistics.update()
         if self.contrast:
             self.contrast.memory.add(best[2])
-        return Samples(best[1], labels)
+        # A loss that is no number loses every comparison: without this the call would pass for a good one.
+        return Samples(torch.where(finite, best[1], torch.nan), labels)
 
     def inversion_loss(self, ctx: Context, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """L = bn·L_bn + oh·L_oh + cr·L_cr and, between student steps, what `student_terms` adds.

@@ -16,7 +16,7 @@ from dfkd.priors import cards
 from dfkd.priors.recipes import HUB, recipes
 from dfkd.priors.sources import find as find_prior
 from dfkd.tasks import POOLS, TASKS, store
-from dfkd.teachers import find, read_card, weights_folders, weights_name
+from dfkd.teachers import file_digest, find, read_card, weights_folders, weights_name
 
 PACKAGES = {
     "torch": "torch",
@@ -75,7 +75,9 @@ def _package(package: str, module: str) -> tuple[bool, str]:
 def _prior(name: str, priors: Path) -> tuple[bool | None, str]:
     try:
         if (priors / name).is_dir():
-            card = cards.read_card(priors / name)
+            card, weights = cards.read_card(priors / name), cards.weights_path(priors / name)
+            if file_digest(weights) != card["digest"]:
+                return False, f"prior {name}: {weights} is damaged"
             return True, f"prior {name}: {card['origin']}, {card['trained_on']}"
         found = find_prior(name)
     except UserError as error:

@@ -139,6 +139,10 @@ class DDA(CMI):
             raise ValueError(
                 f"variants={variants} must not be negative, {bank_steps=} and {bank_batch=} at least 1"
             )
+        if min(diffusion_steps, adapter_width) < 1 or diffusion_steps > 999 or head_images < 0:
+            raise ValueError(
+                f"{diffusion_steps=} must be 1 to 999, {adapter_width=} at least 1 and {head_images=} at least 0"
+            )
         if variants and not bank_calls:
             raise ValueError(f"variants={variants} are made of the bank, and bank_calls=0 makes none")
         self.bank_steps, self.bank_batch = bank_steps, bank_batch

@@ -9,8 +9,10 @@ not run as published and the paper's text was not at hand, so these are ours (se
 - CutMix is on (5.7), with one Beta(1, 1) draw (5.8; `cutmix_draw="nested"` is the program's);
 - the last timestep is evaluated (5.9; `published_end` is the program's);
 - no guidance while ᾱ_t < 0.005, and in pixel space an update of at most 5 % of ‖z‖ (section 6);
-- a refresh of the student is a fixed number of steps by the protocol's optimiser, none after the last round;
-- batches may mix the classes, and CutMix then pairs within a class (5.19);
+- a refresh of the student is a fixed number of steps by the protocol's optimiser and schedule, which go on from one
+  refresh to the next; none after the last round;
+- batches may mix classes, and CutMix then pairs within a class (5.19);
+- named random streams instead of one seed a call (1.2);
 - mSARC from SpaceshipNet's definition (2.1), off by default; images stay bytes instead of JPEG files.
 """
 
@@ -41,10 +43,10 @@ class DiffDFKD(Method):
         eta: step size of eq. 8.
         adversarial_from: the first call (1-based) with L_adv.
         refresh_every, refresh_steps: student steps on all images so far, after every so many calls; with `adv` only.
-        cutmix: CutMix events of a trajectory are at most `cutmix` − 1, every N/`cutmix` steps; 0: none.
+        cutmix: CutMix takes place every k = ⌊N/`cutmix`⌋ steps but at the last one; 0: never.
         cutmix_draw: "beta", or "nested" for the program's Beta(u, u) with u from Beta(1, 1).
         intermediate: keep x̂_t at those moments too, five images a trajectory at `cutmix` 5.
-        mixed: a call takes all classes in turn instead of one class.
+        mixed: a call takes as many classes in turn as leave two trajectories to each, instead of one class.
         floor: no guidance while ᾱ_t is below this.
         cap: the largest update as a share of ‖z_t‖, per trajectory; 0: none. By default .05 in pixel space only.
         through_unet: let the gradient pass the U-Net; off, ε̂ is held constant, which is cheap and another direction.
@@ -87,6 +89,10 @@ class DiffDFKD(Method):
             raise ValueError(f"cutmix_draw must be 'beta' or 'nested', not {cutmix_draw!r}")
         if steps < max(2, cutmix):
             raise ValueError(f"steps must be at least {max(2, cutmix)}, not {steps}")
+        if calls < 1 or min(cutmix, warm_steps, refresh_steps) < 0:
+            raise ValueError("calls must be at least 1; cutmix, warm_steps and refresh_steps at least 0")
+        if cap is not None and not (isinstance(cap, float | int) and cap >= 0):
+            raise ValueError(f"cap must be a number, at least 0, not {cap!r}")
         if adv and (refresh_every < 1 or calls % refresh_every):
             raise ValueError(f"{calls} calls do not divide into refreshes every {refresh_every}")
         self.calls, self.steps, self.guidance = calls, steps, guidance
@@ -136,16 +142,16 @@ class DiffDFKD(Method):
                 f"synthesis_batch must be a multiple of {self.images_of_a_trajectory()} images a trajectory, and "
                 f"give CutMix two of them, not {ctx.budget.synthesis_batch}"
             )
+        if self.class_names and ctx.prior.classes not in (None, ctx.spec.classes):
+            raise ValueError(f"the diffusion model knows {ctx.prior.classes} classes, not {ctx.spec.classes}")
         self.statistics = BatchNormLoss(ctx.teacher)
         if self.cap is None:
             self.cap = 0.05 if ctx.prior.pixel_space else 0.0
 
     def synthesize(self, ctx: Context) -> Samples:
         count, classes = self.trajectories, ctx.spec.classes
-        if self.mixed:
-            labels = (torch.arange(count, device=ctx.device) + (ctx.calls - 1) * count) % classes
-        else:
-            labels = torch.full((count,), (ctx.calls - 1) % classes, device=ctx.device)
+        shown = min(classes, max(1, count // 2)) if self.mixed else 1
+        labels = (torch.arange(count, device=ctx.device) % shown + (ctx.calls - 1) * shown) % classes
         kept = self.sample(ctx, labels)
         with torch.no_grad():
             self.hits = self.hits + (ctx.teacher(kept[-1]).argmax(1) == labels).sum()

@@ -34,6 +34,8 @@ class Prior:
     latent_shape: tuple[int, int, int]
     pixel_space: bool
     """The latent is the image, scaled to [−1, 1]: there is no decoder."""
+    classes: int | None = None
+    """Of a class-conditional model: how many, the null class not counted."""
     guides = True
     """False: only `augment` works (image variations)."""
 

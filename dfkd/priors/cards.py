@@ -26,16 +26,17 @@ CARD: dict[str, tuple[type, ...]] = {
     "trained_on": (str,),  # one sentence, for people
     "data": (str, NoneType),  # the pool
     "data_digest": (str, NoneType),
-    "images": (dict, NoneType),  # count, height, width of the training images, as the pool has them
+    "images": (dict, NoneType),  # IMAGES of the training images, as the pool has them
     "size": (int,),  # pixels, of the images it makes
     "recipe": (dict, NoneType),
     "seed": (int, NoneType),
-    "seconds": (int, float),  # training time; 0 where it was not our training
+    "seconds": (int, float),  # training time; 0 where nobody told, and for foreign weights
     "origin": (str,),
     "address": (str, NoneType),  # where the public may get the same weights
     "digest": (str,),  # sha256 of the weights, of a pipeline those of its U-Net
     "date": (str,),
 }
+IMAGES = {"count", "height", "width"}
 ORIGINS = ("trained", "adopted", "foreign")
 # The class that a folder's configuration names, and what that is here.
 KINDS = {
@@ -127,12 +128,23 @@ def check(card: Mapping[str, Any], path: Path) -> None:
     for key, types in CARD.items():
         if key not in card:
             raise UserError(f"{path} is no card of a prior: {key!r} is missing")
-        if not isinstance(card[key], types) or isinstance(card[key], bool):
+        if not isinstance(card[key], types) or isinstance(card[key], bool) or not _sound(key, card[key]):
             raise UserError(f"{path} is no card of a prior: {key!r} is {card[key]!r}")
     if card["kind"] not in KINDS.values():
         raise unknown("kind of prior", card["kind"], KINDS.values())
     if card["origin"] not in ORIGINS:
         raise unknown("origin", card["origin"], ORIGINS)
+
+
+def _sound(key: str, value: Any) -> bool:
+    """Whether a value of the right type can be meant."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    if key == "images" and value is not None:
+        return value.keys() == IMAGES and all(type(number) is int and number > 0 for number in value.values())
+    return key != "seconds" or value >= 0
 
 
 def image_digests(images: np.ndarray) -> np.ndarray:

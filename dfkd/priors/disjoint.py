@@ -10,31 +10,53 @@ import numpy as np
 
 from dfkd.errors import UserError
 from dfkd.priors.cards import image_digests
-from dfkd.tasks import Task
+from dfkd.tasks import POOLS, Task, pool
 
 
 def check_disjoint(card: Mapping[str, Any], digests: Path | None, task: Task, data_root: Path) -> None:
     """Raise UserError if any image of the task was among the training images of the prior.
 
-    Images are compared byte by byte (by digest), so only equal copies in equal resolution are found. Without `digests`,
-    as with Stable Diffusion, nothing is known and nothing compared; the card says what it was trained on.
+    Images are compared byte by byte (by digest), so only equal copies in equal resolution are found. Without `digests`
+    those of the pool that the card names are taken. Where it names none, a prior of our own is refused; of somebody's,
+    as of Stable Diffusion, nothing is known and nothing compared; the card says what it was trained on.
     """
-    if digests is None:
+    name, advice = card["name"], "choose a prior that has not seen them"
+    if card["data"] == task.name:
+        raise UserError(f"images of {task.name} were the training set of prior {name}; {advice}")
+    if digests is not None:
+        seen = _read(digests)
+    elif card["data"] in POOLS:
+        seen = image_digests(training_images(card, data_root)[0])
+    elif card["origin"] == "foreign":
         return
+    else:
+        raise UserError(f"the image digests of prior {name} are gone; remove its folder to have it made anew")
+    for split in task.splits:
+        images, _ = task.load(split, data_root)
+        shared = int(np.isin(image_digests(images), seen).sum())
+        if shared:
+            raise UserError(
+                f"{shared} images of the {split} split of {task.name} were in the training set of prior {name}; "
+                f"{advice}"
+            )
+
+
+def training_images(card: Mapping[str, Any], data_root: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Images (uint8, N×H×W×3) and manifest of the pool that a card names. Raises UserError where they are not there."""
+    try:
+        source = pool(card["data"])
+        return source.load("train", data_root)[0], source.manifest(data_root)
+    except UserError as error:
+        raise UserError(
+            f"prior {card['name']} was trained on {card['data']}, and which images these are must be known: {error}"
+        ) from None
+
+
+def _read(digests: Path) -> np.ndarray:
     try:
         seen = np.load(digests)
         if seen.dtype != np.uint64 or seen.ndim != 1:
             raise ValueError(f"{seen.dtype} {seen.shape}")
     except (OSError, ValueError) as error:
         raise UserError(f"{digests} holds no image digests ({error})") from None
-    shape = card["images"] and (card["images"]["height"], card["images"]["width"])
-    for split in task.splits:
-        images, _ = task.load(split, data_root)
-        if shape and images.shape[1:3] != shape:
-            continue  # other bytes, whatever they show
-        shared = int(np.isin(image_digests(images), seen).sum())
-        if shared:
-            raise UserError(
-                f"{shared} images of the {split} split of {task.name} were in the training set of prior "
-                f"{card['name']}; choose a prior that has not seen them"
-            )
+    return seen

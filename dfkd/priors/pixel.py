@@ -36,6 +36,8 @@ class PixelPrior(Prior):
         super().__init__(card, schedule)
         self.unet = unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.size = unet.config.sample_size
+        if unet.config.num_class_embeds is not None:
+            self.classes = unet.config.num_class_embeds - 1
         self.latent_shape = (3, self.size, self.size)
 
     @classmethod
@@ -128,13 +130,13 @@ class PixelPrior(Prior):
     def _retained(self, timesteps: list[int], strength: float) -> list[int]:
         """The last of the timesteps, from the first that is as noisy as `strength` is on the linear schedule.
 
-        dda.md counts strength s by index there, the last ⌊N·s⌋ of N, and asks other schedules for equal noise: the
-        first timestep, upwards, whose ᾱ is at most that of the linear one.
+        dda.md counts strength s by index there, the last ⌊25·s⌋ of 25 timesteps, and asks other schedules for equal
+        noise: the first timestep, upwards, whose ᾱ is at most that of the linear one. So s means the same for any N.
         """
-        kept = int(len(timesteps) * strength + 1e-9)
+        kept = int(25 * strength + 1e-9)
         if not kept:
             return []
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-        least = (1 - betas).cumprod(0)[(kept - 1) * (1000 // len(timesteps))].item()
+        least = (1 - betas).cumprod(0)[(kept - 1) * 40].item()
         noisy = [i for i, t in enumerate(timesteps) if self.alpha(t) <= least]
         return timesteps[noisy[-1] if noisy else 0 :]

@@ -15,15 +15,17 @@ from dfkd.tasks import pool
 PATH = ROOT / "benchmarks" / "priors.yaml"
 
 # Pipelines on the Hugging Face hub.
-HUB: dict[str, dict[str, str | None]] = {
+HUB: dict[str, dict[str, Any]] = {
     "stable-diffusion-v1-5": {
         "repository": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "revision": None,
+        "exclude": ("v1-*", "*.fp16.*", "*non_ema*", "*.bin", "safety_checker/*"),
         "trained_on": "captioned web images (LAION-2B-en and its subset laion-aesthetics v2 5+)",
     },
     "sd-image-variations": {
         "repository": "lambdalabs/sd-image-variations-diffusers",
         "revision": "v2.0",
+        "exclude": ("safety_checker/*",),  # its weights are .bin
         "trained_on": "captioned web images (LAION-2B-en; fine-tuned on LAION improved aesthetics 6+)",
     },
 }
@@ -54,19 +56,29 @@ def recipes() -> dict[str, dict[str, Any]]:
 def recipe_for(data: str, size: int) -> tuple[str, dict[str, Any]]:
     """The default name and recipe of a prior of that pool and size.
 
-    A size without a recipe of its own has that of the pool's first. Raises UserError for an unknown pool.
+    A size without a recipe of its own has that of the pool's first. Raises UserError for a pool that is unknown or has
+    none.
     """
     pool(data)
     ours = [recipe for recipe in recipes().values() if recipe["data"] == data]
+    if not ours:
+        raise UserError(f"there is no recipe for the pool {data}; write one into {PATH}")
     recipe = next((recipe for recipe in ours if recipe["size"] == size), ours[0])
     return f"{data.split('_')[0]}{size}", recipe | {"size": size}
 
 
-def check_name(name: str, ours: bool) -> None:
-    """Raise UserError for a name that a prior cannot have, and, unless its recipe is `ours`, for one of our own."""
+def check_name(name: str) -> None:
+    """Raise UserError for a name that a prior cannot have."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"a prior's name has letters, digits, '.', '_' and '-', unlike {name!r}")
-    if name in HUB or (not ours and name in recipes()):
+        raise UserError(
+            f"a prior's name has letters and digits, after the first also '.', '_' and '-', unlike {name!r}"
+        )
+
+
+def check_free(name: str, recipe: Mapping[str, Any]) -> None:
+    """Raise UserError for a name that a prior of that recipe cannot have, such as another one's."""
+    check_name(name)
+    if name in HUB or recipes().get(name, recipe) != recipe:
         raise UserError(f"{name} is another prior; choose a --name of its own")
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dfkd.errors import UserError, unknown
 from dfkd.files import replacing
 from dfkd.priors import cards
-from dfkd.priors.recipes import HUB, recipes
-from dfkd.tasks import pool, store
+from dfkd.priors.disjoint import training_images
+from dfkd.priors.recipes import HUB, check_name, recipes
+from dfkd.tasks import store
 from dfkd.teachers import file_digest, weights_folders
 
 if TYPE_CHECKING:
@@ -22,7 +26,20 @@ KNOWN: dict[str, dict[str, Any]] = {
     "2003502f4a524091eb7adcbdbd7c8d10da4a61d1349314f51ef860b49ca4bba5": {
         "trained_on": "public_images: 7,500 Tiny-ImageNet validation images of 150 classes, at 32 pixels",
         "data": "public_images",
-        "recipe": "public32",
+        # Whatever benchmarks/priors.yaml says today.
+        "recipe": {
+            "data": "public_images",
+            "size": 32,
+            "channels": [32, 64, 128],
+            "layers": 1,
+            "steps": 9862,
+            "batch": 64,
+            "lr": 6e-4,
+            "weight_decay": 1e-3,
+            "warmup": 200,
+            "decay": 0.4,
+            "ema": 0.9995,
+        },
         "seed": 0,
         "seconds": 7201.0,
     }
@@ -43,19 +60,59 @@ def provide(
     """The folder and card of a prior; `name` is a name or the path of somebody's folder.
 
     By name: found in `own`, else `prior_<name>` of `source` or `DFKD_WEIGHTS` (a pixel model is copied to `own`), else
-    from the hub, else trained, by `recipe` or that of `benchmarks/priors.yaml`. Raises UserError, also where a
-    prior that is there was trained by another recipe.
+    from the hub, else trained, by `recipe` or that of `benchmarks/priors.yaml`; one process makes it while others wait.
+    Raises UserError, also where a prior that is there was trained by another recipe.
     """
     if "/" in name:
         return _foreign(Path(name).expanduser())
-    if (own / name).is_dir():
-        return own / name, _found(own / name, recipe)
+    check_name(name)
+    if not (own / name).is_dir():
+        with _alone(name, say):
+            if not (own / name).is_dir():
+                return _make(name, own, data_root, device, source, recipe, resume, say)
+    return own / name, _found(own / name, recipe)
+
+
+@contextmanager
+def _alone(name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """While one process makes a prior, others that want it wait."""
+    import fcntl  # not on Windows, where the verbs that make nothing work
+
+    from dfkd.priors.training import WORK
+
+    try:
+        WORK.mkdir(parents=True, exist_ok=True)
+        lock = open(WORK / f"{name}.lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write to the work folder {WORK}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"prior {name}: waiting for another process that makes it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(
+    name: str,
+    own: Path,
+    data_root: Path,
+    device: torch.device | str,
+    source: Path | None,
+    recipe: Mapping[str, Any] | None,
+    resume: bool,
+    say: Callable[[str], None],
+) -> tuple[Path, dict[str, Any]]:
+    """What `provide` does where the prior is not in `own`."""
     given = find(name, source)
     if given is not None and cards.kind_of(given) != "pixel":
-        return given, _pipeline_card(name, given)  # several GB are not copied
+        card = _pipeline_card(name, given)
+        _check_recipe(card, recipe, given)
+        return given, card  # several GB are not copied
     if given is not None:
         say(f"prior {name}: adopting {given.name} from the weights folder")
-        return _adopt(name, given, own, data_root)
+        return _adopt(name, given, own, data_root, recipe)
     if name in HUB:
         folder = _download(name, say)
         return folder, _pipeline_card(name, folder)
@@ -82,38 +139,40 @@ def _found(folder: Path, recipe: Mapping[str, Any] | None) -> dict[str, Any]:
         raise UserError(f"{folder} has no card; remove it, or move it to a folder that DFKD_WEIGHTS names")
     card = cards.read_card(folder)
     wanted = recipe or (recipes().get(folder.name) if card["origin"] == "trained" else None)
-    if wanted and card["recipe"] != wanted:
-        raise UserError(f"{folder} was trained by another recipe; remove it, or take another name")
+    _check_recipe(card, wanted, folder)
     return card
 
 
-def _adopt(name: str, given: Path, own: Path, data_root: Path) -> tuple[Path, dict[str, Any]]:
+def _check_recipe(card: Mapping[str, Any], wanted: Mapping[str, Any] | None, folder: Path) -> None:
+    if wanted is not None and card["recipe"] != wanted:
+        raise UserError(f"{folder} was trained by another recipe; remove it, or take another name")
+
+
+def _adopt(
+    name: str, given: Path, own: Path, data_root: Path, recipe: Mapping[str, Any] | None
+) -> tuple[Path, dict[str, Any]]:
     """Copy a pixel model, with a card and the digests of its training images, to `own`."""
     from dfkd.priors.pixel import PixelPrior
 
     card = _card_of(name, given, "adopted")
     PixelPrior.load(given, card, "cpu")  # it must fit before anything is written
-    target, beside = own / name, own / f"{name}.json"
+    target, beside, digests = own / name, own / f"{name}.json", own / f"{name}.images.npy"
     # In a fresh clone card and digests are there and the weights are not: what is known of these weights is kept.
-    if beside.is_file() and (kept := cards.read_card(target))["digest"] == card["digest"]:
-        card, fresh = kept, False
+    kept = cards.read_card(target) if beside.is_file() and digests.is_file() else None
+    known = kept is not None and kept["digest"] == card["digest"]
+    card = kept if known else card
+    _check_recipe(card, recipe, given)
+    if known:
+        pass
+    elif (given / "images.npy").is_file():
+        _copy(given / "images.npy", digests)
+    elif card["data"] is not None:
+        images, manifest = training_images(card, data_root)
+        cards.write_digests(digests, images)
+        shape = dict(zip(("count", "height", "width"), images.shape, strict=False))
+        card = card | {"data_digest": store.digest(manifest), "images": shape}
     else:
-        fresh = True
-        digests = own / f"{name}.images.npy"
-        digests.unlink(missing_ok=True)
-        if (given / "images.npy").is_file():
-            _copy(given / "images.npy", digests)
-        elif card["data"] is not None:
-            try:
-                images, _ = pool(card["data"]).load("train", data_root)
-                manifest = pool(card["data"]).manifest(data_root)
-            except UserError as error:
-                raise UserError(
-                    f"prior {name} was trained on {card['data']}, and which images these are must be known: {error}"
-                ) from None
-            cards.write_digests(digests, images)
-            shape = dict(zip(("count", "height", "width"), images.shape, strict=False))
-            card = card | {"data_digest": store.digest(manifest), "images": shape}
+        cards.write_digests(digests, np.empty((0, 1, 1, 3), np.uint8))  # nobody knows them
     partial = own / f"{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     for path in (
@@ -122,9 +181,8 @@ def _adopt(name: str, given: Path, own: Path, data_root: Path) -> tuple[Path, di
         given / "scheduler" / "scheduler_config.json",
     ):
         _copy(path, partial / path.relative_to(given))
-    partial.rename(target)
-    if fresh:
-        cards.write_card(beside, card)
+    cards.write_card(beside, card)
+    partial.rename(target)  # last, so that a folder in place always has its card
     return target, card
 
 
@@ -146,7 +204,7 @@ def _card_of(name: str, folder: Path, origin: str) -> dict[str, Any]:
     if path.is_file():
         told: Mapping[str, Any] = cards.read_json(path)
     elif digest in KNOWN:
-        told = KNOWN[digest] | {"recipe": recipes()[KNOWN[digest]["recipe"]]}
+        told = KNOWN[digest]
     else:
         raise UserError(
             f"{folder} has no card; write {folder / 'card.json'} with at least "
@@ -159,7 +217,7 @@ def _card_of(name: str, folder: Path, origin: str) -> dict[str, Any]:
     if not card["trained_on"]:
         raise UserError(f"{path} must say under 'trained_on' what images the model was trained on")
     cards.check(card, path)
-    return card
+    return card | {"seconds": 0.0} if origin == "foreign" else card  # nobody here measured them
 
 
 def _pipeline_card(name: str, folder: Path) -> dict[str, Any]:
@@ -185,9 +243,10 @@ def _download(name: str, say: Callable[[str], None]) -> Path:
         return Path(DiffusionPipeline.download(repository, revision=revision, safety_checker=None))
     except Exception as error:
         option = f" --revision {revision}" if revision else ""
+        excluded = " ".join(f'"{pattern}"' for pattern in HUB[name]["exclude"])
         raise UserError(
             f"prior {name} is neither here nor to be had from the hub ({type(error).__name__}); where there is a "
-            f"network, run: hf download {repository}{option} --exclude 'v1-*' '*.fp16.*' '*non_ema*' --local-dir "
+            f"network, run: hf download {repository}{option} --exclude {excluded} --local-dir "
             f"prior_{name}, and put that folder into one that DFKD_WEIGHTS names"
         ) from error
     finally:

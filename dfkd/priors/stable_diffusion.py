@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 
 from dfkd.errors import UserError
@@ -20,9 +22,8 @@ if TYPE_CHECKING:
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-ROWS = (
-    16  # images that `augment` makes at a time: with guidance 32 rows for the U-Net, some 10 GB at 512 pixels
-)
+# Images that `augment` makes at a time: with guidance 32 rows for the U-Net, some 10 GB at 512 pixels.
+ROWS = 16
 
 
 class StableDiffusion(Prior):
@@ -175,6 +176,9 @@ def _pipeline(
     device = torch.device(device)
     half = torch.bfloat16 if precision == "bf16" else torch.float16  # as published
     dtype = half if device.type == "cuda" else torch.float32
+    # A run has progress lines of its own.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
         pipeline = kind.from_pretrained(
             folder,

@@ -78,7 +78,8 @@ def train(
     with _signals() as asked:
         _run(training, asked, state, lambda line: say(f"prior {name}: {line}"))
 
-    target = _save(training.averaged(), own / name)
+    target = own / name
+    partial = _save(training.averaged(), target)
     cards.write_digests(own / f"{name}.images.npy", images)
     card = cards.new_card(
         name,
@@ -92,9 +93,11 @@ def train(
         recipe=dict(recipe),
         seed=seed,
         seconds=round(training.seconds, 2),
-        digest=file_digest(cards.weights_path(target)),
+        digest=file_digest(cards.weights_path(partial)),
     )
     cards.write_card(own / f"{name}.json", card)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)  # last, so that a folder in place always has its card
     state.unlink(missing_ok=True)
     return target, card
 
@@ -241,15 +244,18 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
 
 
 def _save(unet: UNet2DModel, target: Path) -> Path:
-    """The folder that `PixelPrior.load` reads, in place of an older one."""
+    """The folder that `PixelPrior.load` reads, still beside its place. Raises UserError where the system refuses."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from safetensors import SafetensorError
 
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    unet.to(memory_format=torch.contiguous_format).save_pretrained(partial)
-    DDPMScheduler(**SCHEDULE, clip_sample=False).save_pretrained(partial / "scheduler")
-    shutil.rmtree(target, ignore_errors=True)
-    return partial.rename(target)
+    try:
+        unet.to(memory_format=torch.contiguous_format).save_pretrained(partial)
+        DDPMScheduler(**SCHEDULE, clip_sample=False).save_pretrained(partial / "scheduler")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {partial}: {error}") from error
+    return partial
 
 
 @contextmanager

@@ -39,6 +39,7 @@ def test_stopped_at_every_safe_point_it_gives_the_same_student(method, tiny, exe
         record = execute(tiny(method), time_limit=1e-9, resume=True)
     assert stops >= (4 if straight["cost"]["student_steps"] else 0)
     assert record["time"]["resumes"] == stops
+    assert record["time"]["prior"] == record["prior"]["seconds"]  # billed once, however often it was stopped
     assert outcome(record) == outcome(straight)
     if expected:
         assert student_digest(record, tmp_path) == expected

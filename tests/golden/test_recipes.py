@@ -150,3 +150,29 @@ def test_the_arms_of_dda_differ_in_what_they_are_named_for(data, protocol):
         rest = [{**each, "args": None, "method": None, "prior": None} for each in (config, full)]
         assert rest[0] == rest[1]
         assert (config["prior"] == "none") == ("variants" in ARMS[arm])
+
+
+# diffdfkd.md 1.4 (option defaults), 1.5 (10 visits of all classes), 2.1 and 2.2 (CIFAR-10), 5.
+DIFFDFKD = {
+    "steps": 50, "guidance": 3.0, "bn": 0.1, "oh": 1.0, "adv": 1.0, "eta": 1.0, "cutmix": 5, "cutmix_draw": "beta",
+    "intermediate": True, "mixed": False, "floor": 0.005, "cap": None, "through_unet": True, "warm_steps": 0,
+    "published_end": False, "prompt": "A realistic photo", "class_names": False, "msarc": 0.0, "temperature": 30.0,
+}
+
+
+@pytest.mark.parametrize(("data", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_diffdfkd(data, classes):
+    cell, arguments = resolved(data, "diffdfkd", "wrn40_2-wrn16_2")
+    assert cell.entry.name == "diffdfkd" and cell.config["prior"] == "stable-diffusion-v1-5"
+    assert {key: arguments[key] for key in DIFFDFKD} == DIFFDFKD
+    assert arguments["refresh_every"] == 10 * classes and arguments["adversarial_from"] == 10 * classes + 1
+    trajectories = cell.config["synthesis_batch"] // 5
+    assert trajectories >= 2, "or CutMix is the identity"
+    images = arguments["calls"] * cell.config["synthesis_batch"]
+    assert images == pytest.approx(250_000, rel=0.05)
+    expected = training(cell.config["training"]["steps"], lr=0.2)
+    expected["optimizer"]["weight_decay"] = 5e-4
+    expected["schedule"] = {"type": "MultiStepLR", "per": "round", "milestones": [150, 180, 210], "gamma": 0.1}
+    assert cell.config["training"] == expected
+    assert cell.config["rounds"] == 240
+    assert expected["steps"] * 256 / 240 == pytest.approx(images, rel=0.05), "an epoch is a pass over the set"

@@ -362,6 +362,33 @@ def test_a_stopped_run_goes_on_with_resume(run, tmp_path):
     assert records.read(found)["time"]["resumes"] == 1
 
 
+@pytest.fixture
+def with_prior(run, tmp_path, monkeypatch):
+    """`run` of a method that uses a prior, of which none is there."""
+    monkeypatch.setattr(bench, "PRIORS", tmp_path / "priors" / "own")
+    return lambda: run(method="diffdfkd", small=BUDGETED)
+
+
+def test_a_run_that_is_stopped_while_its_prior_trains_is_to_be_tried_again(with_prior, tmp_path, monkeypatch):
+    from dfkd import priors
+    from dfkd.priors.training import Stopped
+
+    def provide(*_, resume=True, **options):
+        assert resume  # it goes on although the run was not asked to
+        raise Stopped("stopped by SIGINT at step 4 of 6; the same with --resume goes on")
+
+    monkeypatch.setattr(priors, "provide", provide)
+    status, _, err = with_prior()
+    assert status == bench.EXIT_PARTIAL
+    assert err == ["bench.py: stopped by SIGINT at step 4 of 6; the same with --resume goes on"]
+    assert written(tmp_path) == []
+
+
+def test_an_unwritable_folder_of_priors_is_found_before_one_is_trained(with_prior, tmp_path):
+    (tmp_path / "priors").write_text("")
+    refused(with_prior(), tmp_path, "cannot write to", str(tmp_path / "priors"))
+
+
 def test_a_failed_run_leaves_a_finished_record_alone(run, tmp_path):
     arguments = {"method": "outside", "small": BUDGETED}
     assert run(f"--import={method_file(tmp_path, 'pass')}", **arguments)[0] == 0

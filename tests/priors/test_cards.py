@@ -42,6 +42,13 @@ def test_the_card_inside_goes_before_the_one_beside(tmp_path):
         ({"origin": "found"}, "unknown origin 'found'"),
         ({"size": "8"}, "'size' is '8'"),
         ({"seed": True}, "'seed' is True"),
+        ({"seconds": -1}, "'seconds' is -1"),
+        ({"seconds": float("inf")}, "'seconds' is inf"),
+        ({"seconds": float("nan")}, "'seconds' is nan"),
+        ({"images": {"count": 3, "height": 8}}, "'images' is {'count': 3"),
+        ({"images": {"count": 3, "height": 8, "width": "8"}}, "'images' is"),
+        ({"images": {"count": 3, "height": 8, "width": 8.0}}, "'images' is"),
+        ({"recipe": {"lr": float("nan")}}, "'recipe' is {'lr': nan}"),
     ],
 )
 def test_a_wrong_card_is_named(tmp_path, change, message):

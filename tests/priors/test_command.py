@@ -3,11 +3,14 @@
 import json
 
 import pytest
+import yaml
 from PIL import Image
 
 import bench
 from dfkd import doctor
+from dfkd.catalog import ROOT
 from dfkd.priors import cards
+from tests.priors.conftest import TINY
 
 
 @pytest.fixture
@@ -70,6 +73,7 @@ def test_a_stopped_training_can_be_gone_on_with(command, interrupt):
         (("prior", "--data=noise"), "--size"),
         ((*TRAIN, "--name=a/b"), "a prior's name has letters"),
         ((*TRAIN, "--name=stable-diffusion-v1-5"), "is another prior"),
+        ((*TRAIN, "--name=other"), "other is another prior; choose a --name of its own"),
         ((*TRAIN, "--set=stepz=1"), "unknown --set key 'stepz' (nearest: 'steps'"),
         ((*TRAIN, "--weights=nowhere"), "there is no weights folder nowhere"),
         ((*TRAIN, "--data-root=nowhere"), "make it with: python bench.py data noise"),
@@ -77,9 +81,24 @@ def test_a_stopped_training_can_be_gone_on_with(command, interrupt):
     ],
 )
 def test_bad_input_is_one_line(command, tmp_path, arguments, part):
+    (tmp_path / "priors.yaml").write_text(json.dumps({"noise4": TINY, "other": TINY | {"steps": 9}}))
     status, _, err = command(*arguments)
     assert status == 2 and part in err and err.count("\n") == 1
-    assert not (tmp_path / "results").exists()
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+
+
+def test_an_unwritable_folder_is_found_before_the_training(command, tmp_path):
+    (tmp_path / "results").write_text("")
+    status, out, err = command(*TRAIN)
+    assert status == 2 and err.count("\n") == 1
+    assert err.startswith(f"bench.py: cannot write to {bench.PRIORS}: ")
+    assert "training" not in out
+
+
+def test_the_stage_of_the_shared_prior_goes_on(command):
+    """Two hours of training; a stage that was stopped runs the same command again."""
+    stages = yaml.safe_load((ROOT / "benchmarks" / "priors" / "dvc.yaml").read_text())["stages"]
+    assert "--resume" in stages["public32"]["cmd"].split()
 
 
 def test_pools_have_manifests(command, tmp_path):
@@ -102,5 +121,12 @@ def test_the_doctor_looks_at_pools_and_priors(command, tmp_path, monkeypatch):
     assert found["prior stable-diffusion-v1-5: not there; docs/priors.md"] is None
     command(*TRAIN)
     assert lines()["prior noise4: trained, noise: 20 images of nothing, at 4 pixels"] is True
+    weights = cards.weights_path(bench.PRIORS / "noise4")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert lines()[f"prior noise4: {weights} is damaged"] is False
+    weights.unlink()
+    assert lines()[f"prior noise4: {weights} is missing"] is False
+    weights.write_bytes(whole)
     (bench.PRIORS / "noise4.json").write_text("{}")
     assert [good for line, good in lines().items() if line.startswith("prior noise4")] == [False]

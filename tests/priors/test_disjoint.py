@@ -1,5 +1,7 @@
 """A prior that has seen an image of the task, in any split, is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,39 @@ def test_another_resolution_is_other_bytes(check):
     check(others(side=16), others(side=16))
 
 
+def test_a_card_cannot_switch_the_comparison_off(check, arrays):
+    for shape in ({"height": 9, "width": 9}, {"height": 8, "width": 8}):
+        with pytest.raises(UserError, match=r"^20 images of the test split of fake"):
+            check(others(), arrays, images={"count": 20, **shape})
+
+
+def test_a_prior_of_the_task_itself_is_refused(tmp_path):
+    card = cards.new_card("p", "pixel", "something", "foreign", data="fake")
+    with pytest.raises(UserError, match=r"^images of fake were the training set of prior p"):
+        check_disjoint(card, None, TASK, tmp_path)
+
+
+@pytest.mark.parametrize("origin", cards.ORIGINS)
+def test_without_digests_the_pool_of_the_card_is_compared(noise, tmp_path, arrays, origin):
+    card = cards.new_card("p", "pixel", "noise", origin, data="noise")
+    store.write(tmp_path / "data", "fake", {"test": (arrays[3:5], np.zeros(2))}, ("a", "b"))
+    with pytest.raises(
+        UserError, match=r"^2 images of the test split of fake were in the training set of prior p"
+    ):
+        check_disjoint(card, None, replace(TASK, splits=("test",)), tmp_path / "data")
+    with pytest.raises(
+        UserError, match=r"^prior p was trained on noise, .* make it with: python bench.py data noise"
+    ):
+        check_disjoint(card, None, TASK, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("origin", ["trained", "adopted"])
+def test_a_prior_of_ours_without_digests_is_refused(tmp_path, origin):
+    card = cards.new_card("p", "pixel", "cats", origin)
+    with pytest.raises(UserError, match="the image digests of prior p are gone"):
+        check_disjoint(card, None, TASK, tmp_path)
+
+
 def test_nothing_known_is_nothing_compared(tmp_path):
     check_disjoint(cards.new_card("sd", "stable-diffusion", "the web", "foreign"), None, TASK, tmp_path)
 
@@ -84,3 +119,15 @@ def test_the_prior_of_public_images_is_refused_for_their_task(tmp_path):
     card = cards.new_card("public32", "pixel", "public_images", "trained")
     with pytest.raises(UserError, match=r"750 images of the test split of tiny_imagenet .* prior public32"):
         check_disjoint(card, tmp_path / "public32.images.npy", full, tmp_path)
+
+
+@pytest.mark.data
+def test_the_subset_of_tiny_imagenet_shares_two_images_with_the_pool():
+    """The archive has them twice, in its training images and, under another class, in its validation images."""
+    root = data_root()
+    if any(store.check(root, name) for name in ("public_images", "tiny_imagenet")):
+        pytest.skip("public_images and tiny_imagenet are not in DFKD_DATA")
+    subset = Task("tiny_imagenet", InputSpec(64, 3, (0.5,) * 3, (0.5,) * 3, 50), ())
+    card = cards.new_card("public32", "pixel", "public_images", "foreign", data="public_images")
+    with pytest.raises(UserError, match=r"^2 images of the train split of tiny_imagenet"):
+        check_disjoint(card, None, subset, root)

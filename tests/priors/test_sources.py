@@ -1,13 +1,16 @@
 """Where a prior comes from: found, adopted, trained, the hub, somebody's own folder; what is said if nowhere."""
 
 import json
+import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
 
+from dfkd.catalog import ROOT
 from dfkd.errors import UserError
-from dfkd.priors import cards, digests_path, load, provide
+from dfkd.priors import cards, digests_path, load, provide, training
 from dfkd.priors.recipes import HUB, recipes
 from dfkd.priors.sources import KNOWN, find
 from dfkd.tasks import store
@@ -23,8 +26,9 @@ def given(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def ask(tmp_path):
-    """ask(name): what `provide` gives for an `own` folder and a data root of this test's."""
+def ask(tmp_path, monkeypatch):
+    """ask(name): what `provide` gives for an `own` folder, a data root and a work folder of this test's."""
+    monkeypatch.setattr(training, "WORK", tmp_path / "work")
 
     def call(name, **options):
         options = {"say": lambda line: None} | options
@@ -108,7 +112,7 @@ def test_a_model_without_its_schedule_is_refused(given, ask):
 def test_known_weights_need_no_card_but_their_pool(given, ask, tmp_path, noise, monkeypatch, arrays):
     facts = KNOWN["2003502f4a524091eb7adcbdbd7c8d10da4a61d1349314f51ef860b49ca4bba5"]
     digest = file_digest(cards.weights_path(given))
-    monkeypatch.setitem(KNOWN, digest, facts | {"data": "noise", "recipe": "noise4"})
+    monkeypatch.setitem(KNOWN, digest, facts | {"data": "noise"})
     manifest = noise.manifest(tmp_path / "data")
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     with pytest.raises(
@@ -118,10 +122,89 @@ def test_known_weights_need_no_card_but_their_pool(given, ask, tmp_path, noise, 
     assert not (tmp_path / "own" / "tiny").exists()
     (tmp_path / "elsewhere").rename(tmp_path / "data")
     folder, card = ask("tiny")
-    assert (card["seconds"], card["recipe"], card["data"]) == (7201.0, TINY, "noise")
+    assert (card["seconds"], card["recipe"], card["data"]) == (7201.0, facts["recipe"], "noise")
     assert card["data_digest"] == store.digest(manifest)
     assert card["images"] == {"count": 20, "height": 8, "width": 8}
     assert np.array_equal(np.load(digests_path(folder)), np.sort(cards.image_digests(arrays)))
+
+
+def test_known_weights_have_the_recipe_they_were_trained_by(given, ask, noise, monkeypatch):
+    """The recipes of today are those of `noise`, and public32 is not among them."""
+    (facts,) = KNOWN.values()
+    monkeypatch.setitem(KNOWN, file_digest(cards.weights_path(given)), facts | {"data": "noise"})
+    assert ask("tiny")[1]["recipe"]["steps"] == 9862
+
+
+def test_other_weights_than_asked_for_are_not_adopted(given, ask, tmp_path):
+    describe(given, recipe=TINY)
+    with pytest.raises(
+        UserError, match="prior_tiny was trained by another recipe; remove it, or take another name"
+    ):
+        ask("tiny", recipe=TINY | {"steps": 7})
+    assert not (tmp_path / "own").exists()
+    assert ask("tiny", recipe=TINY)[1]["origin"] == "adopted"
+
+
+def test_an_adoption_that_fails_loses_no_digests(given, ask, tmp_path, noise, arrays):
+    digests = tmp_path / "own" / "tiny.images.npy"
+    cards.write_digests(digests, arrays)
+    describe(given, data="public_images")  # which is not there
+    with pytest.raises(UserError, match="which images these are must be known"):
+        ask("tiny")
+    assert len(np.load(digests)) == 20
+
+
+def test_digests_that_nobody_has_are_none(given, ask):
+    """An empty file, so that one which is lost is noticed."""
+    describe(given)
+    assert len(np.load(digests_path(ask("tiny")[0]))) == 0
+
+
+def test_a_second_process_waits_for_the_first(noise, ask, monkeypatch):
+    monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
+    told, given, spoken = [], [], threading.Event()
+
+    def hear(line):
+        told.append(line)
+        spoken.set()
+
+    second = threading.Thread(target=lambda: given.append(ask("noise4", say=hear)))
+
+    def first(line):
+        if second.ident is None:
+            second.start()
+            assert spoken.wait(60)
+
+    made = ask("noise4", say=first)
+    second.join(60)
+    assert told == ["prior noise4: waiting for another process that makes it"]
+    assert given == [made]
+
+
+@pytest.mark.parametrize("way", ["adopted", "trained"])
+def test_a_kill_before_the_card_leaves_nothing_in_the_way(given, noise, ask, monkeypatch, way):
+    name, write = {"adopted": "tiny", "trained": "noise4"}[way], cards.write_card
+    describe(given)
+
+    def killed(path, card):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cards, "write_card", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ask(name)
+    monkeypatch.setattr(cards, "write_card", write)
+    folder, card = ask(name)
+    assert card["origin"] == way and cards.read_card(folder) == card
+    assert not folder.with_name(f"{name}.partial").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "-x", "a b"])
+def test_a_name_that_is_none(ask, tmp_path, name):
+    (tmp_path / "own").mkdir()
+    with pytest.raises(
+        UserError, match=f"a prior's name has letters and digits, .* unlike '{re.escape(name)}'"
+    ):
+        ask(name)
 
 
 def test_a_damaged_prior_is_refused_when_it_is_loaded(given, ask):
@@ -144,7 +227,7 @@ def test_a_folder_of_our_own_without_a_card(given, ask, tmp_path):
 def test_somebody_s_folder_is_used_where_it_lies(given, ask, tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         ask(str(tmp_path / "nowhere" / "x"))
-    describe(given)
+    describe(given, seconds=12)
     folder, card = ask(str(given))
     assert (folder, card["origin"], card["seconds"], card["name"]) == (given, "foreign", 0.0, "prior_tiny")
     assert digests_path(folder) is None
@@ -190,6 +273,8 @@ def test_offline_and_absent_says_what_to_download_and_where_to_put_it(name, ask,
     assert "\n" not in line and f"--local-dir prior_{name}" in line and "DFKD_WEIGHTS" in line
     assert f"hf download {HUB[name]['repository']}" in line
     assert ("--revision v2.0" in line) == (name == "sd-image-variations")
+    (command,) = re.findall(f"hf download .* --local-dir prior_{name}", line)
+    assert command in " ".join((ROOT / "docs" / "priors.md").read_text().replace("\\\n", " ").split())
 
 
 def test_what_the_hub_gives_is_used(stable_diffusion_folder, ask, monkeypatch):
@@ -226,7 +311,7 @@ def test_names_are_looked_up_in_the_weights_folder_alone(given, tmp_path):
 
 
 @pytest.mark.data
-def test_the_shared_prior_of_natural_images_is_known(tmp_path):
+def test_the_shared_prior_of_natural_images_is_known(ask, tmp_path):
     try:
         given = find("public32")
     except UserError:

@@ -140,6 +140,20 @@ def test_a_size_that_does_not_divide(run):
         run(size=6)
 
 
+def test_a_disk_that_refuses_is_one_line(run, monkeypatch):
+    from diffusers import UNet2DModel
+    from safetensors import SafetensorError
+
+    for error in (OSError(28, "No space left on device"), SafetensorError("No space left on device")):
+
+        def save(self, folder, error=error):
+            raise error
+
+        monkeypatch.setattr(UNet2DModel, "save_pretrained", save)
+        with pytest.raises(UserError, match=r"cannot write .*tiny\.partial: .*No space left on device$"):
+            run()
+
+
 def test_recipes_of_the_project_are_sound():
     assert {"public32", "glyphs16"} <= recipes().keys()
     for name, recipe in recipes().items():
@@ -152,6 +166,13 @@ def test_a_size_without_a_recipe_has_the_pool_s():
     assert (name, recipe) == ("public16", recipes()["public32"] | {"size": 16})
     with pytest.raises(UserError, match=r"unknown pool 'public' .nearest: 'public_images'"):
         recipe_for("public", 32)
+
+
+def test_a_pool_without_a_recipe(noise, tmp_path):
+    with pytest.raises(
+        UserError, match=r"there is no recipe for the pool glyphs; write one into .*priors\.yaml"
+    ):
+        recipe_for("glyphs", 16)
 
 
 @pytest.mark.parametrize(

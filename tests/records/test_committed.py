@@ -23,13 +23,39 @@ def test_tables_and_plots_are_what_the_records_give():
     assert leaderboard.check(*bench.tables()) == []
 
 
+def results(data):
+    """Records of the first seed by recipe."""
+    found = (r for r in records.read_all(bench.RESULTS / "records") if r["identity"]["data"] == data)
+    return {r["identity"]["method"]: r for r in found if r["identity"]["seed"] == 0}
+
+
 def test_on_digits_every_method_is_within_ten_points_of_real_data_and_noise_far_below():
-    last = {
-        record["identity"]["method"]: record["metrics"]["last"]
-        for record in records.read_all(bench.RESULTS / "records")
-        if record["identity"]["data"] == "digits" and record["identity"]["seed"] == 0
-    }
+    last = {method: record["metrics"]["last"] for method, record in results("digits").items()}
     methods = last.keys() - {"teacher", "student-real", "kd-real", "kd-noise"}
-    assert {"deepinv", "fast-5", "ssdkd"} <= methods
+    assert {"deepinv", "fast-5", "ssdkd", "cmi", "dda-paper", "dda-released", "diffdfkd"} <= methods
     assert all(last[method] >= last["kd-real"] - 10 for method in methods)
     assert all(last[method] >= last["kd-noise"] + 30 for method in methods)
+
+
+def test_guidance_makes_images_of_their_class():
+    """Of the final images, those that the teacher gives the class they were made for; without guidance it is chance."""
+    digits, cifar = results("digits"), results("cifar10")
+    assert digits["diffdfkd"]["report"]["final_agreement"] >= 0.8
+    assert digits["diffdfkd-unguided"]["report"]["final_agreement"] < 0.3
+    assert cifar["diffdfkd"]["report"]["final_agreement"] >= 0.9
+
+
+def test_variants_pass_the_filter_in_part_and_do_no_harm():
+    digits = results("digits")
+    assert 0.2 <= digits["dda-paper"]["report"]["filter_kept"] <= 0.95
+    last = {method: digits[method]["metrics"]["last"] for method in ("dda-paper", "dda-no-diffusion")}
+    assert last["dda-paper"] >= last["dda-no-diffusion"] - 1
+
+
+def test_a_prior_is_named_and_paid_for():
+    for data, name in (("digits", "glyphs16"), ("cifar10", "public32")):
+        for method, record in results(data).items():
+            uses = method.startswith("diffdfkd") or method == "dda-paper"
+            assert record["prior"].get("name") == (name if uses else None)
+            assert record["time"]["prior"] == record["prior"].get("seconds", 0)
+            assert not uses or record["time"]["prior"] > 10
