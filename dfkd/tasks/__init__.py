@@ -7,13 +7,15 @@ from typing import Any
 
 from dfkd.errors import unknown
 from dfkd.tasks import store
-from dfkd.tasks.base import InputSpec, Task
+from dfkd.tasks.base import IGNORE, InputSpec, Task
 from dfkd.tasks.cifar import CIFAR10, CIFAR100
+from dfkd.tasks.digit_scenes import DIGIT_SCENES
 from dfkd.tasks.digits import DIGITS
+from dfkd.tasks.nyuv2 import NYUV2
 
-__all__ = ["TASKS", "InputSpec", "Task", "prepare", "task"]
+__all__ = ["IGNORE", "TASKS", "InputSpec", "Task", "prepare", "task"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (DIGITS, CIFAR10, CIFAR100)}
+TASKS: dict[str, Task] = {task.name: task for task in (DIGITS, DIGIT_SCENES, CIFAR10, CIFAR100, NYUV2)}
 
 
 def task(name: str) -> Task:
@@ -23,12 +25,15 @@ def task(name: str) -> Task:
     return TASKS[name]
 
 
-def prepare(name: str, root: Path) -> tuple[dict[str, Any], str]:
+def prepare(name: str, root: Path, source: Path | None = None) -> tuple[dict[str, Any], str]:
     """Have the data of a task in place: its manifest, and a line on what was done (`bench.py data NAME`).
 
-    Arrays that are there and intact are kept; missing or damaged ones are fetched. Raises UserError.
+    Arrays that are there and intact are kept; missing or damaged ones are fetched. With `source` (`--from`) they
+    are made anew from the files there, and replace what was stored. Raises UserError, and then nothing has changed.
     """
     wanted = task(name)
+    if source is not None:
+        return wanted.convert(Path(source), root), f"{name}: converted {source}, stored in {root}"
     if wanted.embedded:
         return wanted.fetch(root), f"{name}: comes with the packages, nothing to fetch"
     if not store.check(root, name):
