@@ -105,6 +105,7 @@ def train(
     # Streams of their own: one draw more in one place must not move the others.
     shuffling = torch.Generator().manual_seed(seed)
     augmentation = torch.Generator(device).manual_seed(seed)
+    torch.manual_seed(seed)  # dropout takes no generator
     optimiser = torch.optim.SGD(
         network.parameters(), plan[0], recipe["momentum"], weight_decay=recipe["weight_decay"]
     )
