@@ -17,7 +17,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 reproduce: .venv/.ok
 	dvc repro
 	@python bench.py leaderboard --committed
-	@sed -n '/^## digits/,/^## /{/^## [^d]/d;p}' results/LEADERBOARD.md
+	@awk '/^## /{shown = /^## digit/} shown' results/LEADERBOARD.md
 
 test: .venv/.ok
 	ruff check .

@@ -30,7 +30,7 @@ from dfkd.priors.cards import read_card as read_prior_card
 from dfkd.tasks import POOLS, TASKS, prepare, task
 from dfkd.tasks.store import data_root, digest
 from dfkd.teachers import read_card, weights_name
-from dfkd.units import duration
+from dfkd.units import duration, score
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +102,14 @@ def parser() -> argparse.ArgumentParser:
     )
 
     add["data"].add_argument("name", help=f"one of: {', '.join((*TASKS, *POOLS))}")
+    add["data"].add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="PATH",
+        help="convert files you have: for nyuv2 the official .mat with its split and class mappings, or a folder of "
+        "images and 13-class PNG labels",
+    )
     add["data"].add_argument("--manifest", type=Path, help="also copy the manifest there")
     teacher = add["teacher"]
     teacher.add_argument("--data", required=True)
@@ -288,9 +296,9 @@ def check_writable(folder: Path) -> None:
 def report(record: dict, path: Path | None, work: Path) -> None:
     """What a run came to, in a few lines."""
     metrics, seconds = record["metrics"], record["time"]
-    last = "none" if metrics["last"] is None else f"{metrics['last']:.2f}"
+    last, teacher = (score(metrics[key], metrics["name"]) for key in ("last", "teacher"))
     note = f" ({record['error']})" if record["error"] else ""
-    print(f"{record['status']}{note}: {metrics['name']} {last}, teacher {metrics['teacher']:.2f}")
+    print(f"{record['status']}{note}: {metrics['name']} {last}, teacher {teacher}")
     parts = ", ".join(
         f"{account} {duration(seconds[account])}" for account in ("synthesis", "distillation", "total")
     )
@@ -314,7 +322,7 @@ def keep_samples(record: dict, work: Path) -> None:
 
 def do_data(options: argparse.Namespace) -> int:
     root = data_root(options.data_root)
-    manifest, line = prepare(options.name, root)
+    manifest, line = prepare(options.name, root, options.source)
     print(line)
     if options.manifest:
         text = json.dumps({**manifest, "digest": digest(manifest)}, indent=1)
@@ -332,6 +340,7 @@ def do_teacher(options: argparse.Namespace) -> int:
         raise unknown("protocol", protocol, available)
     if options.arch not in ARCHITECTURES:
         raise unknown("network", options.arch, ARCHITECTURES)
+    protocols.check_fits(options.data, options.arch)
     path, card = provide(
         options.data,
         options.arch,
@@ -342,7 +351,8 @@ def do_teacher(options: argparse.Namespace) -> int:
         seed=options.seed,
         source=options.weights,
     )
-    print(f"{path}: {card['origin']}, {card['accuracy']:.2f} % on the test set")
+    metric = task(options.data).metric
+    print(f"{path}: {card['origin']}, {metric} {score(card['accuracy'], metric)} on the test set")
     return 0
 
 
@@ -531,11 +541,13 @@ def compare_with_commit() -> int:
         )
         before = json.loads(shown.stdout)["metrics"]["last"] if shown.returncode == 0 else None
         identity = record["identity"]
+        metrics = record["metrics"]
+        both = (score(value, metrics["name"]) for value in (metrics["last"], before))
         cell = (identity["data"], identity["method"], identity["seed"])
         took = record["time"]["total"] - record["time"]["prior"]
-        rows.append((*cell, record["metrics"]["last"], before, duration(took)))
-    headers = ("data", "method", "seed", "measured", "committed", "took")
-    print(tabulate(rows, headers=headers, tablefmt="simple", floatfmt=".2f", missingval="–"))
+        rows.append((*cell, metrics["name"], *both, duration(took)))
+    headers = ("data", "method", "seed", "metric", "measured", "committed", "took")
+    print(tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True))
     return 0
 
 

@@ -43,7 +43,7 @@ class _RealData(Method):
     def draw(self, ctx: Context) -> Batch:
         images, labels = ctx.real
         indices = self.passes.draw(ctx.budget.batch, len(labels), ctx.rng("draw"))
-        return Batch(ctx.augment(images[indices]), labels[indices])
+        return Batch(*ctx.augment_pair(images[indices], labels[indices]))
 
     def state_dict(self) -> dict:
         return self.passes.state_dict()

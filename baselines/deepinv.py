@@ -5,6 +5,8 @@ official program's loss (1.1) by arguments: `tv`, `l2`, `clamp_js`, `jitter=2, f
 beta2=.999, student_bn=0`.
 Exact: loss, jitter, optimiser, the last iterate as result. Ours: the student's own BatchNorm term only while the
 adversarial one is on (the program uses it always and stops without), no PNG files.
+On segmentation **a reconstruction**, for which nothing is published: L_oh is the cross-entropy to the teacher's own
+argmax at each pixel, JS and L_KD are averaged over pixels.
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ class DeepInv(Method):
         ctx: Context,
         normalised: Tensor,
         images: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
         student_statistics: BatchNormLoss,
     ) -> Tensor:
         teacher = ctx.teacher(images)

@@ -4,6 +4,8 @@ Fang et al., "Up to 100x Faster Data-free Knowledge Distillation", AAAI 2022; ba
 Exact, from the published program: generator, inversion loss, inner and outer steps, meta variants, reset, schedule,
 loss weights. Ours: images stay on the device as bytes instead of passing through PNG files, a short last batch of a
 pass over the bank is completed from the next pass, teacher and student get no weight gradients in synthesis.
+On segmentation **a reconstruction** (1.5): L_oh is the cross-entropy to the teacher's own argmax at each pixel, L_adv
+and L_KD are averaged over pixels.
 """
 
 from __future__ import annotations
@@ -80,19 +82,19 @@ class Fast(Method):
         self.statistics.update()
         return Samples(images, labels)
 
-    def inversion_loss(self, ctx: Context, images: Tensor, labels: Tensor) -> Tensor:
+    def inversion_loss(self, ctx: Context, images: Tensor, labels: Tensor | None) -> Tensor:
         """bn·L_bn + mean(oh·L_oh + adv·L_adv) of augmented images, each weighted as `weights` says."""
         images = ctx.augment(images, "synthesis-augment")
         teacher = ctx.teacher(images)
         weight_oh, weight_adv = self.weights(ctx, teacher)
         loss = self.bn * self.statistics.loss()
-        loss = loss + self.oh * (weight_oh * losses.cross_entropy(teacher, labels)).mean()
+        loss = loss + self.oh * losses.cross_entropy(teacher, labels, weight_oh).mean()
         if self.adv and ctx.calls >= self.warmup:
-            loss = loss + self.adv * (weight_adv * losses.adversarial(teacher, ctx.student(images))).mean()
+            loss = loss + self.adv * losses.adversarial(teacher, ctx.student(images), weight_adv).mean()
         return loss
 
     def weights(self, ctx: Context, teacher: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """Per-sample factors of L_oh and L_adv; SSD-KD puts φ here."""
+        """Factors of L_oh and L_adv, per sample or per pixel; SSD-KD puts φ here."""
         return 1.0, 1.0
 
     def state_dict(self) -> dict:

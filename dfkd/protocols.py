@@ -18,7 +18,7 @@ import yaml
 
 from dfkd import catalog
 from dfkd.errors import UserError, unknown
-from dfkd.networks.names import ARCHITECTURES
+from dfkd.networks.names import ARCHITECTURES, fitting
 from dfkd.tasks import task
 
 BENCHMARKS = catalog.ROOT / "benchmarks"
@@ -162,6 +162,8 @@ def resolve(
         )
     pair = pair or default_pair(data, protocol)
     teacher, student = split_pair(pair)
+    for part in (teacher, student):
+        check_fits(data, part)
 
     by_protocol = recipe.get("protocols", {}).get(protocol, {})
     arguments = {
@@ -207,6 +209,15 @@ def split_pair(pair: str) -> tuple[str, str]:
         if part not in ARCHITECTURES:
             raise unknown("network", part, ARCHITECTURES)
     return parts[0], parts[1]
+
+
+def check_fits(data: str, arch: str) -> None:
+    """Raises UserError where a network has not the kind of output that the data need."""
+    kind = task(data).kind
+    if arch not in fitting(kind):
+        raise UserError(
+            f"{arch} does not fit {data}, a task of {kind}; there are: {', '.join(fitting(kind))}"
+        )
 
 
 def coerce(key: str, value: object, default: object) -> object:

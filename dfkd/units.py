@@ -15,3 +15,10 @@ def duration(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60:02} m"
     hours = round(seconds / 3600)
     return f"{hours // 24} d {hours % 24:02} h"
+
+
+def score(value: float | None, metric: str) -> str:
+    """A score for people: `92.62 %` of top-1 accuracy, `0.412` of mIoU, a fraction."""
+    if value is None:
+        return "none"
+    return f"{value:.2f} %" if metric == "top1" else f"{value:.3f}"

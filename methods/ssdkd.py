@@ -4,7 +4,8 @@ Liu et al., "Small Scale Data-Free Knowledge Distillation", CVPR 2024; ssdkd.md.
 released and the full text was not at hand. Read in a source: the parts of φ and δ, the buffer of 10 % of the training
 set with partial refresh, priority sampling with importance weights, the NYUv2 pair. Inherited by assumption from
 Fast: generator, meta-learning, loss weights. Our choice, each a constructor argument or named in section 5 of the
-specification: γ, β, steps a round, oldest-out replacement, φ on the task term only and without gradient.
+specification: γ, β, steps a round, oldest-out replacement, φ on the task term only and without gradient; on
+segmentation (1.10) φ per pixel and δ per image, the mean over its pixels.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class SSDKD(Fast):
             teacher, student = ctx.teacher(samples.images), ctx.student(samples.images)
         # A new entry starts where E8 starts: w = 1.
         samples.fields["priority"] = losses.kl(teacher, student, self.temperature)
-        samples.fields["teacher_class"] = teacher.argmax(1)
+        samples.fields["teacher_class"] = _predicted(teacher)
         return samples
 
     def weights(self, ctx: Context, teacher: Tensor) -> tuple[Tensor | float, Tensor | float]:
@@ -97,9 +98,10 @@ class SSDKD(Fast):
         return phi, phi if self.phi_on == "oh+adv" else 1.0
 
     def phi(self, teacher: Tensor, histogram: Tensor, fill: int) -> Tensor | float:
-        """φ = (1 − n_c/N)·(1 − p_c)^γ of each sample, c the teacher's class for it (E1).
+        """φ = (1 − n_c/N)·(1 − p_c)^γ of each sample or pixel, c the teacher's class for it (E1).
 
         Args: the teacher's logits, the class histogram of the buffer and its fill; an empty buffer balances nothing.
+        Of label maps each entry gives the histogram its shares of pixels, so that n_c/N is the share of class c.
         """
         confidence, predicted = F.softmax(teacher.float(), dim=1).max(1)
         phi = torch.ones_like(confidence)
@@ -131,3 +133,11 @@ class SSDKD(Fast):
     def after_step(self, ctx: Context, batch: Batch, outputs: dict[str, Tensor]) -> None:
         if self.priority != "uniform":
             ctx.buffer.set_priority(batch.indices, batch.fields["delta"])
+
+
+def _predicted(teacher: Tensor) -> Tensor:
+    """What the histogram counts of each sample: the class, int64 N, or for maps the share of pixels of each, N×C."""
+    predicted = teacher.argmax(1)
+    if predicted.dim() == 1:
+        return predicted
+    return F.one_hot(predicted, teacher.shape[1]).float().mean((1, 2))

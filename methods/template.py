@@ -25,7 +25,7 @@ class Template(Method):
         labels = ctx.random_labels(ctx.budget.synthesis_batch)
         with BatchNormLoss(ctx.teacher).capture() as statistics:
             for _ in range(self.steps):
-                images = self.generator(ctx.noise(len(labels), 256))
+                images = self.generator(ctx.noise(ctx.budget.synthesis_batch, 256))
                 loss = losses.cross_entropy(ctx.teacher(images), labels).mean() + self.bn * statistics.loss()
                 self.optimiser.zero_grad()
                 loss.backward()

@@ -1,4 +1,4 @@
-"""A teacher of random weights and a few tiny runs: what the tests of engine and contract share."""
+"""Teachers of random weights and a few tiny runs: what the tests of engine and contract share."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import pytest
 from dfkd import protocols
 
 PAIR = "resnet8-resnet8"
+# A task of each kind, with a pair of tiny networks.
+PAIRS = {"digits": PAIR, "digit-scenes": "deeplabv3plus_thin16-deeplabv3plus_thin16"}
 # What makes a method cheap enough to run dozens of times; one that is not named here runs with its defaults.
 TINY = {
     "fast": ["k=2", "warmup=1", "ngf=8", "nz=16"],
     "ssdkd": ["k=2", "warmup=1", "ngf=8", "nz=16", "capacity=20"],
     "deepinv": ["steps=3"],
+    "dfad": ["kd=2", "ngf=8", "nz=16"],
     "template": ["steps=2"],
     "cmi": ["steps=2", "bank_calls=1", "ngf=8", "nz=16", "memory=20", "negatives=12"],
     # A bank of 12 images, two variants of each, of which half pass.
@@ -29,16 +32,25 @@ BUDGET = ["training.steps=4", "training.batch=8", "rounds=2", "synthesis_batch=8
 
 
 @pytest.fixture(scope="session")
-def teacher(tmp_path_factory):
-    """(weights file, card) of a ResNet-8 for digits that has learnt nothing."""
+def teachers(tmp_path_factory):
+    """By data set: (weights file, card) of a network that has learnt nothing."""
     from dfkd.tasks import task
     from dfkd.teachers import cards, weights
     from dfkd.teachers.training import initialise
 
-    spec = task("digits").spec
-    path = tmp_path_factory.mktemp("teachers") / cards.weights_name("digits", "resnet8")
-    card = cards.new_card("digits", "resnet8", spec, "trained", accuracy=10.0)
-    return path, weights.save(initialise("resnet8", spec, 0), path, card)
+    made = {}
+    for data, pair in PAIRS.items():
+        arch, spec = pair.split("-")[0], task(data).spec
+        path = tmp_path_factory.mktemp("teachers") / cards.weights_name(data, arch)
+        card = cards.new_card(data, arch, spec, "trained", accuracy=0.1)
+        made[data] = path, weights.save(initialise(arch, spec, 0), path, card)
+    return made
+
+
+@pytest.fixture(scope="session")
+def teacher(teachers):
+    """That for digits, a ResNet-8."""
+    return teachers["digits"]
 
 
 @pytest.fixture(scope="session")
@@ -68,25 +80,28 @@ def prior(tmp_path_factory):
 
 @pytest.fixture
 def tiny():
-    """tiny(method, *changes, seed=0, extra=None): the cell of a run of four student steps on digits."""
+    """tiny(method, *changes, seed=0, extra=None, data="digits"): the cell of a run of four student steps."""
 
-    def make(method: str, *changes: str, seed: int = 0, extra: str | None = None) -> protocols.ResolvedCell:
-        base = TINY.get(protocols.recipes("digits").get(method, {}).get("method", method), [])
-        return protocols.resolve("digits", "quick", method, PAIR, seed, [*BUDGET, *base, *changes], extra)
+    def make(
+        method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits"
+    ) -> protocols.ResolvedCell:
+        base = TINY.get(protocols.recipes(data).get(method, {}).get("method", method), [])
+        return protocols.resolve(data, "quick", method, PAIRS[data], seed, [*BUDGET, *base, *changes], extra)
 
     return make
 
 
 @pytest.fixture
-def execute(teacher, request, tmp_path):
-    """execute(cell, **options): the record of a run in a folder of this test's own."""
+def execute(teachers, request, tmp_path, monkeypatch):
+    """execute(cell, **options): the record of a run in a folder of this test's own; scenes are few there."""
+    monkeypatch.setattr("dfkd.tasks.digit_scenes.COUNTS", {"train": 12, "test": 4})
 
     def run_cell(cell: protocols.ResolvedCell, **options) -> dict:
         from dfkd.engine.run import Options, run
 
         options = {"work": tmp_path / "work", "data_root": tmp_path / "data", "save_every": 1e9, **options}
         prior = request.getfixturevalue("prior") if cell.prior else None
-        return run(cell, *teacher, Options(device="cpu", **options), prior)
+        return run(cell, *teachers[cell.identity["data"]], Options(device="cpu", **options), prior)
 
     return run_cell
 

@@ -59,11 +59,12 @@ class Context:
         spec: image size, channels and classes of the teacher's input.
         budget, device: see `Budget`; everything lives on `device`.
         buffer: the replay buffer.
+        per_pixel: whether logits are maps, B×C×H×W, one label a pixel.
         calls: synthesis calls so far, the present one included.
         student_steps: student steps so far (those of discarded students not counted).
         prior: the diffusion model of the run, or None; a method that uses it declares so.
         class_names: side information; a method that uses them declares so.
-        real: None; the training split, (uint8 N×C×H×W, int64 N), for bounds that declare `needs_data`.
+        real: None; the training split, (uint8 N×C×H×W, int64 N or N×H×W), for bounds that declare `needs_data`.
     """
 
     teacher: Teacher
@@ -83,6 +84,7 @@ class Context:
     prior: Prior | None = None
     class_names: tuple[str, ...] = ()
     real: tuple[Tensor, Tensor] | None = None
+    per_pixel: bool = False
 
     def teach(self, images: Tensor) -> Tensor:
         """The teacher's logits, without gradient."""
@@ -94,8 +96,18 @@ class Context:
         images = self.augmentation(images, self.rng(stream))
         return images.float().div_(255) if images.dtype == torch.uint8 else images
 
-    def random_labels(self, count: int) -> Tensor:
-        """Uniform random classes, int64."""
+    def augment_pair(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Real images, uint8, and labels as the task augments them for training; images in [0, 1]."""
+        images, labels = self.augmentation.pair(images, labels, self.rng("augment"))
+        return images.float().div_(255), labels
+
+    def random_labels(self, count: int) -> Tensor | None:
+        """Uniform random classes, int64; None where labels are maps, which nobody can draw at random.
+
+        `losses.cross_entropy` takes None for the teacher's own argmax.
+        """
+        if self.per_pixel:
+            return None
         return torch.randint(self.spec.classes, (count,), generator=self.rng("labels"), device=self.device)
 
     def noise(self, *shape: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
@@ -13,6 +13,10 @@ from torch import Tensor, nn
 
 from dfkd.engine import diagnostics
 from dfkd.engine.clock import Clock
+from dfkd.teachers.training import batch_of, mean_iou
+
+if TYPE_CHECKING:
+    from dfkd.tasks import Task
 
 
 @METRICS.register_module()
@@ -31,6 +35,32 @@ class TopOne(BaseMetric):
         return {"top1": 100.0 * torch.stack(list(correct)).sum().item() / sum(count)}
 
 
+@METRICS.register_module()
+class MeanIoU(BaseMetric):
+    """Mean intersection over union as a fraction, from one confusion matrix of the whole set (see `mean_iou`)."""
+
+    default_prefix = "test"
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.jaccard = mean_iou(classes)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            self.jaccard.to(sample["labels"].device).update(sample["logits"].argmax(1), sample["labels"])
+            self.results.append(len(sample["labels"]))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        value = self.jaccard.compute().item()
+        self.jaccard.reset()
+        return {"miou": value}
+
+
+def metric_of(task: Task) -> dict:
+    """The configuration of the task's metric."""
+    return {"top1": dict(type="TopOne"), "miou": dict(type="MeanIoU", classes=task.spec.classes)}[task.metric]
+
+
 class Judge(BaseLoop):
     """Evaluates a network on the test split; an mmengine validation loop without a loader.
 
@@ -45,10 +75,9 @@ class Judge(BaseLoop):
         labels: Tensor,
         metric: str,
         clock: Clock,
-        batch: int = 500,
     ) -> None:
         super().__init__(runner, dataloader=[])
-        self.evaluator, self.metric, self._clock, self._batch = evaluator, metric, clock, batch
+        self.evaluator, self.metric, self._clock, self._batch = evaluator, metric, clock, batch_of(images)
         self.__images, self.__labels = images, labels
 
     @torch.no_grad()

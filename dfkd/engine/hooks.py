@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from dfkd.engine import state
+from dfkd.engine.context import Context
 from dfkd.engine.guard import DataFreeViolation, guard
 from dfkd.synthesis.buffer import to_bytes
 from dfkd.units import duration
@@ -81,17 +82,45 @@ def _hooks(module: nn.Module) -> bool:
 
 
 class SamplesHook(Hook):
-    """A PNG grid of the newest synthetic images, written once, when the run ends."""
+    """A PNG grid of the newest synthetic images, written once, when the run ends.
+
+    In segmentation each image is followed by the teacher's and the student's prediction, and there are half the rows.
+    """
 
     def __init__(self, path: Path, rows: int = 6, columns: int = 12) -> None:
         self.path, self.rows, self.columns = path, rows, columns
 
     def after_train(self, runner: Runner) -> None:
-        loop = runner.train_loop
+        loop, count = runner.train_loop, self.rows * self.columns
         if loop.ctx.buffer.size:
-            save_grid(loop.ctx.buffer.newest(self.rows * self.columns), self.path, self.columns)
+            images = loop.ctx.buffer.newest(count)
         elif runner.model.latest is not None and not loop.method.reference:  # it makes its images in `draw`
-            save_grid(to_bytes(runner.model.latest[: self.rows * self.columns]), self.path, self.columns)
+            images = to_bytes(runner.model.latest[:count])
+        else:
+            return
+        if loop.ctx.per_pixel:
+            images = with_predictions(loop.ctx, images[: count // 6])
+        save_grid(images, self.path, self.columns)
+
+
+@torch.no_grad()
+def with_predictions(ctx: Context, images: Tensor) -> Tensor:
+    """Image, teacher's and student's label map in turns, uint8 3N×3×H×W; classes have the colours of `palette`."""
+    seen, colours = ctx.teacher.images_seen, palette(ctx.spec.classes).to(images.device)
+    ctx.student.eval()
+    pixels = images.float() / 255
+    maps = [colours[network(pixels).argmax(1)].permute(0, 3, 1, 2) for network in (ctx.teacher, ctx.student)]
+    ctx.teacher.images_seen = seen  # shown to people, not to the method
+    return torch.stack([images.expand(-1, 3, -1, -1), *maps], 1).flatten(0, 1)
+
+
+def palette(classes: int) -> Tensor:
+    """The colour map of Pascal VOC, uint8 classes×3: the bits of the class spread over the high bits of R, G, B."""
+    index = torch.arange(classes)
+    bits = [
+        [(index >> (3 * place + channel) & 1) << (7 - place) for channel in range(3)] for place in range(3)
+    ]
+    return torch.stack([sum(channel) for channel in zip(*bits, strict=True)], 1).to(torch.uint8)
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
@@ -171,7 +200,7 @@ class ProgressHook(Hook):
             parts.append(f"synthesis {done[0]}/{calls}")
         parts.append(f"step {done[1]}/{loop.total_steps}")
         if loop.curve:
-            parts.append(f"last {loop.curve[-1]['value']:.2f}")
+            parts.append(f"last {loop.curve[-1]['value']:.3g}")
         parts.append(f"about {duration(left)} left")
         return " · ".join(parts)
 

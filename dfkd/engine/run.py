@@ -24,7 +24,7 @@ from dfkd import catalog, priors, records, teachers
 from dfkd.engine import compat, machine
 from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
-from dfkd.engine.evaluation import Judge
+from dfkd.engine.evaluation import Judge, metric_of
 from dfkd.engine.guard import guard
 from dfkd.engine.hooks import CurveHook, GuardHook, ProgressHook, SamplesHook, StateHook
 from dfkd.engine.loop import DataFreeLoop, Distiller, Diverged, Stopped
@@ -33,7 +33,7 @@ from dfkd.engine.seeds import Streams, seed_for, seed_globals
 from dfkd.errors import UserError
 from dfkd.networks.normalised import Normalised
 from dfkd.protocols import ResolvedCell
-from dfkd.synthesis.augment import Augment
+from dfkd.synthesis.augment import augment_for
 from dfkd.synthesis.buffer import ReplayBuffer, to_bytes
 from dfkd.tasks import InputSpec, Task, store, task
 from dfkd.teachers.training import initialise, on_device
@@ -106,7 +106,7 @@ def run(
                     ctx = _context(cell, method, teacher, spec, the_task, device, clock, folder)
                     ctx.real, ctx.prior = real, model
                     method.setup(ctx)
-                runner = _runner(cell, method, ctx, test, the_task.metric, options, folder, facts, seed)
+                runner = _runner(cell, method, ctx, test, the_task, options, folder, facts, seed)
             with _violations_first():
                 runner.train()
             facts.peak_memory = memory.peak()  # of the run, not of looking at what it made
@@ -214,10 +214,11 @@ def _context(
         device=device,
         rng=Streams(device, *identity.values()),
         buffer=ReplayBuffer(capacity, shape, device, method.replay, folder / "bank.bin"),
-        augmentation=Augment(the_task.padding, the_task.flip),
+        augmentation=augment_for(the_task),
         autocast=lambda: compat.autocast(device, config["precision"]),
         clock=clock,
         class_names=the_task.class_names,
+        per_pixel=the_task.kind == "segmentation",
     )
 
 
@@ -226,7 +227,7 @@ def _runner(
     method: Method,
     ctx: Context,
     test: tuple[Tensor, Tensor],
-    metric: str,
+    the_task: Task,
     options: Options,
     folder: Path,
     facts: _Facts,
@@ -260,7 +261,7 @@ def _runner(
         )
 
     def judge(runner: Runner, dataloader: dict, evaluator: dict) -> Judge:
-        return Judge(runner, runner.build_evaluator(evaluator), *test, metric, ctx.clock)
+        return Judge(runner, runner.build_evaluator(evaluator), *test, the_task.metric, ctx.clock)
 
     # What is evaluated is a twin of the student that no method has had in hand: a hook left on the student would
     # otherwise be shown the test images.
@@ -302,7 +303,7 @@ def _runner(
         param_scheduler=_schedule(schedule, per, ctx.budget),
         val_dataloader={},
         val_cfg=dict(type=judge),
-        val_evaluator=dict(type="TopOne"),
+        val_evaluator=metric_of(the_task),
         default_hooks=compat.NO_DEFAULT_HOOKS,
         custom_hooks=hooks,
         visualizer=visualizer,

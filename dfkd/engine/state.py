@@ -15,7 +15,7 @@ from dfkd.engine.seeds import global_state, load_global_state
 from dfkd.errors import UserError
 from dfkd.files import replacing
 
-VERSION = 1
+VERSION = 2
 
 
 def collect(runner: Runner, loop: DataFreeLoop) -> dict:
@@ -25,6 +25,7 @@ def collect(runner: Runner, loop: DataFreeLoop) -> dict:
         "loop": loop.state_dict(),
         "student": runner.model.state_dict(),
         "bad": runner.model.bad,
+        "latest": None if loop.ctx.buffer.size else runner.model.latest,
         "optimiser": runner.optim_wrapper.state_dict(),
         "schedules": [schedule.state_dict() for schedule in runner.param_schedulers or ()],
         "buffer": loop.ctx.buffer.state_dict(),
@@ -40,6 +41,7 @@ def restore(runner: Runner, loop: DataFreeLoop, state: dict) -> None:
     loop.load_state_dict(state["loop"])
     runner.model.load_state_dict(state["student"])
     runner.model.bad.copy_(state["bad"])
+    runner.model.latest = state["latest"]
     runner.optim_wrapper.load_state_dict(state["optimiser"])
     for schedule, saved in zip(runner.param_schedulers or (), state["schedules"], strict=True):
         schedule.load_state_dict(saved)

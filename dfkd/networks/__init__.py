@@ -1,8 +1,9 @@
 """Networks as the field of data-free distillation defines them (they are not torchvision's).
 
-Every network has `forward(x) -> logits`, `features(x) -> pooled penultimate vector` with `forward(x) ==
-fc(features(x))`, `maps(x)` -> the post-ReLU input of that pooling, and `stages`, the names of its stage modules in
-order; x is B x 3 x H x W and normalised already (see `normalised.py`).
+Every network has `forward(x) -> logits` and `features(x) -> pooled vector`; x is B x 3 x H x W and normalised already
+(see `normalised.py`). Logits are B x classes x H x W of a segmentation network, and B x classes of a classifier, for
+which `forward(x) == fc(features(x))`; a classifier also has `maps(x)` -> the post-ReLU input of the pooling, and
+`stages`, the names of its stage modules in order.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dfkd.errors import unknown
-from dfkd.networks.names import ARCHITECTURES
+from dfkd.networks.names import ARCHITECTURES, CLASSIFIERS, SEGMENTERS
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ARCHITECTURES", "build"]
+__all__ = ["ARCHITECTURES", "CLASSIFIERS", "SEGMENTERS", "build"]
 
 
 def build(arch: str, classes: int, size: int = 32) -> nn.Module:
@@ -26,6 +27,10 @@ def build(arch: str, classes: int, size: int = 32) -> nn.Module:
     if arch not in ARCHITECTURES:
         raise unknown("network", arch, ARCHITECTURES)
     # torch is imported only here, so that listing names stays instant.
+    if arch in SEGMENTERS:
+        from dfkd.networks.segmentation import segmenter
+
+        return segmenter(arch, classes)
     if arch.startswith("resnet"):
         from dfkd.networks.resnet import resnet
 

@@ -51,6 +51,24 @@ def adapt(state: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
     return result
 
 
+def mobilenetv2_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """MobileNetV2 features from before torchvision grouped a block's layers, with the keys it has since.
+
+    In `conv`, 0, 1, 3, 4, 6, 7 are 0.0, 0.1, 1.0, 1.1, 2, 3; in the first block, which does not expand, 0, 1, 3, 4 are
+    0.0, 0.1, 1, 2. Keys that are spelled so already stay.
+    """
+    blocks = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+    first = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
+
+    def renamed(match: re.Match) -> str:
+        places = first if match[1] == "features.1.conv." else blocks
+        return f"{match[1]}{places[match[2]]}.{match[3]}"
+
+    old = any(re.match(r"features\.\d+\.conv\.[47]\.", key) for key in state)
+    pattern = re.compile(r"^(features\.\d+\.conv\.)(\d)\.(\w+)$")
+    return {pattern.sub(renamed, key) if old else key: value for key, value in state.items()}
+
+
 def _unwrap(state: Any) -> Mapping[str, Any]:
     while isinstance(state, Mapping):
         inner = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), None)

@@ -1,6 +1,6 @@
-"""The names of the classifiers, readable without torch."""
+"""The names of the networks, readable without torch."""
 
-ARCHITECTURES = (
+CLASSIFIERS = (
     "resnet8",
     "resnet20",
     "resnet56",
@@ -14,3 +14,19 @@ ARCHITECTURES = (
     "wrn40_2",
     "vgg11",
 )
+
+# They label every pixel.
+SEGMENTERS = (
+    "deeplabv3_resnet50",
+    "deeplabv3_mobilenetv2",
+    "deeplabv3plus_mobilenetv2",
+    "deeplabv3plus_thin32",
+    "deeplabv3plus_thin16",
+)
+
+ARCHITECTURES = CLASSIFIERS + SEGMENTERS
+
+
+def fitting(kind: str) -> tuple[str, ...]:
+    """The networks for tasks of this kind, "classification" or "segmentation"."""
+    return SEGMENTERS if kind == "segmentation" else CLASSIFIERS

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dfkd.tasks import Task
 
 
 def _pick(images: Tensor, rows: Tensor, columns: Tensor, padding: int) -> Tensor:
@@ -59,6 +63,30 @@ class Augment:
         flip = torch.rand(count, generator=generator, device=device) < (0.5 if self.flip else 0.0)
         return _CropFlip.apply(images, shift[0], shift[1], flip, self.padding)
 
+    def pair(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Real training images and their labels, as the recipe on real data augments them."""
+        return self(images, generator), labels
+
+
+class PixelAugment(Augment):
+    """The same for labels per pixel. Synthetic images have the size of a crop and are augmented as any; real ones
+    are cropped to `size` without padding, labels (N×H×W) alike, and then flipped."""
+
+    def __init__(self, size: int, padding: int, flip: bool) -> None:
+        super().__init__(padding, flip)
+        self.size = size
+
+    def pair(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        count, device = len(images), images.device
+        along = torch.arange(self.size, device=device)
+        top, left = (
+            torch.randint(0, side - self.size + 1, (count, 1), generator=generator, device=device)
+            for side in images.shape[2:]
+        )
+        flip = torch.rand(count, 1, generator=generator, device=device) < (0.5 if self.flip else 0.0)
+        columns = left + torch.where(flip, self.size - 1 - along, along)
+        return _pick(images, top + along, columns, 0), _pick(labels[:, None], top + along, columns, 0)[:, 0]
+
 
 class ResizedCrop:
     """Per-image random resized crop, then a flip with p = .5: CMI's local view (dda.md 1.2).
@@ -102,3 +130,10 @@ def _sampling(size: int, share: Tensor, place: Tensor) -> Tensor:
     start = place * (1 - share) * size
     centres = start[:, None] + (pixels + 0.5) * share[:, None] - 0.5
     return (1 - (centres.clamp(0, size - 1)[:, :, None] - pixels).abs()).clamp_min(0)
+
+
+def augment_for(task: Task) -> Augment:
+    """The field's augmentation for this task."""
+    if task.kind == "segmentation":
+        return PixelAugment(task.spec.size, task.padding, task.flip)
+    return Augment(task.padding, task.flip)

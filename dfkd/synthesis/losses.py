@@ -1,15 +1,20 @@
 """Losses of data-free distillation (baselines.md, section 1.0).
 
 Logits are N×C or N×C×H×W. Every function that says *per sample* returns N values: the sum over classes,
-averaged over positions where there are any. So the same loss serves classification and segmentation.
+averaged over positions where there are any. So the same loss serves classification and segmentation. A `weight` is a
+factor for each sample, N, or for each position, N×H×W.
 All of them compute in float32, whatever precision the networks ran in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dfkd.tasks.base import IGNORE
 
 
 def _over_positions(values: Tensor) -> Tensor:
@@ -24,12 +29,32 @@ def kl(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
     return temperature**2 * _over_positions(divergence)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """CE(logits, labels), per sample (`L_oh` is its mean). Labels are N or N×H×W."""
-    return _over_positions(F.cross_entropy(logits.float(), labels, reduction="none"))
+def cross_entropy(logits: Tensor, labels: Tensor | None, weight: Tensor | float = 1.0) -> Tensor:
+    """CE(logits, labels), per sample (`L_oh` is its mean).
+
+    Labels are N or N×H×W; of the latter those equal to `IGNORE` are left out of the average. None stands for the
+    logits' own argmax, at each position: the task term where no labels can be drawn (baselines.md 1.5).
+    """
+    return _labelled(logits.float(), logits.argmax(1) if labels is None else labels, lambda ce: weight * ce)
 
 
-def adversarial(teacher: Tensor, student: Tensor) -> Tensor:
+def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
+    """(1 − p)^γ·CE(logits, labels), p the softmax probability of the label, per sample (baselines.md 1.5).
+
+    Labels as for `cross_entropy`. γ 0 is the cross-entropy.
+    """
+    return _labelled(logits.float(), labels, lambda ce: (1 - torch.exp(-ce)) ** gamma * ce)
+
+
+def _labelled(logits: Tensor, labels: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """`loss` of the cross-entropy at each position, averaged over the positions that have a label (0 without any)."""
+    if labels.dim() == 1:
+        return loss(F.cross_entropy(logits, labels, reduction="none"))
+    values = loss(F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORE))
+    return values.flatten(1).sum(1) / (labels != IGNORE).flatten(1).sum(1).clamp_min(1)
+
+
+def adversarial(teacher: Tensor, student: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """−1[argmax S = argmax T]·KL(T‖S) at temperature 1, per sample (`L_adv`; ssdkd.md E4).
 
     The gradient flows through both networks, as in CMI and Fast; pass `teacher.detach()` for DiffDFKD's form.
@@ -37,7 +62,12 @@ def adversarial(teacher: Tensor, student: Tensor) -> Tensor:
     log_p, log_q = F.log_softmax(teacher.float(), dim=1), F.log_softmax(student.float(), dim=1)
     divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
     agree = teacher.argmax(1) == student.argmax(1)
-    return -_over_positions(agree * divergence)
+    return -_over_positions(weight * (agree * divergence))
+
+
+def logits_l1(teacher: Tensor, student: Tensor) -> Tensor:
+    """Mean |T − S| of the logits over classes and positions, per sample (DFAD; baselines.md 1.5 and 1.6)."""
+    return (teacher.float() - student.float()).abs().flatten(1).mean(1)
 
 
 def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float = 3.0) -> Tensor:

@@ -7,15 +7,17 @@ from typing import Any
 
 from dfkd.errors import unknown
 from dfkd.tasks import store
-from dfkd.tasks.base import InputSpec, Task
+from dfkd.tasks.base import IGNORE, InputSpec, Task
 from dfkd.tasks.cifar import CIFAR10, CIFAR100
+from dfkd.tasks.digit_scenes import DIGIT_SCENES
 from dfkd.tasks.digits import DIGITS
 from dfkd.tasks.glyphs import GLYPHS
+from dfkd.tasks.nyuv2 import NYUV2
 from dfkd.tasks.tiny_imagenet import PUBLIC_IMAGES
 
-__all__ = ["POOLS", "TASKS", "InputSpec", "Task", "pool", "prepare", "task"]
+__all__ = ["IGNORE", "POOLS", "TASKS", "InputSpec", "Task", "pool", "prepare", "task"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (DIGITS, CIFAR10, CIFAR100)}
+TASKS: dict[str, Task] = {task.name: task for task in (DIGITS, DIGIT_SCENES, CIFAR10, CIFAR100, NYUV2)}
 # Public images for training priors on: nobody is taught or tested on them.
 POOLS: dict[str, Task] = {pool.name: pool for pool in (PUBLIC_IMAGES, GLYPHS)}
 
@@ -34,15 +36,18 @@ def pool(name: str) -> Task:
     return POOLS[name]
 
 
-def prepare(name: str, root: Path) -> tuple[dict[str, Any], str]:
+def prepare(name: str, root: Path, source: Path | None = None) -> tuple[dict[str, Any], str]:
     """Have the data of a task or pool in place: its manifest, and a line on what was done (`bench.py data NAME`).
 
-    Arrays that are there and intact are kept; missing or damaged ones are fetched. Raises UserError.
+    Arrays that are there and intact are kept; missing or damaged ones are fetched. With `source` (`--from`) they
+    are made anew from the files there, and replace what was stored. Raises UserError, and then nothing has changed.
     """
     known = TASKS | POOLS
     if name not in known:
         raise unknown("data", name, known)
     wanted = known[name]
+    if source is not None:
+        return wanted.convert(Path(source), root), f"{name}: converted {source}, stored in {root}"
     if wanted.embedded:
         return wanted.fetch(root), f"{name}: comes with the packages, nothing to fetch"
     if not store.check(root, name):

@@ -12,12 +12,15 @@ import numpy as np
 from dfkd.errors import UserError, unknown
 from dfkd.tasks import store
 
+IGNORE = 255  # the label of pixels that neither train nor count
+
 
 @dataclass(frozen=True)
 class InputSpec:
     """What a network takes, and how many classes it tells apart; belongs to the teacher's checkpoint.
 
-    Images of `size` x `size` pixels with `channels`, in [0, 1] before `mean` and `std` normalise them.
+    Images of `size` x `size` pixels with `channels`, in [0, 1] before `mean` and `std` normalise them. In
+    segmentation that is the side of the crops for training and synthesis; the evaluated images are whole.
     """
 
     size: int
@@ -47,8 +50,11 @@ class InputSpec:
 class Task:
     """A data set kept in the array store, and how it is used.
 
-    `padding` (pixels) and `flip` are the field's augmentation for it; `embedded` means that nothing has to be
-    fetched. Nothing here caches: each load opens the data anew, so that whoever guards `open` sees it.
+    `kind` is "classification" or "segmentation". `padding` (pixels) and `flip` are the field's augmentation of images
+    of `spec.size`: zero padding, random crop, flip. Larger ones (the training split in segmentation) are cropped to
+    `spec.size` at random, labels alike and without padding, then flipped where `flip` allows. `embedded` means that
+    nothing has to be fetched. Nothing here caches: each load opens the data anew, so that whoever guards `open` sees
+    it.
     """
 
     name: str
@@ -62,14 +68,37 @@ class Task:
     splits: tuple[str, ...] = ("train", "test")
 
     def load(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
-        """The images (uint8, N x H x W x 3) and labels (int64, N) of one split, verified.
+        """The images (uint8, N x H x W x 3) and labels of one split, verified.
 
-        Raises UserError for an unknown split and for missing or damaged arrays.
+        Labels are int64: N in classification, N x H x W with `IGNORE` for pixels that do not count in segmentation.
+        Raises UserError for an unknown split, for missing or damaged arrays and for labels that cannot be.
         """
         if split not in self.splits:
             raise unknown(f"split of {self.name}", split, self.splits)
         images, labels = store.read(root, self.name, split)
+        self.verify(split, images, labels)
         return images, labels.astype(np.int64)
+
+    def verify(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+        """Raises UserError, in one line, where labels do not fit the images or name no class of this task."""
+        where, dense = f"{self.name}, {split}", self.kind == "segmentation"
+        expected = images.shape[: 3 if dense else 1]
+        if labels.shape != expected:
+            raise UserError(f"{where}: labels {list(labels.shape)} for images {list(images.shape)}")
+        if dense and min(images.shape[1:3]) < self.spec.size:
+            height, width = images.shape[1:3]
+            raise UserError(
+                f"{where}: images of {width} x {height} are smaller than the crop of {self.spec.size}"
+            )
+        allowed = np.zeros(256, bool)
+        allowed[: self.spec.classes] = True
+        allowed[IGNORE] |= dense
+        wrong = np.flatnonzero((np.bincount(labels.reshape(-1), minlength=256) > 0) & ~allowed)
+        if len(wrong):
+            ignored = f" and {IGNORE} (ignored)" if dense else ""
+            raise UserError(
+                f"{where}: label {wrong[0]} found; there are 0 to {self.spec.classes - 1}{ignored}"
+            )
 
     def manifest(self, root: Path) -> dict[str, Any]:
         """Shapes, classes, digests and the note `changed`; nothing of the data themselves is read."""
@@ -78,3 +107,7 @@ class Task:
     def fetch(self, root: Path) -> dict[str, Any]:
         """Make the arrays under `root`; returns the manifest."""
         raise UserError(f"{self.name}: no download is known; put its arrays into {Path(root) / self.name}")
+
+    def convert(self, source: Path, root: Path) -> dict[str, Any]:
+        """Make the arrays under `root` from files somebody has (`--from`); returns the manifest."""
+        raise UserError(f"{self.name}: nothing to convert; leave out --from {source}")

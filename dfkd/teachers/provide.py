@@ -12,7 +12,7 @@ from dfkd.errors import UserError
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import store, task
 from dfkd.teachers import cards, weights
-from dfkd.teachers.training import accuracy, initialise, train
+from dfkd.teachers.training import initialise, score, train
 from dfkd.units import duration
 
 
@@ -70,6 +70,8 @@ def provide(
     say(f"teacher {data}_{arch}: training {recipe['epochs']} epochs")
     spec = task(data).spec
     network = initialise(arch, spec, seed)
+    if "encoder" in recipe:
+        weights.load_encoder(network, recipe["encoder"], folders)
 
     def report(epoch: float, epochs: int, seconds: float) -> None:
         if epoch <= 1 or epoch == epochs or epoch % max(1, epochs // 10) == 0:
@@ -86,9 +88,9 @@ def provide(
         report=report,
     )
     network.to("cpu")
-    score = _measure(Normalised(network, spec), data, data_root, device)
+    measured = _measure(Normalised(network, spec), data, data_root, device)
     path = Path(own) / cards.weights_name(data, arch)
-    facts = dict(recipe=dict(recipe), seed=seed, accuracy=score, seconds=round(seconds, 2))
+    facts = dict(recipe=dict(recipe), seed=seed, accuracy=measured, seconds=round(seconds, 2))
     card = cards.new_card(data, arch, spec, "trained", data_digest=store.digest(manifest), **facts)
     return path, weights.save(network, path, card)
 
@@ -99,13 +101,13 @@ def foreign(
     """Somebody's own checkpoint, converted into `folder` and measured; returns the weights file and its card."""
     spec = weights.spec_of(path, task(data).spec)
     network = weights.load_foreign(path, arch, spec)
-    score = _measure(Normalised(network, spec), data, data_root, device)
+    measured = _measure(Normalised(network, spec), data, data_root, device)
     digest = store.digest(task(data).manifest(data_root))
-    card = cards.new_card(data, arch, spec, "foreign", accuracy=score, data_digest=digest)
+    card = cards.new_card(data, arch, spec, "foreign", accuracy=measured, data_digest=digest)
     target = folder / f"{cards.file_digest(path)[:12]}_{cards.weights_name(data, arch)}"
     return target, weights.save(network, target, card)
 
 
 def _measure(network: torch.nn.Module, data: str, data_root: Path, device: torch.device) -> float:
     network = network.to(device, memory_format=torch.channels_last)
-    return accuracy(network, *task(data).load("test", data_root), device)
+    return score(network, task(data), *task(data).load("test", data_root), device)

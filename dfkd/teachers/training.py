@@ -1,11 +1,11 @@
-"""Supervised training of teachers, and top-1 accuracy: uint8 arrays held on the device, no loader."""
+"""Supervised training of teachers, and their test scores: uint8 arrays held on the device, no loader."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from dfkd.errors import UserError, unknown
 from dfkd.networks import build
 from dfkd.networks.normalised import Normalised
-from dfkd.synthesis.augment import Augment
-from dfkd.tasks import InputSpec, Task
+from dfkd.synthesis import losses
+from dfkd.synthesis.augment import augment_for
+from dfkd.tasks import IGNORE, InputSpec, Task
+
+if TYPE_CHECKING:
+    from torchmetrics.classification import MulticlassJaccardIndex
 
 Array = np.ndarray | Tensor
 
@@ -28,6 +32,8 @@ RECIPE: dict[str, tuple[type, ...]] = {
     "weight_decay": (int, float),
     "schedule": (str,),
 }
+# γ of the focal loss (without it: the cross-entropy), and the weights file from which the encoder starts.
+OPTIONAL: dict[str, tuple[type, ...]] = {"focal": (int, float), "encoder": (str,)}
 SCHEDULES = {"cosine": {}, "multistep": {"milestones": (list, tuple), "gamma": (int, float)}}
 
 
@@ -39,7 +45,7 @@ def initialise(arch: str, spec: InputSpec, seed: int) -> nn.Module:
 
 
 def on_device(images: Array, labels: Array, device: str | torch.device) -> tuple[Tensor, Tensor]:
-    """Arrays (uint8 N x H x W x C, int64 N) as tensors on the device (uint8 N x C x H x W, channels last).
+    """Arrays (uint8 N x H x W x C, int64 labels) as tensors on the device (uint8 N x C x H x W, channels last).
 
     Tensors are taken to be N x C x H x W already.
     """
@@ -58,9 +64,9 @@ def rates(recipe: Mapping[str, Any]) -> list[float]:
     name = recipe.get("schedule")
     if name not in SCHEDULES:
         raise unknown("schedule", str(name), SCHEDULES)
-    keys = RECIPE | SCHEDULES[name]
+    keys = RECIPE | SCHEDULES[name] | {key: OPTIONAL[key] for key in recipe.keys() & OPTIONAL.keys()}
     for key in recipe.keys() - keys.keys():
-        raise unknown("key of a teacher's recipe", key, keys)
+        raise unknown("key of a teacher's recipe", key, keys | OPTIONAL)
     for key, types in keys.items():
         if not isinstance(recipe.get(key), types) or isinstance(recipe[key], bool):
             raise UserError(
@@ -95,10 +101,11 @@ def train(
     start = time.perf_counter()
     images, labels = on_device(images, labels, device)
     model = Normalised(network, on.spec).to(device, memory_format=torch.channels_last).train()
-    augment = Augment(on.padding, on.flip)
+    augment = augment_for(on)
     # Streams of their own: one draw more in one place must not move the others.
     shuffling = torch.Generator().manual_seed(seed)
     augmentation = torch.Generator(device).manual_seed(seed)
+    torch.manual_seed(seed)  # dropout takes no generator
     optimiser = torch.optim.SGD(
         network.parameters(), plan[0], recipe["momentum"], weight_decay=recipe["weight_decay"]
     )
@@ -107,8 +114,10 @@ def train(
         total = torch.zeros((), device=device)
         batches = torch.randperm(len(labels), generator=shuffling).to(device).split(recipe["batch"])
         for number, index in enumerate(batches, 1):
-            batch = augment(images[index], augmentation).float() / 255
-            loss = F.cross_entropy(model(batch), labels[index])
+            if len(index) == 1:  # pooled to 1x1, as ASPP does, a single image gives BatchNorm no variance
+                continue
+            batch, target = augment.pair(images[index], labels[index], augmentation)
+            loss = _loss(model(batch.float() / 255), target, recipe)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -125,19 +134,57 @@ def train(
     return time.perf_counter() - start
 
 
-def accuracy(
-    network: nn.Module, images: Array, labels: Array, device: str | torch.device, batch: int = 500
-) -> float:
-    """Top-1 accuracy in percent of a network that takes images in [0, 1]; it waits for the device once.
+def _loss(logits: Tensor, labels: Tensor, recipe: Mapping[str, Any]) -> Tensor:
+    """Cross-entropy, or for labels per pixel the focal loss, averaged over the labelled pixels of each image."""
+    if labels.dim() == 1:
+        return F.cross_entropy(logits, labels)
+    return losses.focal(logits, labels, recipe.get("focal", 0.0)).mean()
 
-    The network is measured in eval mode and left in the mode it had.
-    """
-    images, labels = on_device(images, labels, device)
-    training = network.training
-    network.eval()
-    hits = torch.zeros((), dtype=torch.int64, device=device)
-    with torch.inference_mode():
-        for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-            hits += (network(x.float() / 255).argmax(1) == y).sum()
-    network.train(training)
+
+def batch_of(images: Tensor) -> int:
+    """How many of these images, N x C x H x W, are evaluated at once: 500, or fewer where they are large."""
+    return max(1, min(500, 2**20 // (images.shape[2] * images.shape[3])))
+
+
+def score(network: nn.Module, on: Task, images: Array, labels: Array, device: str | torch.device) -> float:
+    """The task's metric of a network that takes images in [0, 1], as `accuracy` or `mean_iou` gives it."""
+    if on.metric == "top1":
+        return accuracy(network, images, labels, device)
+    jaccard = mean_iou(on.spec.classes).to(device)
+    for predicted, truth in _predictions(network, images, labels, device):
+        jaccard.update(predicted, truth)
+    return jaccard.compute().item()
+
+
+def accuracy(network: nn.Module, images: Array, labels: Array, device: str | torch.device) -> float:
+    """Top-1 accuracy in percent; it waits for the device once."""
+    hits = sum(
+        (predicted == truth).sum() for predicted, truth in _predictions(network, images, labels, device)
+    )
     return 100.0 * hits.item() / len(labels)
+
+
+def mean_iou(classes: int) -> MulticlassJaccardIndex:
+    """Mean intersection over union as a fraction, from one confusion matrix of all predictions it is updated with.
+
+    Pixels labelled `IGNORE` do not count. A class without a pixel in labels and predictions is left out of the mean
+    (DFAD's convention; the CMI and Fast programs count it as 0).
+    """
+    from torchmetrics.classification import (
+        MulticlassJaccardIndex,
+    )  # takes seconds, and classifiers need none of it
+
+    return MulticlassJaccardIndex(classes, average="macro", ignore_index=IGNORE, validate_args=False)
+
+
+@torch.inference_mode()
+def _predictions(
+    network: nn.Module, images: Array, labels: Array, device: str | torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Predicted and true classes, batch by batch, of a network in eval mode; it is left in the mode it had."""
+    images, labels = on_device(images, labels, device)
+    training, batch = network.training, batch_of(images)
+    network.eval()
+    for x, y in zip(images.split(batch), labels.split(batch), strict=True):
+        yield network(x.float() / 255).argmax(1), y
+    network.train(training)

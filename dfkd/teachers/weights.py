@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,30 @@ def _read_state(path: Path) -> Any:
         ) from None
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as weights ({type(error).__name__}: {error})") from None
+
+
+def load_encoder(network: nn.Module, name: str, folders: Iterable[Path]) -> None:
+    """Start the encoder of a segmentation network from `<name>.safetensors` in one of `folders`.
+
+    The file has torchvision's keys (a classifier in it is left out). Raises UserError where it is missing or does not
+    fit.
+    """
+    from dfkd.networks.keys import adapt, mobilenetv2_encoder
+
+    path = next(
+        (folder / f"{name}.safetensors" for folder in folders if (folder / f"{name}.safetensors").is_file()),
+        None,
+    )
+    if path is None:
+        raise UserError(
+            f"the teacher starts from {name}.safetensors, which is in no weights folder (DFKD_WEIGHTS); "
+            "see the README of its table"
+        )
+    state = {k: v for k, v in _read_state(path).items() if not k.startswith(("classifier.", "fc."))}
+    try:
+        network.encoder.load_state_dict(adapt(mobilenetv2_encoder(state), network.encoder))
+    except UserError as error:
+        raise UserError(f"{path} does not fit the encoder: {error}") from None
 
 
 def adopt(

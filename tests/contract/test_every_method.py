@@ -1,4 +1,4 @@
-"""What any method must satisfy, over the whole registry."""
+"""What any method must satisfy, over the whole registry and on each kind of task."""
 
 from __future__ import annotations
 
@@ -6,16 +6,31 @@ import pytest
 
 from dfkd import catalog, protocols, records
 from dfkd.errors import UserError
-from tests.conftest import outcome, student_digest
+from tests.conftest import PAIRS, outcome, student_digest
 
 METHODS = sorted(catalog.entries())
+on_each_kind = pytest.mark.parametrize("data", PAIRS)
 
 
+def declines(method: str, data: str) -> bool:
+    """Whether the method says that it does not apply to these data."""
+    from dfkd.engine.run import build_method
+    from dfkd.tasks import task
+
+    return build_method(protocols.resolve(data, "quick", method)).supports(task(data)) is not None
+
+
+@on_each_kind
 @pytest.mark.parametrize("method", METHODS)
-def test_it_leaves_a_valid_record_and_a_student(method, tiny, execute, tmp_path):
-    record = execute(tiny(method))
+def test_it_leaves_a_valid_record_and_a_student(method, data, tiny, execute, tmp_path):
+    record = execute(tiny(method, data=data))
     records.validate(record)
+    if declines(method, data):
+        assert record["status"] == "unsupported"
+        assert record["error"]
+        return
     assert record["status"] == "ok"
+    assert record["metrics"]["name"] == {"digits": "top1", "digit-scenes": "miou"}[data]
     assert record["reference"] == catalog.entry(method).reference
     if record["cost"]["student_steps"]:
         assert record["cost"]["student_steps"] == 4
@@ -27,16 +42,20 @@ def test_it_leaves_a_valid_record_and_a_student(method, tiny, execute, tmp_path)
         assert (tmp_path / "work" / record["work"] / "samples.png").is_file()
 
 
+@on_each_kind
 @pytest.mark.parametrize("method", METHODS)
-def test_stopped_at_every_safe_point_it_gives_the_same_student(method, tiny, execute, tmp_path):
+def test_stopped_at_every_safe_point_it_gives_the_same_student(method, data, tiny, execute, tmp_path):
     """A run that is stopped and resumed after every single step or call equals the one that runs through."""
-    straight = execute(tiny(method))
+    if declines(method, data):
+        return
+    cell = tiny(method, data=data)
+    straight = execute(cell)
     expected = student_digest(straight, tmp_path) if straight["cost"]["student_steps"] else None
-    record, stops = execute(tiny(method), time_limit=1e-9), 0
+    record, stops = execute(cell, time_limit=1e-9), 0
     while record["status"] == "partial":
         stops += 1
         assert stops < 50, "no progress from stop to stop"
-        record = execute(tiny(method), time_limit=1e-9, resume=True)
+        record = execute(cell, time_limit=1e-9, resume=True)
     assert stops >= (4 if straight["cost"]["student_steps"] else 0)
     assert record["time"]["resumes"] == stops
     assert record["time"]["prior"] == record["prior"]["seconds"]  # billed once, however often it was stopped
@@ -45,12 +64,13 @@ def test_stopped_at_every_safe_point_it_gives_the_same_student(method, tiny, exe
         assert student_digest(record, tmp_path) == expected
 
 
+@on_each_kind
 @pytest.mark.parametrize("method", METHODS)
-def test_the_seed_decides_and_nothing_else(method, tiny, execute, tmp_path):
-    first, second = (execute(tiny(method, seed=1)) for _ in range(2))
+def test_the_seed_decides_and_nothing_else(method, data, tiny, execute, tmp_path):
+    first, second = (execute(tiny(method, seed=1, data=data)) for _ in range(2))
     assert outcome(first) == outcome(second)
     if first["cost"]["student_steps"]:
-        other = student_digest(execute(tiny(method, seed=2)), tmp_path)
+        other = student_digest(execute(tiny(method, seed=2, data=data)), tmp_path)
         assert student_digest(second, tmp_path) != other
 
 

@@ -1,7 +1,7 @@
 """The published hyper-parameters as the specification prints them, against what the command line resolves.
 
-Numbers are copied from baselines.md 1.2, 1.3 and 1.6, from ssdkd.md 1.4, 1.5 and 1.9 and from dda.md 1.2 to 1.4 and
-3.3, never from the recipes.
+Numbers are copied from baselines.md 1.2, 1.3, 1.5 and 1.6, from ssdkd.md 1.4, 1.5, 1.9 and 1.10 and from dda.md 1.2 to
+1.4 and 3.3, never from the recipes.
 """
 
 import pytest
@@ -176,3 +176,50 @@ def test_diffdfkd(data, classes):
     assert cell.config["training"] == expected
     assert cell.config["rounds"] == 240
     assert expected["steps"] * 256 / 240 == pytest.approx(images, rel=0.05), "an epoch is a pass over the set"
+
+
+NYUV2 = "deeplabv3_resnet50-deeplabv3_mobilenetv2"
+# baselines.md 1.5: 300 epochs x 50 iterations x 5 student steps, batch 64.
+DFAD_STUDENT = {
+    "batch": 64,
+    "optimizer": {"type": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-5},
+    "schedule": {"type": "StepLR", "per": "round", "step_size": 100, "gamma": 0.3},
+}
+
+
+def test_dfad_on_nyuv2():
+    cell, arguments = resolved("nyuv2", "dfad", NYUV2)
+    assert arguments == {
+        "objective": "log", "kd": 5, "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "decay": 0.3, "decay_every": 100,
+        "nz": 256, "ngf": 64,
+    }
+    assert cell.config["training"] == DFAD_STUDENT | {"steps": 300 * 50 * 5}
+    assert (cell.config["rounds"], cell.config["synthesis_batch"]) == (300, 64)
+
+
+@pytest.mark.parametrize("recipe", ["fast-10", "ssdkd"])
+def test_fast_and_ssdkd_on_nyuv2(recipe):
+    """ssdkd.md 1.10: 250 calls of 64, the first 20 without KD, then 50 steps of 64 an epoch; τ 1."""
+    cell, arguments = resolved("nyuv2", recipe, NYUV2)
+    expected = COMMON | {"k": 10, "lr_g": 2e-3, "lr_z": 0.01, "bn": 0.1, "oh": 0.1, "adv": 1.0, "temperature": 1.0}
+    if recipe == "ssdkd":
+        expected |= SSDKD | {"capacity": 16000}
+    assert {key: arguments[key] for key in expected} == expected
+    assert cell.config["training"] == DFAD_STUDENT | {"steps": 230 * 50}
+    assert (cell.config["rounds"], cell.config["synthesis_batch"]) == (230, 64)
+
+
+@pytest.mark.parametrize("data", ["nyuv2", "digit-scenes"])
+def test_segmentation_is_distilled_at_temperature_1(data):
+    cells = [protocols.resolve(d, p, m, pair) for d, p, pair, m, _ in protocols.span() if d == data]
+    distilling = [cell for cell in cells if "temperature" in cell.entry.arguments]
+    assert {cell.entry.name for cell in distilling} >= {"kd-real", "kd-noise", "fast", "ssdkd"}
+    assert all(cell.config["args"]["temperature"] == 1.0 for cell in distilling)
+
+
+def test_the_teacher_of_nyuv2():
+    teacher = protocols.protocols("nyuv2")["paper"]["teacher"]
+    assert teacher == {
+        "encoder": "imagenet_resnet50", "epochs": 200, "batch": 16, "lr": 0.05, "momentum": 0.9,
+        "weight_decay": 5e-4, "schedule": "multistep", "milestones": [100], "gamma": 0.1, "focal": 2.0,
+    }

@@ -36,7 +36,9 @@ class Clone:
                 shutil.copy2(ROOT / name, folder / name)
         self.git("init", "-q")
         self.edit("params.yaml", lambda p: p["digits"]["quick"].update(recipes=["teacher", "template"], seeds=[0]))
-        self.edit("benchmarks/digits/protocol.yaml", self.shrink)
+        self.edit("params.yaml", lambda p: p["digit-scenes"]["quick"].update(recipes=["teacher"]))
+        for data in ("digits", "digit-scenes"):
+            self.edit(f"benchmarks/{data}/protocol.yaml", self.shrink)
         self.edit("benchmarks/priors.yaml", lambda p: p["glyphs16"].update(steps=2))
         self.git("add", "-A")
         self.git("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "all")

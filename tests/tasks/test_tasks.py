@@ -10,7 +10,7 @@ import pytest
 
 from dfkd import tasks
 from dfkd.errors import UserError, nearest, unknown
-from dfkd.tasks import InputSpec, cifar, store, task
+from dfkd.tasks import IGNORE, InputSpec, cifar, store, task
 
 DIGITS_SHA256 = {
     "train": (
@@ -62,15 +62,17 @@ def test_doubling_aligns_pixel_centres():
 def test_augmentation_suits_the_data():
     assert (task("digits").padding, task("digits").flip) == (2, False)
     assert (task("cifar10").padding, task("cifar10").flip) == (4, True)
+    assert (task("digit-scenes").padding, task("digit-scenes").flip) == (8, False)
+    assert (task("nyuv2").padding, task("nyuv2").flip, task("nyuv2").spec.size) == (16, True, 128)
     assert [len(t.class_names) for t in tasks.TASKS.values()] == [
         t.spec.classes for t in tasks.TASKS.values()
     ]
 
 
 def test_unknown_names_get_the_nearest():
+    known = "cifar10, cifar100, digit-scenes, digits, nyuv2"
     with pytest.raises(
-        UserError,
-        match=r"unknown data 'cifar-10' \(nearest: 'cifar10'; there are: cifar10, cifar100, digits\)",
+        UserError, match=rf"unknown data 'cifar-10' \(nearest: 'cifar10'; there are: {known}\)"
     ):
         task("cifar-10")
     with pytest.raises(UserError, match="unknown split of digits 'val'"):
@@ -85,6 +87,50 @@ def test_input_specification_round_trip():
     for wrong in ({"mean": ["x"] * 3}, {"std": [1.0]}, {"size": None}):
         with pytest.raises(UserError, match="not an input specification"):
             InputSpec.from_dict({**spec.to_dict(), **wrong})
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "message"),
+    [
+        ("cifar10", [0, 10], "cifar10, test: label 10 found; there are 0 to 9"),
+        ("cifar10", [0, 255], "cifar10, test: label 255 found; there are 0 to 9"),
+        ("cifar10", [0], r"cifar10, test: labels \[1\] for images \[2, 160, 128, 3\]"),
+        (
+            "nyuv2",
+            np.full((2, 160, 128), 13),
+            "nyuv2, test: label 13 found; there are 0 to 12 and 255 .ignored.",
+        ),
+        (
+            "nyuv2",
+            np.zeros((2, 128, 160)),
+            r"nyuv2, test: labels \[2, 128, 160\] for images \[2, 160, 128, 3\]",
+        ),
+        ("nyuv2", [0, 1], r"nyuv2, test: labels \[2\] for images \[2, 160, 128, 3\]"),
+    ],
+)
+def test_labels_that_cannot_be_are_one_line(tmp_path, data, labels, message):
+    split = np.zeros((2, 160, 128, 3), np.uint8), np.array(labels)
+    store.write(tmp_path, data, {"test": split}, task(data).class_names)
+    with pytest.raises(UserError, match=f"{message}$"):
+        task(data).load("test", tmp_path)
+
+
+def test_images_smaller_than_the_crop_are_one_line(tmp_path):
+    split = np.zeros((2, 160, 127, 3), np.uint8), np.zeros((2, 160, 127))
+    store.write(tmp_path, "nyuv2", {"train": split}, task("nyuv2").class_names)
+    with pytest.raises(UserError, match="nyuv2, train: images of 127 x 160 are smaller than the crop of 128"):
+        task("nyuv2").load("train", tmp_path)
+
+
+def test_segmentation_labels_are_a_class_a_pixel_or_ignored(tmp_path):
+    labels = np.arange(160 * 128).reshape(1, 160, 128) % 14
+    labels[labels == 13] = IGNORE
+    split = np.zeros((1, 160, 128, 3), np.uint8), labels
+    store.write(tmp_path, "nyuv2", {"test": split}, task("nyuv2").class_names)
+    images, found = task("nyuv2").load("test", tmp_path)
+    assert images.shape == (1, 160, 128, 3)
+    assert found.dtype == np.int64
+    assert np.array_equal(found, labels)
 
 
 class Source:
@@ -166,3 +212,9 @@ def test_embedded_data_need_nothing(tmp_path):
     assert manifest["name"] == "digits"
     assert "nothing to fetch" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_what_can_be_converted_takes_files(tmp_path):
+    for name in ("digits", "digit-scenes", "cifar10"):
+        with pytest.raises(UserError, match=f"{name}: nothing to convert; leave out --from somewhere"):
+            tasks.prepare(name, tmp_path, "somewhere")

@@ -74,7 +74,7 @@ def test_accuracy_by_hand_and_mode_untouched():
     spec = DIGITS.spec
     network = Normalised(initialise("resnet8", spec, 0), spec).train()
     before = network.network.bn1.running_mean.clone()
-    measured = accuracy(network, images[:70], labels[:70], "cpu", batch=32)
+    measured = accuracy(network, images[:70], labels[:70], "cpu")
     assert network.training
     assert torch.equal(network.network.bn1.running_mean, before)
     tensors, truth = on_device(images[:70], labels[:70], "cpu")

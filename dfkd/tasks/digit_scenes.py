@@ -1,0 +1,130 @@
+"""Scenes of handwritten digits, labelled per pixel: segmentation with nothing to download.
+
+Two to five real digits (see `dfkd.tasks.digits`) on a textured background, each at a size, in a colour and at a place
+of its own. They may touch, and a later one may cover a few pixels of an earlier one; one that finds no place is left
+out. Class 0 is the background, class d + 1 the strokes of digit d. Scenes are 64 x 80; training and synthesis use
+crops of 64. Training scenes are made of the training split of the digits and test scenes of its test split: no digit
+is in both.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfkd.errors import unknown
+from dfkd.tasks import store
+from dfkd.tasks.base import InputSpec, Task
+from dfkd.tasks.digits import DIGITS
+
+HEIGHT, WIDTH = 64, 80
+COUNTS = {"train": 600, "test": 200}
+SEEDS = {"train": 1, "test": 2}
+DIGITS_PER_SCENE = (2, 5)
+SIZES = (20, 38)  # of a digit's square, in pixels
+COVERED = 12  # how many pixels of what is drawn already a digit may hide
+
+
+class DigitScenes(Task):
+    """Arrays made on the fly, at each call anew (see `Task`)."""
+
+    def load(self, split: str, root: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """As `Task.load`; `root` is not used."""
+        if split not in self.splits:
+            raise unknown(f"split of {self.name}", split, self.splits)
+        return _scenes(split)
+
+    def manifest(self, root: Path | None = None) -> dict[str, Any]:
+        """As `Task.manifest`, computed from the arrays: labels count as uint8, as in the store."""
+        splits = {split: _scenes(split) for split in self.splits}
+        splits = {split: (images, labels.astype(np.uint8)) for split, (images, labels) in splits.items()}
+        return store.describe(self.name, splits, self.class_names)
+
+    def fetch(self, root: Path) -> dict[str, Any]:
+        """Nothing to do."""
+        return self.manifest(root)
+
+
+def _scenes(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All scenes of a split. Integers throughout, and numpy's frozen generator: the same on every machine."""
+    scans, digits = DIGITS.load(split)
+    random = np.random.RandomState(SEEDS[split])
+    images = np.empty((COUNTS[split], HEIGHT, WIDTH, 3), np.uint8)
+    labels = np.empty((COUNTS[split], HEIGHT, WIDTH), np.int64)
+    for image, label in zip(images, labels, strict=True):
+        chosen = random.randint(
+            len(digits), size=random.randint(DIGITS_PER_SCENE[0], DIGITS_PER_SCENE[1] + 1)
+        )
+        image[:], label[:] = _scene(scans[chosen, :, :, 0].astype(np.int64), digits[chosen], random)
+    return images, labels
+
+
+def _scene(
+    scans: np.ndarray, digits: np.ndarray, random: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray]:
+    """One image and its labels; `scans` are K x 16 x 16 grey levels of 0 to 255."""
+    dark = random.randint(2) == 1
+    image = _background(dark, random)
+    label = np.zeros((HEIGHT, WIDTH), np.int64)
+    for scan, digit in zip(scans, digits, strict=True):
+        size = random.randint(SIZES[0], SIZES[1] + 1)
+        # The contrast of the scan raised, so that faint strokes are full ink too, with an edge of about a pixel.
+        ink = np.clip(3 * _enlarge(scan, size, size) - 216, 0, 255)
+        strokes = ink >= 128
+        colour = random.randint(180, 256, 3) if dark else random.randint(0, 76, 3)
+        for _ in range(20):
+            top, left = random.randint(HEIGHT - size + 1), random.randint(WIDTH - size + 1)
+            window = np.s_[top : top + size, left : left + size]
+            if (label[window][strokes] > 0).sum() <= COVERED:
+                image[window] += (colour - image[window]) * ink[..., None] // 255
+                label[window][strokes] = digit + 1
+                break
+    image += random.randint(-8, 9, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8), label
+
+
+def _background(dark: bool, random: np.random.RandomState) -> np.ndarray:
+    """Two colours blended by clouds of two scales and slanted stripes; H x W x 3, 0 to 255, int64."""
+    coarse = _enlarge(random.randint(0, 256, (4, 5)), HEIGHT, WIDTH)
+    fine = _enlarge(random.randint(0, 256, (16, 20)), HEIGHT, WIDTH)
+    period = random.randint(6, 25)
+    phase = (
+        np.arange(HEIGHT)[:, None] * random.randint(-3, 4) + np.arange(WIDTH) * random.randint(-3, 4)
+    ) % period
+    stripes = 255 * abs(2 * phase - period) // period
+    shares = random.randint(1, 5, 3)
+    blend = (shares[0] * coarse + shares[1] * fine + shares[2] * stripes) // shares.sum()
+    first, second = random.randint(0, 131, (2, 3)) + (0 if dark else 125)
+    return first + (second - first) * blend[..., None] // 255
+
+
+def _enlarge(grid: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear resampling of an integer array, pixel centres aligned, borders repeated; the result is rounded down."""
+    rows, columns = (_weights(old, new) for old, new in zip(grid.shape, (height, width), strict=True))
+    return rows @ grid @ columns.T // 256**2
+
+
+@cache
+def _weights(old: int, new: int) -> np.ndarray:
+    """The `new` x `old` matrix of bilinear weights, in 1/256."""
+    centres = np.clip((2 * np.arange(new) + 1) * old * 128 // new - 128, 0, 256 * (old - 1))
+    near, share = centres // 256, centres % 256
+    weights = np.zeros((new, old), np.int64)
+    np.add.at(weights, (np.arange(new), near), 256 - share)
+    np.add.at(weights, (np.arange(new), np.minimum(near + 1, old - 1)), share)
+    return weights
+
+
+DIGIT_SCENES = DigitScenes(
+    name="digit-scenes",
+    spec=InputSpec(size=64, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, classes=11),
+    class_names=("background", *DIGITS.class_names),
+    kind="segmentation",
+    metric="miou",
+    padding=8,
+    flip=False,
+    embedded=True,
+)
