@@ -11,7 +11,6 @@ import argparse
 import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import traceback
@@ -21,9 +20,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tabulate import tabulate
 
-from dfkd import catalog, leaderboard, protocols, records
+from dfkd import catalog, leaderboard, plots, protocols, records
 from dfkd.errors import UserError, unknown
-from dfkd.files import replace_file
+from dfkd.files import copy_file, replace_file
 from dfkd.networks.names import ARCHITECTURES
 from dfkd.priors.cards import card_path as prior_card
 from dfkd.priors.cards import read_card as read_prior_card
@@ -312,12 +311,8 @@ def report(record: dict, path: Path | None, work: Path) -> None:
 
 def keep_samples(record: dict, work: Path) -> None:
     """The grid of synthetic samples, beside the plots of its table."""
-    identity = record["identity"]
     if (work / "samples.png").is_file() and not record["reference"]:
-        pair = f"{identity['teacher']}-{identity['student']}"
-        folder = RESULTS / "plots" / "samples" / identity["data"] / identity["protocol"]
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(work / "samples.png", folder / f"{pair}-{identity['method']}.png")
+        copy_file(work / "samples.png", RESULTS / "plots" / plots.grid_of(records.cell_of(record)))
 
 
 def do_data(options: argparse.Namespace) -> int:

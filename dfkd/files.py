@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,3 +38,9 @@ def replace_file(path: Path, content: str | bytes) -> None:
     """Write a whole file atomically, making its folder; `UserError` where that is impossible."""
     with replacing(Path(path)) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """A copy of a file, atomically; `UserError` as `replacing` raises it."""
+    with replacing(target) as file, open(source, "rb") as original:
+        shutil.copyfileobj(original, file)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 
 from dfkd.engine.context import Context
 from dfkd.engine.method import Method, Stage
+from dfkd.signals import stopping
 
 
 class Diverged(Exception):
@@ -116,7 +114,7 @@ class DataFreeLoop(BaseLoop):
 
     def run(self) -> None:
         """The whole schedule from the present position. Raises Diverged or Stopped."""
-        with self._signals():
+        with stopping(self._stop):
             self.runner.call_hook("before_train")
             if not self.clock.resumes:
                 self.clock.add("prior", self.prior_seconds)
@@ -210,22 +208,8 @@ class DataFreeLoop(BaseLoop):
                 self.runner.call_hook("save_state")
             raise Stopped(self.stop_reason)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end the run at the next safe point, with its state saved."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: object) -> None:
-            self.stop_reason = f"stopped by {signal.Signals(number).name}"
-
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    def _stop(self, reason: str) -> None:
+        self.stop_reason = reason
 
     def state_dict(self) -> dict:
         counters = ("calls", "student_steps", "images_synthesised")

@@ -106,6 +106,12 @@ class Prior:
         raise NotImplementedError
 
 
+def check_strength(strength: float) -> None:
+    """Raises UserError for a strength of image-to-image outside [0, 1]."""
+    if not 0 <= strength <= 1:
+        raise UserError(f"strength lies between 0 and 1, not at {strength:g}")
+
+
 @torch.no_grad()
 def sample(prior: Prior, count: int, generator: torch.Generator, steps: int = 50) -> Tensor:
     """`count` unguided images, count×3×size×size in [0, 1], on the generator's device."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfkd.errors import UserError
-from dfkd.priors.base import Condition, Prior, guided, resize
+from dfkd.priors.base import Condition, Prior, check_strength, guided, resize
 from dfkd.priors.cards import weights_path
 from dfkd.teachers import file_digest
 
@@ -66,10 +66,9 @@ class PixelPrior(Prior):
         self, count: int, prompt: str | list[str] = "", labels: Tensor | None = None, guidance: float = 1.0
     ) -> Condition | None:
         """As `Prior.condition`; the prompt says nothing to it. None for an unconditional model."""
-        classes = self.unet.config.num_class_embeds
-        if classes is None:
+        if self.classes is None:
             return None
-        null = torch.full((count,), classes - 1, device=self.unet.device)
+        null = torch.full((count,), self.classes, device=self.unet.device)
         if labels is not None and labels.shape != (count,):
             raise ValueError(f"{count} labels expected, {tuple(labels.shape)} found")
         return Condition(null, null, 0.0) if labels is None else Condition(null, labels, guidance)
@@ -108,8 +107,7 @@ class PixelPrior(Prior):
         """
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-        if not 0 <= strength <= 1:
-            raise UserError(f"strength lies between 0 and 1, not at {strength:g}")
+        check_strength(strength)
         # With ᾱ = 1 after the last step: the result is ẑ_0, with no noise left in it.
         scheduler = DDIMScheduler.from_config(self._schedulers[True].config, set_alpha_to_one=True)
         scheduler.set_timesteps(steps)

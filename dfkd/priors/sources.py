@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfkd.errors import UserError, unknown
-from dfkd.files import replacing
+from dfkd.files import copy_file
 from dfkd.priors import cards
 from dfkd.priors.disjoint import training_images
 from dfkd.priors.recipes import HUB, check_name, recipes
@@ -165,7 +165,7 @@ def _adopt(
     if known:
         pass
     elif (given / "images.npy").is_file():
-        _copy(given / "images.npy", digests)
+        copy_file(given / "images.npy", digests)
     elif card["data"] is not None:
         images, manifest = training_images(card, data_root)
         cards.write_digests(digests, images)
@@ -180,15 +180,10 @@ def _adopt(
         given / "config.json",
         given / "scheduler" / "scheduler_config.json",
     ):
-        _copy(path, partial / path.relative_to(given))
+        copy_file(path, partial / path.relative_to(given))
     cards.write_card(beside, card)
     partial.rename(target)  # last, so that a folder in place always has its card
     return target, card
-
-
-def _copy(source: Path, target: Path) -> None:
-    with replacing(target) as file, open(source, "rb") as original:
-        shutil.copyfileobj(original, file)
 
 
 def _foreign(folder: Path) -> tuple[Path, dict[str, Any]]:

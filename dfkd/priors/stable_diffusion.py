@@ -6,19 +6,23 @@ No safety checker is loaded, so that no black placeholder of one can get among t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diffusers
 import torch
 import torch.nn.functional as F
 import transformers
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionImageVariationPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 from torch import Tensor
 
 from dfkd.errors import UserError
-from dfkd.priors.base import Condition, Prior, guided, resize
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from dfkd.priors.base import Condition, Prior, check_strength, guided, resize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -26,37 +30,68 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ROWS = 16
 
 
-class StableDiffusion(Prior):
-    """Text-conditional latent diffusion. Weights are held in half precision on CUDA; latents and images are float32."""
+class LatentPrior(Prior):
+    """A pipeline of diffusers with U-Net and VAE. Weights are held in half precision on CUDA; images are float32."""
 
     pixel_space = False
+    kind: type[DiffusionPipeline]
+
+    def __init__(self, pipeline: DiffusionPipeline, card: dict[str, Any]) -> None:
+        super().__init__(card, pipeline.scheduler.config)
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval().requires_grad_(False)
+        self.pipeline, self.unet, self.vae = pipeline, pipeline.unet, pipeline.vae
+        pipeline.set_progress_bar_config(disable=True)
+        side = self.unet.config.sample_size
+        self.latent_shape, self.size = (self.unet.config.in_channels, side, side), side * pipeline.vae_scale_factor
+        self.vae.enable_slicing()  # one image at a time
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, card: dict[str, Any], device: torch.device | str, precision: str
+    ) -> LatentPrior:
+        """The pipeline of a `save_pretrained` folder; `precision` is that of `priors.load`.
+
+        Raises UserError where the folder holds no such pipeline.
+        """
+        device = torch.device(device)
+        half = torch.bfloat16 if precision == "bf16" else torch.float16  # as published
+        dtype = half if device.type == "cuda" else torch.float32
+        # A run has progress lines of its own.
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            pipeline = cls.kind.from_pretrained(
+                folder,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                local_files_only=True,
+                dtype=dtype,
+            )
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{folder} holds no {cls.kind.__name__} ({line})") from None
+        return cls(pipeline.to(device), card)
+
+
+class StableDiffusion(LatentPrior):
+    """Text-conditional."""
+
+    kind = StableDiffusionPipeline
 
     def __init__(self, pipeline: StableDiffusionPipeline, card: dict[str, Any]) -> None:
-        from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
-
-        super().__init__(card, pipeline.scheduler.config)
-        _freeze(pipeline)
-        self.pipeline, self.unet, self.vae = pipeline, pipeline.unet, pipeline.vae
-        self.latent_shape, self.size = _shapes(pipeline)
-        # Guidance goes back through both. Recomputing their blocks instead of keeping what is inside them, and decoding
-        # one image at a time, is what lets a 24 GB card do it.
+        super().__init__(pipeline, card)
+        # Guidance goes back through both. Recomputing their blocks instead of keeping what is inside them, beside
+        # decoding one image at a time, is what lets a 24 GB card do it.
         self.unet.enable_gradient_checkpointing()
         self.vae.enable_gradient_checkpointing()
-        self.vae.enable_slicing()
         scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
         self._image_to_image = StableDiffusionImg2ImgPipeline(
             **{**pipeline.components, "scheduler": scheduler}, requires_safety_checker=False
         )
         self._image_to_image.set_progress_bar_config(disable=True)
-
-    @classmethod
-    def load(
-        cls, folder: Path | str, card: dict[str, Any], device: torch.device | str, precision: str
-    ) -> StableDiffusion:
-        """The pipeline of a `save_pretrained` folder; `precision` is that of `priors.load`."""
-        from diffusers import StableDiffusionPipeline
-
-        return cls(_pipeline(StableDiffusionPipeline, folder, device, precision), card)
 
     @torch.no_grad()
     def condition(
@@ -98,8 +133,7 @@ class StableDiffusion(Prior):
         prompt: str = "A realistic photo.",
     ) -> Tensor:
         """As `Prior.augment`: image-to-image, the last ⌊steps·strength⌋ of `steps` DDIM steps (none: the images)."""
-        if not 0 <= strength <= 1:
-            raise UserError(f"strength lies between 0 and 1, not at {strength:g}")
+        check_strength(strength)
         if not int(steps * strength):
             return images.repeat_interleave(count, 0).unflatten(0, (len(images), count))
 
@@ -117,28 +151,11 @@ class StableDiffusion(Prior):
         return _in_parts(vary, images, count)
 
 
-class ImageVariations(Prior):
+class ImageVariations(LatentPrior):
     """Variations of an image from its CLIP embedding and fresh noise: it augments, and cannot guide."""
 
-    pixel_space = False
+    kind = StableDiffusionImageVariationPipeline
     guides = False
-
-    def __init__(self, pipeline: DiffusionPipeline, card: dict[str, Any]) -> None:
-        super().__init__(card, pipeline.scheduler.config)
-        _freeze(pipeline)
-        self.pipeline = pipeline
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.pipeline.vae.enable_slicing()
-        self.latent_shape, self.size = _shapes(pipeline)
-
-    @classmethod
-    def load(
-        cls, folder: Path | str, card: dict[str, Any], device: torch.device | str, precision: str
-    ) -> ImageVariations:
-        """The pipeline of a `save_pretrained` folder; `precision` is that of `priors.load`."""
-        from diffusers import StableDiffusionImageVariationPipeline
-
-        return cls(_pipeline(StableDiffusionImageVariationPipeline, folder, device, precision), card)
 
     @torch.no_grad()
     def augment(
@@ -168,43 +185,6 @@ class ImageVariations(Prior):
             ).images
 
         return _in_parts(vary, images, count)
-
-
-def _pipeline(
-    kind: type, folder: Path | str, device: torch.device | str, precision: str
-) -> DiffusionPipeline:
-    device = torch.device(device)
-    half = torch.bfloat16 if precision == "bf16" else torch.float16  # as published
-    dtype = half if device.type == "cuda" else torch.float32
-    # A run has progress lines of its own.
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        pipeline = kind.from_pretrained(
-            folder,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-            local_files_only=True,
-            dtype=dtype,
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{folder} holds no {kind.__name__} ({line})") from None
-    return pipeline.to(device)
-
-
-def _freeze(pipeline: DiffusionPipeline) -> None:
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval().requires_grad_(False)
-
-
-def _shapes(pipeline: DiffusionPipeline) -> tuple[tuple[int, int, int], int]:
-    """Shape of the latent, side of the image."""
-    config = pipeline.unet.config
-    side = config.sample_size
-    return (config.in_channels, side, side), side * pipeline.vae_scale_factor
 
 
 def _in_parts(vary: Any, images: Tensor, count: int) -> Tensor:

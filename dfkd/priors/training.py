@@ -7,11 +7,8 @@ import json
 import math
 import pickle
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +23,7 @@ from dfkd.files import replacing
 from dfkd.priors import cards
 from dfkd.priors.pixel import SCHEDULE
 from dfkd.priors.recipes import check
+from dfkd.signals import stopping
 from dfkd.synthesis.buffer import ShuffledPasses
 from dfkd.tasks import Task, pool, store
 from dfkd.teachers import file_digest
@@ -75,7 +73,8 @@ def train(
     if resume and state.is_file():
         training.load_state_dict(_read(state, device))
     say(f"prior {name}: training {recipe['steps']} steps on {len(images)} images, from step {training.step}")
-    with _signals() as asked:
+    asked: list[str] = []
+    with stopping(asked.append):
         _run(training, asked, state, lambda line: say(f"prior {name}: {line}"))
 
     target = own / name
@@ -256,22 +255,3 @@ def _save(unet: UNet2DModel, target: Path) -> Path:
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {partial}: {error}") from error
     return partial
-
-
-@contextmanager
-def _signals() -> Iterator[list[str]]:
-    """A list that SIGTERM and SIGINT write their names to."""
-    asked: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def stop(number: int, frame: object) -> None:
-        asked.append(f"stopped by {signal.Signals(number).name}")
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

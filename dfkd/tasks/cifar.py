@@ -5,16 +5,14 @@ The normalisation is the one of the data-free distillation programs; a teacher t
 
 from __future__ import annotations
 
-import errno
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dfkd.errors import UserError
 from dfkd.tasks import store
 from dfkd.tasks.base import InputSpec, Task
+from dfkd.tasks.download import downloading
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 
@@ -45,26 +43,10 @@ def download(name: str, root: Path) -> dict[str, Any]:
     from torchvision import datasets
 
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    folder = Path(root) / name / "download"
-    ours = not folder.exists()
-    try:
+    with downloading(name, root, source.url, 0.6) as folder:
         parts = {split: source(folder, train=split == "train", download=True) for split in ("train", "test")}
         splits = {split: (part.data, np.array(part.targets)) for split, part in parts.items()}
-        manifest = store.write(root, name, splits, parts["test"].classes)
-    except (OSError, RuntimeError, UserError) as error:
-        # Somebody's own archive stays; what we began goes.
-        if ours:
-            shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, UserError):
-            raise
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{name}: no space left under {root}; about 0.6 GB are needed") from error
-        reason = getattr(error, "reason", None) or error
-        raise UserError(
-            f"{name}: cannot download ({reason}); fetch {source.url}, put it into {folder} and run this again"
-        ) from error
-    shutil.rmtree(folder)
-    return manifest
+        return store.write(root, name, splits, parts["test"].classes)
 
 
 CIFAR10 = Cifar(

@@ -6,17 +6,15 @@ WordNet ids) leaves out.
 
 from __future__ import annotations
 
-import errno
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dfkd.errors import UserError
 from dfkd.tasks import store
 from dfkd.tasks.base import InputSpec, Task
+from dfkd.tasks.download import downloading
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -32,35 +30,15 @@ class PublicImages(Task):
         """
         from torchvision.datasets.utils import download_url
 
-        folder = Path(root) / self.name / "download"
-        archive, ours = folder / URL.rsplit("/", 1)[1], not folder.exists()
-        try:
+        with downloading(self.name, root, URL, 0.4) as folder:
             download_url(URL, folder, md5=MD5)
-            images, labels, classes = _validation(archive)
+            images, labels, classes = _validation(folder / URL.rsplit("/", 1)[1])
             numbers = [number for number in range(len(classes)) if number % 4]
             kept = np.isin(labels, numbers)
             splits = {"train": (images[kept], np.searchsorted(numbers, labels[kept]))}
             names = [classes[number] for number in numbers]
             changed = "validation images of 150 Tiny-ImageNet classes"
-            manifest = store.write(root, self.name, splits, names, changed)
-        except (OSError, RuntimeError, UserError, KeyError, zipfile.BadZipFile) as error:
-            # Somebody's own archive stays; what we began goes.
-            if ours:
-                shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, UserError):
-                raise
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(
-                    f"{self.name}: no space left under {root}; about 0.4 GB are needed"
-                ) from error
-            if isinstance(error, KeyError | zipfile.BadZipFile):
-                raise UserError(f"{self.name}: {archive} is not the official archive ({error})") from error
-            reason = getattr(error, "reason", None) or error
-            raise UserError(
-                f"{self.name}: cannot download ({reason}); fetch {URL}, put it into {folder} and run this again"
-            ) from error
-        shutil.rmtree(folder)
-        return manifest
+            return store.write(root, self.name, splits, names, changed)
 
 
 def _validation(archive: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkd.errors import UserError
-from dfkd.files import replacing
+from dfkd.files import copy_file, replacing
 from dfkd.networks import build
 from dfkd.tasks import InputSpec, task
 from dfkd.teachers.cards import card_path, file_digest, new_card, read_card, weights_name, write_card
@@ -164,8 +163,7 @@ def adopt(
     network = Normalised(load(given, arch, spec), spec).eval()
     accuracy = measure(network) if measure else None
     path = Path(own) / given.name
-    with replacing(path) as file, open(given, "rb") as original:
-        shutil.copyfileobj(original, file)
+    copy_file(given, path)
     address = ADDRESSES.get(file_digest(path))
     facts = {"accuracy": accuracy, "address": address, "data_digest": data_digest}
     write_card(path, new_card(data, arch, spec, "adopted", **facts))
