@@ -15,8 +15,9 @@ from dfkd.networks.names import ARCHITECTURES
 from dfkd.priors import cards
 from dfkd.priors.recipes import HUB, recipes
 from dfkd.priors.sources import find as find_prior
-from dfkd.tasks import POOLS, TASKS, store
+from dfkd.tasks import POOLS, TASKS, task
 from dfkd.teachers import file_digest, find, read_card, weights_folders, weights_name
+from dfkd.units import score
 
 PACKAGES = {
     "torch": "torch",
@@ -47,20 +48,20 @@ def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[boo
     free = shutil.disk_usage(Path(__file__).parent).free / 2**30
     yield free > 2, f"{free:.0f} GiB of disk are free"
     yield data_root.is_dir() or None, f"data root {data_root}"
-    for task in (TASKS | POOLS).values():
-        if task.embedded:
-            yield True, f"data {task.name}: comes with the packages"
+    for data in (TASKS | POOLS).values():
+        if data.embedded:
+            yield True, f"data {data.name}: comes with the packages"
             continue
-        if not (data_root / task.name).is_dir():
-            yield None, f"data {task.name}: not there; python bench.py data {task.name}"
+        if not (data_root / data.name).is_dir():
+            yield None, f"data {data.name}: not there; python bench.py data {data.name}"
             continue
-        problems = store.check(data_root, task.name)
-        yield not problems, f"data {task.name}: {'; '.join(problems) or 'intact'}"
-    for task in TASKS:
+        problems = data.problems(data_root)
+        yield not problems, f"data {data.name}: {'; '.join(problems) or 'intact'}"
+    for name in TASKS:
         for arch in ARCHITECTURES:
-            found = find(task, arch, weights_folders(teachers))
+            found = find(name, arch, weights_folders(teachers))
             if found is not None:
-                yield True, f"teacher {weights_name(task, arch)}: {_origin(found)}"
+                yield True, f"teacher {weights_name(name, arch)}: {_origin(found)}"
     for name in sorted({*recipes(), *HUB, *(path.stem for path in priors.glob("*.json"))}):
         yield _prior(name, priors)
 
@@ -100,4 +101,4 @@ def _origin(weights: Path) -> str:
         card = read_card(weights)
     except UserError:
         return f"ready to adopt from {weights.parent}"
-    return f"{card['origin']}, {card['accuracy']:.2f} %"
+    return f"{card['origin']}, {score(card['accuracy'], task(card['data']).metric)}"

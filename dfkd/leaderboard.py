@@ -25,7 +25,8 @@ PROTOCOLS = {
     "cpu": "Real data, small pairs, cut budgets; not to be compared with papers",
     "quick": "Embedded data, minutes on a laptop; not to be compared with papers",
 }
-METRICS = {"top1": ("Top-1 accuracy in percent", 2), "miou": ("Mean IoU as a fraction", 3)}  # text, decimals
+# In a sentence, in a column, decimals.
+METRICS = {"top1": ("Top-1 accuracy in percent", "top-1, %", 2), "miou": ("Mean IoU as a fraction", "mIoU", 3)}
 
 HEAD = """\
 # Leaderboard
@@ -75,7 +76,8 @@ LEGEND_DIAGNOSTICS = """
 ## Synthetic images
 
 Measured after the run by the evaluator, who has the real test images and charges nobody; nothing ranks by it. All is
-in the teacher's eyes: its decisions, and its pooled penultimate features. With several seeds: means.
+in the teacher's eyes: its decisions, and its pooled penultimate features (a segmentation network's: its encoder's).
+With several seeds: means.
 
 | column | meaning |
 |:--|:--|
@@ -84,7 +86,7 @@ in the teacher's eyes: its decisions, and its pooled penultimate features. With 
 | rarest class, commonest class | their shares of the teacher's decisions (one an image, or one a pixel) |
 | diversity | mean distance of two images over that of two real ones: 1 is as diverse as real, 0 all the same |
 | Fréchet | Fréchet distance to the real images, 0 is closest; higher for fewer images; each teacher has its own scale |
-| samples | the newest images |
+| samples | the newest images; in segmentation each is followed by the teacher's and the student's label map |
 """
 
 ONCE = ("once per teacher", "per student")  # columns of tables in which something is paid once per teacher
@@ -218,6 +220,7 @@ def _overview(results: list[Result]) -> str:
                 f"[{data}](#{data})",
                 protocol,
                 f"{teacher} → {student}",
+                METRICS[pair[0].metric][1],
                 _score(kd.last, kd.metric) if kd else "–",
                 best.cell.method if best else "–",
                 _score(best.last, best.metric) if best else "–",
@@ -225,7 +228,7 @@ def _overview(results: list[Result]) -> str:
             ]
         )
     rows.sort(key=lambda row: (row[0], _protocol_order(row[1])))
-    headers = ["data", "protocol", "pair", "KD on real data", "best method", "last", "gap"]
+    headers = ["data", "protocol", "pair", "metric", "KD on real data", "best method", "last", "gap"]
     return _markdown(headers, rows, right={"KD on real data", "last", "gap"})
 
 
@@ -242,7 +245,7 @@ def _table(results: list[Result], primary: Mapping[tuple, dict], reasons: Reason
         rows += [_declined(cell, pair[0]) for cell in _declining(pair, reasons)]
     hidden = (() if joined else _Published.HEADERS) + (() if _has_once(results) else ONCE)
     headers = [header for header in rows[0] if header not in hidden]
-    words, _ = METRICS[results[0].metric]
+    words = METRICS[results[0].metric][0]
     meaning = f" {PROTOCOLS[protocol]}." if protocol in PROTOCOLS else ""
     text = f"### {protocol}\n\n{words}.{meaning}\n\n"
     text += _markdown(headers, [[row[header] for header in headers] for row in rows], right=_NUMBERS)
@@ -447,12 +450,12 @@ def _memory(size: float | None) -> str:
 
 
 def _number(value: float | None, metric: str) -> str:
-    return "–" if value is None else f"{value:.{METRICS[metric][1]}f}"
+    return "–" if value is None else f"{value:.{METRICS[metric][2]}f}"
 
 
 def _signed(value: float | None, metric: str) -> str:
     """With a sign that is as wide as a plus."""
-    return "–" if value is None else f"{value:+.{METRICS[metric][1]}f}".replace("-", "−")
+    return "–" if value is None else f"{value:+.{METRICS[metric][2]}f}".replace("-", "−")
 
 
 def _score(summary: Summary | None, metric: str) -> str:

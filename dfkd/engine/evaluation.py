@@ -57,7 +57,9 @@ class MeanIoU(BaseMetric):
 
 
 def metric_of(task: Task) -> dict:
-    """The configuration of the task's metric."""
+    """The configuration of the task's metric; what that needs is imported, which may take seconds."""
+    if task.metric == "miou":
+        mean_iou(task.spec.classes)
     return {"top1": dict(type="TopOne"), "miou": dict(type="MeanIoU", classes=task.spec.classes)}[task.metric]
 
 
@@ -73,11 +75,10 @@ class Judge(BaseLoop):
         evaluator: Evaluator,
         images: Tensor,
         labels: Tensor,
-        metric: str,
         clock: Clock,
     ) -> None:
         super().__init__(runner, dataloader=[])
-        self.evaluator, self.metric, self._clock, self._batch = evaluator, metric, clock, batch_of(images)
+        self.evaluator, self._clock, self._batch = evaluator, clock, batch_of(images)
         self.__images, self.__labels = images, labels
 
     @torch.no_grad()
@@ -101,6 +102,6 @@ class Judge(BaseLoop):
                 images = self.__images[first : first + self._batch].float().div_(255)
                 sample = {"logits": network(images), "labels": self.__labels[first : first + self._batch]}
                 self.evaluator.process([sample])
-            value = self.evaluator.evaluate(len(self.__labels))[f"test/{self.metric}"]
+            (value,) = self.evaluator.evaluate(len(self.__labels)).values()
             network.train(training)
         return value

@@ -93,6 +93,7 @@ def run(
                         digests = priors.digests_path(prior[0])
                         priors.check_disjoint(prior[1], digests, the_task, options.data_root)
                     test = _arrays(the_task, "test", options.data_root, device)
+                    metric = metric_of(the_task)
                 real = (
                     _arrays(the_task, "train", options.data_root, device) if cell.entry.needs_data else None
                 )
@@ -106,7 +107,7 @@ def run(
                     ctx = _context(cell, method, teacher, spec, the_task, device, clock, folder)
                     ctx.real, ctx.prior = real, model
                     method.setup(ctx)
-                runner = _runner(cell, method, ctx, test, the_task, options, folder, facts, seed)
+                runner = _runner(cell, method, ctx, test, metric, options, folder, facts, seed)
             with _violations_first():
                 runner.train()
             facts.peak_memory = memory.peak()  # of the run, not of looking at what it made
@@ -227,7 +228,7 @@ def _runner(
     method: Method,
     ctx: Context,
     test: tuple[Tensor, Tensor],
-    the_task: Task,
+    metric: dict,
     options: Options,
     folder: Path,
     facts: _Facts,
@@ -261,7 +262,7 @@ def _runner(
         )
 
     def judge(runner: Runner, dataloader: dict, evaluator: dict) -> Judge:
-        return Judge(runner, runner.build_evaluator(evaluator), *test, the_task.metric, ctx.clock)
+        return Judge(runner, runner.build_evaluator(evaluator), *test, ctx.clock)
 
     # What is evaluated is a twin of the student that no method has had in hand: a hook left on the student would
     # otherwise be shown the test images.
@@ -303,7 +304,7 @@ def _runner(
         param_scheduler=_schedule(schedule, per, ctx.budget),
         val_dataloader={},
         val_cfg=dict(type=judge),
-        val_evaluator=metric_of(the_task),
+        val_evaluator=metric,
         default_hooks=compat.NO_DEFAULT_HOOKS,
         custom_hooks=hooks,
         visualizer=visualizer,

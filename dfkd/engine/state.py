@@ -25,7 +25,8 @@ def collect(runner: Runner, loop: DataFreeLoop) -> dict:
         "loop": loop.state_dict(),
         "student": runner.model.state_dict(),
         "bad": runner.model.bad,
-        "latest": None if loop.ctx.buffer.size else runner.model.latest,
+        # Of a method without a buffer; a bound's are real images, and nobody asks for them.
+        "latest": None if loop.ctx.buffer.size or loop.method.reference else runner.model.latest,
         "optimiser": runner.optim_wrapper.state_dict(),
         "schedules": [schedule.state_dict() for schedule in runner.param_schedulers or ()],
         "buffer": loop.ctx.buffer.state_dict(),

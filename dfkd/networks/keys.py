@@ -13,12 +13,13 @@ from dfkd.errors import UserError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
-# Spellings of chenyaofo/pytorch-cifar-models, karanchahal/distiller and the CMI and Fast programs.
+# Spellings of chenyaofo/pytorch-cifar-models, karanchahal/distiller, the CMI and Fast programs, and smp.
 RENAMES = (
     (re.compile(r"^(?:module\.)+"), ""),
     (re.compile(r"^(?:layer|block)(\d+)\.layer\."), r"layer\1."),
     (re.compile(r"\.(?:convShortcut|shortcut)\."), ".downsample."),
     (re.compile(r"^(?:linear|classifier)\."), "fc."),
+    (re.compile(r"^segmentation_head\."), "head."),
 )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dfkd.errors import unknown
-from dfkd.tasks import store
+from dfkd.errors import UserError, unknown
 from dfkd.tasks.base import IGNORE, InputSpec, Task
 from dfkd.tasks.cifar import CIFAR10, CIFAR100
 from dfkd.tasks.digit_scenes import DIGIT_SCENES
@@ -50,6 +49,12 @@ def prepare(name: str, root: Path, source: Path | None = None) -> tuple[dict[str
         return wanted.convert(Path(source), root), f"{name}: converted {source}, stored in {root}"
     if wanted.embedded:
         return wanted.fetch(root), f"{name}: comes with the packages, nothing to fetch"
-    if not store.check(root, name):
+    problems = wanted.problems(root)
+    if not problems:
         return wanted.manifest(root), f"{name}: already in {root}, intact"
-    return wanted.fetch(root), f"{name}: stored in {root}"
+    try:
+        return wanted.fetch(root), f"{name}: stored in {root}"
+    except UserError as error:
+        if not (root / name).is_dir():
+            raise
+        raise UserError(f"{problems[0]} ({error})") from error

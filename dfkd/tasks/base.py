@@ -100,6 +100,16 @@ class Task:
                 f"{where}: label {wrong[0]} found; there are 0 to {self.spec.classes - 1}{ignored}"
             )
 
+    def problems(self, root: Path) -> list[str]:
+        """What is wrong with the stored arrays, a line each; an empty list where every split can be loaded."""
+        problems = store.check(root, self.name)
+        for split in self.splits if not problems else ():
+            try:
+                self.load(split, root)
+            except UserError as error:
+                problems.append(str(error))
+        return problems
+
     def manifest(self, root: Path) -> dict[str, Any]:
         """Shapes, classes, digests and the note `changed`; nothing of the data themselves is read."""
         return store.manifest(root, self.name)

@@ -29,7 +29,7 @@ COVERED = 12  # how many pixels of what is drawn already a digit may hide
 
 
 class DigitScenes(Task):
-    """Arrays made on the fly, at each call anew (see `Task`)."""
+    """Arrays made on the fly: rendered once a process, while the digits are opened at each call (see `Task`)."""
 
     def load(self, split: str, root: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As `Task.load`; `root` is not used."""
@@ -49,11 +49,18 @@ class DigitScenes(Task):
 
 
 def _scenes(split: str) -> tuple[np.ndarray, np.ndarray]:
+    DIGITS.load(split)  # whoever guards `open` sees it, rendered or not
+    images, labels = _rendered(split, COUNTS[split])
+    return images.copy(), labels.copy()
+
+
+@cache
+def _rendered(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """All scenes of a split. Integers throughout, and numpy's frozen generator: the same on every machine."""
     scans, digits = DIGITS.load(split)
     random = np.random.RandomState(SEEDS[split])
-    images = np.empty((COUNTS[split], HEIGHT, WIDTH, 3), np.uint8)
-    labels = np.empty((COUNTS[split], HEIGHT, WIDTH), np.int64)
+    images = np.empty((count, HEIGHT, WIDTH, 3), np.uint8)
+    labels = np.empty((count, HEIGHT, WIDTH), np.int64)
     for image, label in zip(images, labels, strict=True):
         chosen = random.randint(
             len(digits), size=random.randint(DIGITS_PER_SCENE[0], DIGITS_PER_SCENE[1] + 1)

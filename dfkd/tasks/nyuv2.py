@@ -164,6 +164,11 @@ def _pictures(folder: Path) -> tuple[dict[str, Pairs], list[str]]:
             raise UserError(f"{folder}: number {alone[0]} of {split} has an image or a label, not both")
     arrays = {split: {number: _label(path) for number, path in labels[split].items()} for split in COUNTS}
     shifted = any((label == IGNORE).any() for split in COUNTS for label in arrays[split].values())
+    if not shifted and max(label.max() for split in COUNTS for label in arrays[split].values()) < 13:
+        # Which of the two numberings it is cannot be told, and a wrong guess would shift every class.
+        raise UserError(
+            f"{folder}: no label is 13 and none is {IGNORE}; allowed are 0 (unlabelled) to 13, or 0 to 12 and {IGNORE}"
+        )
     for split in COUNTS:
         for number, label in arrays[split].items():
             wrong = label[(label > 12) & (label != IGNORE) if shifted else label > 13]
@@ -174,7 +179,7 @@ def _pictures(folder: Path) -> tuple[dict[str, Pairs], list[str]]:
                 raise UserError(f"{labels[split][number]}: label {wrong[0]} found; allowed: {known}")
             if not shifted:
                 label -= 1  # uint8: 255 for 0
-    jpeg = any(path.suffix != ".png" for split in COUNTS for path in images[split].values())
+    jpeg = any(path.suffix.lower() != ".png" for split in COUNTS for path in images[split].values())
     pairs = {split: _picture_pairs(images[split], arrays[split]) for split in COUNTS}
     return pairs, ["images compressed as JPEG"] * jpeg
 
@@ -206,9 +211,15 @@ def _folder(root: Path, split: str, words: tuple[str, ...]) -> Path:
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
-    """The pictures of a folder by the last number in their names."""
-    paths = (path for path in folder.iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
-    return {int(numbers[-1]): path for path in paths if (numbers := re.findall(r"\d+", path.stem))}
+    """The pictures of a folder by the last number in their names. Raises UserError where two have the same."""
+    pictures: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        numbers = re.findall(r"\d+", path.stem)
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg") and numbers:
+            if int(numbers[-1]) in pictures:
+                raise UserError(f"{pictures[int(numbers[-1])]} and {path.name} have the same number")
+            pictures[int(numbers[-1])] = path
+    return pictures
 
 
 def _label(path: Path) -> np.ndarray:

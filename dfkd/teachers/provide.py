@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dfkd.errors import UserError
@@ -61,7 +62,7 @@ def provide(
             arch,
             found.parent,
             own,
-            lambda network: _measure(network, data, data_root, device),
+            lambda network: _measure(network, data, task(data).load("test", data_root), device),
             store.digest(manifest),
         )
         return path, cards.read_card(path)
@@ -78,9 +79,10 @@ def provide(
             left = duration(seconds / epoch * (epochs - epoch))
             say(f"teacher {data}_{arch}: epoch {epoch:.2g}/{epochs}, about {left} left")
 
+    train_split, test = (task(data).load(split, data_root) for split in ("train", "test"))
     seconds = train(
         network,
-        *task(data).load("train", data_root),
+        *train_split,
         task(data),
         recipe,
         seed=seed,
@@ -88,7 +90,7 @@ def provide(
         report=report,
     )
     network.to("cpu")
-    measured = _measure(Normalised(network, spec), data, data_root, device)
+    measured = _measure(Normalised(network, spec), data, test, device)
     path = Path(own) / cards.weights_name(data, arch)
     facts = dict(recipe=dict(recipe), seed=seed, accuracy=measured, seconds=round(seconds, 2))
     card = cards.new_card(data, arch, spec, "trained", data_digest=store.digest(manifest), **facts)
@@ -101,13 +103,15 @@ def foreign(
     """Somebody's own checkpoint, converted into `folder` and measured; returns the weights file and its card."""
     spec = weights.spec_of(path, task(data).spec)
     network = weights.load_foreign(path, arch, spec)
-    measured = _measure(Normalised(network, spec), data, data_root, device)
+    measured = _measure(Normalised(network, spec), data, task(data).load("test", data_root), device)
     digest = store.digest(task(data).manifest(data_root))
     card = cards.new_card(data, arch, spec, "foreign", accuracy=measured, data_digest=digest)
     target = folder / f"{cards.file_digest(path)[:12]}_{cards.weights_name(data, arch)}"
     return target, weights.save(network, target, card)
 
 
-def _measure(network: torch.nn.Module, data: str, data_root: Path, device: torch.device) -> float:
+def _measure(
+    network: torch.nn.Module, data: str, test: tuple[np.ndarray, np.ndarray], device: torch.device
+) -> float:
     network = network.to(device, memory_format=torch.channels_last)
-    return score(network, task(data), *task(data).load("test", data_root), device)
+    return score(network, task(data), *test, device)
