@@ -39,8 +39,8 @@ class DigitScenes(Task):
 
     def manifest(self, root: Path | None = None) -> dict[str, Any]:
         """As `Task.manifest`, computed from the arrays: labels count as uint8, as in the store."""
-        splits = {split: _scenes(split) for split in self.splits}
-        splits = {split: (images, labels.astype(np.uint8)) for split, (images, labels) in splits.items()}
+        rendered = {split: _rendered(split, COUNTS[split]) for split in self.splits}
+        splits = {split: (images, labels.astype(np.uint8)) for split, (images, labels) in rendered.items()}
         return store.describe(self.name, splits, self.class_names)
 
     def fetch(self, root: Path) -> dict[str, Any]:

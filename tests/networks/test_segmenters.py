@@ -7,7 +7,7 @@ from torch import nn
 
 from dfkd.errors import UserError
 from dfkd.networks import SEGMENTERS, build
-from dfkd.networks.keys import mobilenetv2_encoder
+from dfkd.networks.keys import adapt, mobilenetv2_encoder
 from dfkd.teachers.weights import load_encoder
 
 # name: parameters for 13 classes, BatchNorm layers, output stride
@@ -110,3 +110,11 @@ def test_an_encoder_that_is_missing_or_does_not_fit_is_one_line(tmp_path):
         UserError, match=r"other\.safetensors does not fit the encoder: the checkpoint has no key"
     ):
         load_encoder(build("deeplabv3plus_thin16", 13), "other", [tmp_path])
+
+
+def test_a_checkpoint_of_smp_itself_is_taken():
+    given = build("deeplabv3plus_thin16", 5).state_dict()
+    state = {key.replace("head.", "segmentation_head."): value for key, value in given.items()}
+    network = build("deeplabv3plus_thin16", 5)
+    network.load_state_dict(adapt(state, network))
+    assert torch.equal(network.head[0].weight, state["segmentation_head.0.weight"])

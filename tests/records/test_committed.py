@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 import bench
-from dfkd import leaderboard, records
+from dfkd import leaderboard, plots, records
+from dfkd.tasks import task
 
 
 def test_every_committed_record_is_valid_and_current():
@@ -59,3 +62,19 @@ def test_a_prior_is_named_and_paid_for():
             assert record["prior"].get("name") == (name if uses else None)
             assert record["time"]["prior"] == record["prior"].get("seconds", 0)
             assert not uses or record["time"]["prior"] > 10
+
+
+BOUNDS = {"teacher", "student-real", "kd-real", "kd-noise"}
+
+
+@pytest.mark.parametrize("data", ["digit-scenes", "nyuv2"])
+def test_segmentation_stands_beside_its_bounds_at_equal_student_steps(data):
+    found = results(data)
+    methods = found.keys() - BOUNDS
+    assert found.keys() >= BOUNDS and methods >= {"dfad", "ssdkd"} and methods & {"fast-5", "fast-10"}
+    assert len({record["cost"]["student_steps"] for name, record in found.items() if name != "teacher"}) == 1
+    for name, record in found.items():
+        assert record["metrics"]["name"] == "miou" and 0 < record["metrics"]["last"] < 1
+        if name in methods:
+            assert (bench.RESULTS / "plots" / plots.grid_of(records.cell_of(record))).is_file()
+            assert len(record["diagnostics"]["classes"]) == task(data).spec.classes

@@ -182,6 +182,12 @@ def test_a_label_that_is_no_class(pictures, tmp_path, shift, value, message):
     refused(pictures(shift=shift, change=spoil(4, do)), tmp_path / "data", message)
 
 
+def test_a_numbering_that_cannot_be_told_is_not_guessed(pictures, tmp_path):
+    """Labels 0 to 12 of which none is ignored might count from 0 or from 1: a wrong guess would shift every class."""
+    folder = pictures(change=lambda number, image, label: (image, np.minimum(label, 12)))
+    refused(folder, tmp_path / "data", "no label is 13 and none is 255; allowed are 0 .unlabelled. to 13, or 0 to 12")
+
+
 @pytest.mark.parametrize(
     ("do", "message"),
     [
@@ -219,8 +225,11 @@ def test_what_is_missing_among_pictures(pictures, tmp_path):
     (folder / "image" / "train" / "nyu_rgb_0005.png").write_bytes(b"no picture")
     (tmp_path / "image_away").rename(folder / "image" / "test")
     (tmp_path / "away.png").rename(folder / "seg13" / "test" / "new_nyu_class13_0004.png")
-    Image.new("RGB", (WIDE, HIGH)).save(folder / "image" / "test" / "4.png")
+    Image.new("RGB", (WIDE, HIGH)).save(folder / "image" / "test" / "4.PNG")
     refused(folder, root, r"nyu_rgb_0005\.png cannot be read")
+    Image.new("RGB", (WIDE, HIGH)).save(folder / "image" / "test" / "image_04.png")
+    refused(folder, root, r"4\.PNG and image_04\.png have the same number")
+    (folder / "image" / "test" / "image_04.png").unlink()
     (folder / "images_13" / "train").mkdir(parents=True)
     Image.new("L", (8, 8)).save(folder / "images_13" / "train" / "1.png")
     refused(folder, root, "image/train and images_13/train might both be meant; leave one of them there")
@@ -300,6 +309,24 @@ def test_the_command(official, tmp_path, capsys):
     assert command(f"--from={official}", f"--manifest={copy}")[::2] == (0, [])
     assert command()[1] == [f"nyuv2: already in {root}, intact"]
     assert '"digest"' in copy.read_text()
+
+
+@pytest.mark.parametrize(
+    ("splits", "value", "message"),
+    [
+        (("train",), 1, "lists no split 'test'"),
+        (("train", "test"), 13, "nyuv2, train: label 13 found; there are 0 to 12 and 255"),
+    ],
+)
+def test_stored_arrays_that_a_run_could_not_use_are_not_called_intact(splits, value, message, tmp_path, capsys):
+    arrays = np.zeros((2, 130, 130, 3), np.uint8), np.full((2, 130, 130), value, np.uint8)
+    store.write(tmp_path, "nyuv2", {split: arrays for split in splits}, task("nyuv2").class_names)
+    assert bench.main(["data", "nyuv2", f"--data-root={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert "--from FOLDER" in line
+    (problem,) = task("nyuv2").problems(tmp_path)
+    assert message in problem
 
 
 # The 192 x 256 arrays of the data at hand and the official counts, where they are.

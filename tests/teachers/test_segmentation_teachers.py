@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dfkd import protocols, teachers
+from dfkd import doctor, protocols, teachers
 from dfkd.errors import UserError
 from dfkd.networks import build
 from dfkd.tasks import IGNORE, task
@@ -100,3 +100,11 @@ def test_the_encoder_starts_from_the_named_file_and_the_card_says_so(arrays, tmp
 def test_a_network_of_the_other_kind_is_refused(data, pair):
     with pytest.raises(UserError, match=rf"does not fit {data}, a task of (classification|segmentation); there are:"):
         protocols.resolve(data, "quick" if data == "digits" else "cpu", "teacher", pair)
+
+
+def test_the_doctor_knows_a_fraction_from_a_percentage(teachers, monkeypatch):
+    monkeypatch.setattr(doctor, "PACKAGES", {})
+    for data, expected in (("digits", "0.10 %"), ("digit-scenes", "0.100")):
+        weights, _ = teachers[data]
+        lines = [line for _, line in doctor.examine(weights.parent, weights.parent, weights.parent)]
+        assert f"teacher {weights.stem}: trained, {expected}" in lines
