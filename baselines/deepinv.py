@@ -97,7 +97,7 @@ class DeepInv(Method):
         ctx: Context,
         normalised: Tensor,
         images: Tensor,
-        labels: Tensor | None,
+        labels: Tensor,
         student_statistics: BatchNormLoss,
     ) -> Tensor:
         teacher = ctx.teacher(images)
