@@ -107,4 +107,4 @@ def test_the_doctor_knows_a_fraction_from_a_percentage(teachers, monkeypatch):
     for data, expected in (("digits", "0.10 %"), ("digit-scenes", "0.100")):
         weights, _ = teachers[data]
         lines = [line for _, line in doctor.examine(weights.parent, weights.parent, weights.parent)]
-        assert f"teacher {weights.stem}: trained, {expected}" in lines
+        assert f"teacher {weights.name}: trained, {expected}" in lines
