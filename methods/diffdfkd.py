@@ -29,7 +29,6 @@ from dfkd.synthesis import losses
 from dfkd.synthesis.batchnorm import BatchNormLoss
 from dfkd.synthesis.buffer import Batch, Samples
 from dfkd.synthesis.cam import msarc
-from dfkd.tasks import Task
 
 
 @METHODS.register_module("diffdfkd")
@@ -122,9 +121,6 @@ class DiffDFKD(Method):
 
     def images_of_a_trajectory(self) -> int:
         return 1 + (len(self.moments()) if self.intermediate else 0)
-
-    def supports(self, task: Task) -> str | None:
-        return None if task.kind == "classification" else "it guides each trajectory to one class per image"
 
     def schedule(self, budget: Budget) -> list[Stage]:
         distil = Stage("distil", budget.rounds, steps=budget.steps_per_round, fresh_student=True)

@@ -79,7 +79,12 @@ class Method:
     """τ of the distillation loss (Fast's and CMI's for CIFAR)."""
 
     def supports(self, task: Task) -> str | None:
-        """None, or the reason why the method does not apply to this task; the table prints the reason."""
+        """None, or the reason why the method does not apply to this task; the table prints the reason.
+
+        Default: it applies, unless it uses a diffusion model and the task has a label a pixel.
+        """
+        if self.prior.startswith("diffusion") and task.kind == "segmentation":
+            return "a diffusion model is steered to one class per image"
         return None
 
     def schedule(self, budget: Budget) -> list[Stage]:
