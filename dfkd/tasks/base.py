@@ -102,13 +102,13 @@ class Task:
 
     def problems(self, root: Path) -> list[str]:
         """What is wrong with the stored arrays, a line each; an empty list where every split can be loaded."""
-        problems = store.check(root, self.name)
-        for split in self.splits if not problems else ():
+        problems = []
+        for split in self.splits:
             try:
                 self.load(split, root)
             except UserError as error:
                 problems.append(str(error))
-        return problems
+        return list(dict.fromkeys(problems))  # a missing manifest is one problem
 
     def manifest(self, root: Path) -> dict[str, Any]:
         """Shapes, classes, digests and the note `changed`; nothing of the data themselves is read."""

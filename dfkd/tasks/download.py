@@ -6,7 +6,7 @@ import errno
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dfkd.errors import UserError
@@ -26,6 +26,8 @@ def downloading(name: str, root: Path, url: str, gigabytes: float) -> Iterator[P
     except BaseException as error:
         if ours:
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()  # where there is nothing else of this data set
         if isinstance(error, KeyError | zipfile.BadZipFile):
             archive = folder / url.rsplit("/", 1)[1]
             raise UserError(f"{name}: {archive} is not the official archive ({error})") from error

@@ -114,7 +114,7 @@ def train(
         total = torch.zeros((), device=device)
         batches = torch.randperm(len(labels), generator=shuffling).to(device).split(recipe["batch"])
         for number, index in enumerate(batches, 1):
-            if len(index) == 1:  # pooled to 1x1, as ASPP does, a single image gives BatchNorm no variance
+            if len(index) == 1 and labels.dim() > 1:  # pooled to 1x1 by ASPP, one image gives BatchNorm no variance
                 continue
             batch, target = augment.pair(images[index], labels[index], augmentation)
             loss = _loss(model(batch.float() / 255), target, recipe)

@@ -411,7 +411,7 @@ def test_an_inspection_is_the_forward_pass(arch):
 @pytest.mark.data
 def test_guidance_reaches_the_class_on_cifar10():
     """diffdfkd.md 6: with `public32`, ResNet-20 and 50 steps at least nine of ten final images have their class,
-    without guidance about one of six."""
+    without guidance as many as chance gives (docs/reproduction.md has the numbers)."""
     import os
     from pathlib import Path
 
