@@ -3,8 +3,9 @@
 Liu et al., "Small Scale Data-Free Knowledge Distillation", CVPR 2024; ssdkd.md. **A reconstruction**: no code was
 released and the full text was not at hand. Read in a source: the parts of φ and δ, the buffer of 10 % of the training
 set with partial refresh, priority sampling with importance weights, the NYUv2 pair. Inherited by assumption from
-Fast: generator, meta-learning, loss weights. Our choice, each a constructor argument or named in ssdkd.md 5: γ, β, steps a round, oldest-out replacement, φ on the task term only and without gradient; on
-segmentation (1.10) φ per pixel and δ per image, the mean over its pixels.
+Fast: generator, meta-learning, loss weights. Our choice, each a constructor argument or named in ssdkd.md 5: γ, β,
+steps a round, oldest-out replacement, φ on the task term only and without gradient; on segmentation (1.10) φ per pixel
+and δ per image, the mean over its pixels.
 """
 
 from __future__ import annotations
