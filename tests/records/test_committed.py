@@ -78,3 +78,9 @@ def test_segmentation_stands_beside_its_bounds_at_equal_student_steps(data):
         if name in methods:
             assert (bench.RESULTS / "plots" / plots.grid_of(records.cell_of(record))).is_file()
             assert len(record["diagnostics"]["classes"]) == task(data).spec.classes
+
+
+def test_on_nyuv2_ssdkd_is_above_noise_and_dfad():
+    last = {method: record["metrics"]["last"] for method, record in results("nyuv2").items()}
+    assert last["ssdkd"] > max(last["kd-noise"], last["dfad"])
+    assert last["teacher"] > 10 * 0.0218  # who says "wall" everywhere has that
