@@ -13,7 +13,8 @@ not run as published and the paper's text was not at hand, so these are ours (se
   refresh to the next; none after the last round;
 - batches may mix classes, and CutMix then pairs within a class (5.19);
 - named random streams instead of one seed a call (1.2);
-- mSARC from SpaceshipNet's definition (2.1), off by default; images stay bytes instead of JPEG files.
+- mSARC from SpaceshipNet's definition (2.1), off by default; images stay bytes instead of JPEG files, resized with
+  antialiasing; labels are integers, the protocol's precision serves refreshes too, and the last student ranks.
 """
 
 from __future__ import annotations
