@@ -21,11 +21,8 @@ CARD: dict[str, tuple[type, ...]] = {
     "spec": (dict,),
     "recipe": (dict, NoneType),
     "seed": (int, NoneType),
-    "accuracy": (
-        int,
-        float,
-        NoneType,
-    ),  # the task's metric (top-1 in percent, mIoU as a fraction) on the test set, by us, last epoch
+    # The task's metric (top-1 in percent, mIoU as a fraction) on the test set, measured by us at the last epoch.
+    "accuracy": (int, float, NoneType),
     "origin": (str,),
     "address": (str, NoneType),  # where the public may get the same weights
     "seconds": (int, float),  # training time; 0 for weights that were not trained here

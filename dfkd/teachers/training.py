@@ -170,9 +170,8 @@ def mean_iou(classes: int) -> MulticlassJaccardIndex:
     Pixels labelled `IGNORE` do not count. A class without a pixel in labels and predictions is left out of the mean
     (DFAD's convention; the CMI and Fast programs count it as 0).
     """
-    from torchmetrics.classification import (
-        MulticlassJaccardIndex,
-    )  # takes seconds, and classifiers need none of it
+    # Takes seconds, and classifiers need none of it.
+    from torchmetrics.classification import MulticlassJaccardIndex
 
     return MulticlassJaccardIndex(classes, average="macro", ignore_index=IGNORE, validate_args=False)
 
