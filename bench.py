@@ -158,6 +158,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):  # a locale that lacks a sign of ours shall not end a run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] not in (*VERBS, "-h", "--help"):
         if not arguments[0].startswith("-"):
@@ -457,7 +460,7 @@ def write_cells(options: argparse.Namespace) -> None:
             "method": cell.entry.digest,
             "config": cell.digest,
             "teacher": read_card(weights)["digest"],
-            "data": json.loads(manifest.read_text())["digest"],
+            "data": json.loads(manifest.read_text(encoding="utf-8"))["digest"],
         }
         if cell.prior is not None:
             # The stage that makes a prior of ours comes before; somebody else's is known by its name.
@@ -532,7 +535,7 @@ def compare_with_commit() -> int:
             continue
         path = records.path_of(record["identity"], RESULTS / "records").relative_to(ROOT)
         shown = subprocess.run(
-            ["git", "-C", str(ROOT), "show", f"HEAD:{path}"], capture_output=True, text=True
+            ["git", "-C", str(ROOT), "show", f"HEAD:{path}"], capture_output=True, encoding="utf-8"
         )
         before = json.loads(shown.stdout)["metrics"]["last"] if shown.returncode == 0 else None
         identity = record["identity"]

@@ -131,7 +131,7 @@ def _classes(path: Path) -> dict[str, ast.ClassDef]:
 
 def _parse(path: Path) -> ast.Module:
     try:
-        return _tree(path.read_text(), str(path))
+        return _tree(path.read_text(encoding="utf-8"), str(path))
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as Python: {error}") from error
 

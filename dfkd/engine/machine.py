@@ -40,7 +40,7 @@ def hardware(device: torch.device) -> dict:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     except OSError:
         names = []
@@ -56,7 +56,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats(device)
             return
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: the high-water mark starts anew
         except OSError:
             pass
         self._start = _resident("VmRSS") or _maximum()
@@ -69,7 +69,7 @@ class Memory:
 
 def _resident(field: str) -> int:
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
@@ -96,7 +96,7 @@ def commit() -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
     try:
         changed = git(

@@ -364,7 +364,7 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
     """The work folder for this process alone; emptied, once it is ours, unless the run may resume from it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "a")  # noqa: SIM115
+        lock = open(folder / "lock", "a", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write to the work folder {folder}: {error.strerror}") from error
     with lock:

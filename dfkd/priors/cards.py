@@ -79,7 +79,7 @@ def side_of(folder: Path) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     if not isinstance(found, dict):

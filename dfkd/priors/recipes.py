@@ -48,7 +48,7 @@ RECIPE: dict[str, tuple[type, ...]] = {
 def recipes() -> dict[str, dict[str, Any]]:
     """Every recipe by the prior's name."""
     try:
-        return yaml.safe_load(PATH.read_text())
+        return yaml.safe_load(PATH.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{PATH} cannot be read: {str(error).splitlines()[0]}") from error
 

@@ -82,7 +82,7 @@ def _alone(name: str, say: Callable[[str], None]) -> Iterator[None]:
 
     try:
         WORK.mkdir(parents=True, exist_ok=True)
-        lock = open(WORK / f"{name}.lock", "a")  # noqa: SIM115
+        lock = open(WORK / f"{name}.lock", "a", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write to the work folder {WORK}: {error.strerror}") from error
     with lock:

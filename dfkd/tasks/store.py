@@ -62,7 +62,7 @@ def manifest(root: Path, name: str) -> dict[str, Any]:
     """The manifest of a stored data set. Raises UserError where it is missing or unreadable."""
     path = Path(root) / name / "manifest.json"
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(result["splits"], dict):
             raise TypeError("splits")
     except FileNotFoundError:

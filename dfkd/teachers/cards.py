@@ -75,7 +75,7 @@ def read_card(weights: Path) -> dict[str, Any]:
     """The card of a weights file. Raises UserError where it is missing, or naming the first wrong key."""
     path = card_path(weights)
     try:
-        card = json.loads(path.read_text())
+        card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the card of {Path(weights).name}") from None
     except (OSError, ValueError) as error:

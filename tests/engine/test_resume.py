@@ -205,7 +205,7 @@ def test_other_code_does_not_resume_it(tiny, execute, tmp_path):
 def test_two_processes_do_not_share_a_work_folder(resume, stopped, execute):
     cell, folder = stopped
     before = (folder / "state.pt").read_bytes()
-    with open(folder / "lock", "w") as lock:
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process is running this cell") as caught:
             execute(cell, resume=resume)

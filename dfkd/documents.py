@@ -1,0 +1,158 @@
+"""Small JSON and YAML files from anybody's hand: read strictly, checked against a schema, refused in one line.
+
+Records, cards, manifests, recipes and protocols all come in through here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dfkd.errors import UserError
+
+SIZE = 32 * 2**20  # bytes; a curve of a hundred thousand points has some ten
+DEPTH = 32
+NODES = 2_000_000  # what a few bytes of nested YAML aliases would unfold to is far more
+INTEGER = 2**63  # what pandas, numpy and most readers of JSON can hold
+
+
+class _Refused(ValueError):
+    """Why a document cannot be taken, without its name."""
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file. Raises UserError, naming the file, for anything that is not plain JSON.
+
+    Refused are duplicate keys, NaN and infinities, integers beyond 64 bits, lone surrogates, nesting deeper than
+    `DEPTH`, files of more than `SIZE` bytes, and whatever is no regular file. FileNotFoundError passes through.
+    """
+    return _read(Path(path), parse_json)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, {} for an empty one; refuses what `read_json` does, and other content."""
+    content = _read(Path(path), parse_yaml)
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path} cannot be read: a mapping from names is expected")
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """As `read_json`, of a text; raises ValueError with the reason."""
+    try:
+        return _sane(json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant))
+    except RecursionError:
+        raise _Refused("nested too deeply") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """As `read_yaml`, of a text that may hold any plain value; raises ValueError with the reason."""
+    try:
+        return _sane(yaml.load(text, _Loader))
+    except yaml.YAMLError as error:
+        raise _Refused(" ".join(str(error).split())[:200]) from None
+    except RecursionError:
+        raise _Refused("nested too deeply") from None
+
+
+def check(value: Any, schema: Mapping[str, Any], where: object) -> None:
+    """Raise UserError `where: key: what is wrong`, unless `value` satisfies the JSON schema."""
+    from jsonschema.exceptions import best_match
+
+    error = best_match(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
+    if error is not None:
+        raise UserError(f"{where}: {dotted(error.absolute_path)}{error.message.splitlines()[0][:200]}")
+
+
+def dotted(path: Iterable[object]) -> str:
+    """`time.buffer: `, or nothing at the root."""
+    name = ".".join(map(str, path))
+    return f"{name}: " if name else ""
+
+
+@lru_cache(maxsize=32)
+def _validator(schema: str) -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(json.loads(schema))
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _Refused("no regular file")
+        if status.st_size > SIZE:
+            raise _Refused(f"more than {SIZE >> 20} MiB")
+        return parse(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _sane(value: Any) -> Any:
+    """`value`, after a look at every part of it. Not recursive: it is the depth that may be wrong."""
+    pending, seen = [(value, 0)], 0
+    while pending:
+        item, depth = pending.pop()
+        seen += 1
+        if depth > DEPTH:
+            raise _Refused("nested too deeply")
+        if seen > NODES:
+            raise _Refused("too many entries")
+        if isinstance(item, dict):
+            pending += ((part, depth + 1) for pair in item.items() for part in pair)
+        elif isinstance(item, list):
+            pending += ((part, depth + 1) for part in item)
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise _Refused(f"{item} is no number that JSON knows")
+        elif isinstance(item, int) and not -INTEGER <= item < INTEGER:
+            raise _Refused("an integer beyond 64 bits")
+        elif isinstance(item, str) and not _encodable(item):
+            raise _Refused("text with a lone surrogate")
+    return value
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Refused(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise _Refused(f"{text} is no number that JSON knows")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values, and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if isinstance(key, str) and keys.count(key) > 1:
+                raise _Refused(f"{key!r} stands there twice")
+        return super().construct_mapping(node, deep)
