@@ -1,0 +1,63 @@
+"""Where everything lies: the one module that joins folders of the project. Torch-free.
+
+Tests move `BENCHMARKS`, `RESULTS` and `WORK`; the code itself stays where it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = (ROOT / "methods", ROOT / "baselines")
+BENCHMARKS = ROOT / "benchmarks"
+RESULTS = ROOT / "results"
+WORK = ROOT / "work"
+
+
+def table(family: str) -> Path:
+    """The file that says what a table spans; its recipes lie in the folder `recipes` beside it."""
+    return BENCHMARKS / family / "table.yaml"
+
+
+def manifest(data: str) -> Path:
+    """The committed copy of a data set's manifest, which the pipeline depends on."""
+    return BENCHMARKS / "manifests" / f"{data}.json"
+
+
+def prior_recipes() -> Path:
+    return BENCHMARKS / "priors.yaml"
+
+
+def records() -> Path:
+    return RESULTS / "records"
+
+
+def published() -> Path:
+    return RESULTS / "published.csv"
+
+
+def teachers() -> Path:
+    return RESULTS / "teachers"
+
+
+def priors() -> Path:
+    return RESULTS / "priors"
+
+
+def plots() -> Path:
+    return RESULTS / "plots"
+
+
+def samples(data: str, protocol: str, pair: str, method: str) -> Path:
+    """The grid of a cell's synthetic images, relative to the folder of plots."""
+    return Path("samples") / data / protocol / f"{pair}-{method}.png"
+
+
+def custom(digest: str) -> Path:
+    """The record folder of runs that have no place in the tables."""
+    return WORK / "custom" / digest[:12]
+
+
+def stages() -> Path:
+    """What each stage of the pipeline depends on, a small file each."""
+    return WORK / "stages"
