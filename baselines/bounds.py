@@ -6,6 +6,8 @@ They use the same loop, student recipe and clock as every method, and their reco
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,7 @@ class _RealData(Method):
 
     reference = True
     needs_data = True
+    saved = ("passes",)
 
     def schedule(self, budget: Budget) -> list[Stage]:
         return [Stage("distil", budget.rounds, steps=budget.steps_per_round)]
@@ -45,12 +48,6 @@ class _RealData(Method):
         indices = self.passes.draw(ctx.budget.batch, len(labels), ctx.rng("draw"))
         return Batch(*ctx.augment_pair(images[indices], labels[indices]))
 
-    def state_dict(self) -> dict:
-        return self.passes.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        self.passes.load_state_dict(state)
-
 
 @METHODS.register_module("student-real")
 class StudentReal(_RealData):
@@ -61,21 +58,21 @@ class StudentReal(_RealData):
 
 
 @METHODS.register_module("kd-real")
+@dataclass(eq=False)
 class KDReal(_RealData):
     """The student distilled on real images: what a data-free method would like to reach."""
 
-    def __init__(self, temperature: float = 20.0) -> None:
-        self.temperature = temperature
+    temperature: float = 20.0  # τ of the distillation loss
 
 
 @METHODS.register_module("kd-noise")
+@dataclass(eq=False)
 class KDNoise(_RealData):
     """The student distilled on uniform noise in [0, 1]: what a data-free method has to beat."""
 
     needs_data = False
 
-    def __init__(self, temperature: float = 20.0) -> None:
-        self.temperature = temperature
+    temperature: float = 20.0  # τ of the distillation loss
 
     def draw(self, ctx: Context) -> Batch:
         spec = ctx.spec

@@ -10,6 +10,8 @@ augmentation as the task allows (digits are not flipped).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -28,54 +30,43 @@ FEATURES = ("bn", "stages")
 
 
 @METHODS.register_module("cmi")
+@dataclass(eq=False)
 class CMI(Method):
     """Model inversion with a contrastive term that keeps the images apart.
 
     The published regimes: from scratch (the defaults), a bank only (`bank_calls` > 0, `calls` 0), and a bank first
     with adversarial calls afterwards (both > 0, the value of the tables).
-
-    Args:
-        steps, lr: Adam steps of one call, their rate (generator, latent code and projection head).
-        bn, oh, adv, cr: weights of L_bn, L_oh, L_adv and the contrastive L_cr; `cr` 0 leaves the second view out.
-        tau: temperature of L_cr.
-        features: an image's feature: channel means of the inputs of all BatchNorm layers ("bn") or, for ResNet-34,
-            of the stages ("stages").
-        memory: images whose features are remembered; negatives: those drawn in each step.
-        nz, ngf: latent size and width of the generator.
-        bank_calls: calls before the student trains, without L_adv; calls: calls in each round, with it.
-        temperature: τ of the distillation loss.
     """
 
-    def __init__(
-        self,
-        steps: int = 200,
-        lr: float = 1e-3,
-        bn: float = 1.0,
-        oh: float = 1.0,
-        adv: float = 0.5,
-        cr: float = 0.8,
-        tau: float = 0.1,
-        features: str = "bn",
-        memory: int = 40960,
-        negatives: int = 4096,
-        nz: int = 256,
-        ngf: int = 64,
-        bank_calls: int = 0,
-        calls: int = 1,
-        temperature: float = 20.0,
-    ) -> None:
-        if features not in FEATURES:
-            raise ValueError(f"features must be one of {FEATURES}, not {features!r}")
-        if min(steps, memory) < 1:
-            raise ValueError(f"{steps=} of a call and {memory=} must be at least 1")
-        if tau <= 0 or negatives < 0:
-            raise ValueError(f"{tau=} must be above 0 and {negatives=} at least 0")
-        if min(bank_calls, calls) < 0 or bank_calls + calls == 0:
-            raise ValueError(f"{bank_calls=} and {calls=} make no images")
-        self.steps, self.lr, self.bn, self.oh, self.adv, self.cr = steps, lr, bn, oh, adv, cr
-        self.tau, self.features, self.memory, self.negatives = tau, features, memory, negatives
-        self.nz, self.ngf, self.bank_calls, self.calls = nz, ngf, bank_calls, calls
-        self.temperature = temperature
+    saved = ("contrast",)  # the generator is drawn anew by every synthesis step
+
+    steps: int = 200  # Adam steps of one call
+    lr: float = 1e-3  # of generator, latent code and projection head
+    bn: float = 1.0  # weight of L_bn
+    oh: float = 1.0  # weight of L_oh
+    adv: float = 0.5  # weight of L_adv
+    cr: float = 0.8  # weight of the contrastive L_cr; 0 leaves the second view out
+    tau: float = 0.1  # temperature of L_cr
+    # An image's feature: channel means of the inputs of all BatchNorm layers ("bn") or, for ResNet-34, of the stages
+    # ("stages").
+    features: str = "bn"
+    memory: int = 40960  # images whose features are remembered
+    negatives: int = 4096  # those drawn in each step
+    nz: int = 256  # size of the latent code
+    ngf: int = 64  # width of the generator
+    bank_calls: int = 0  # calls before the student trains, without L_adv
+    calls: int = 1  # calls in each round, with it
+    temperature: float = 20.0  # τ of the distillation loss
+
+    def __post_init__(self) -> None:
+        if self.features not in FEATURES:
+            raise ValueError(f"features must be one of {FEATURES}, not {self.features!r}")
+        if min(self.steps, self.memory) < 1:
+            raise ValueError(f"steps={self.steps} of a call and memory={self.memory} must be at least 1")
+        if self.tau <= 0 or self.negatives < 0:
+            raise ValueError(f"tau={self.tau} must be above 0 and negatives={self.negatives} at least 0")
+        if min(self.bank_calls, self.calls) < 0 or self.bank_calls + self.calls == 0:
+            raise ValueError(f"bank_calls={self.bank_calls} and calls={self.calls} make no images")
 
     def supports(self, task: Task) -> str | None:
         return None if task.kind == "classification" else "its inversion takes one label per image"
@@ -111,14 +102,14 @@ class CMI(Method):
         """One call: `count` images of the step with the lowest loss, before that step's update."""
         redraw(self.generator, ctx.rng("generator"))
         z, labels = ctx.noise(count, self.nz).requires_grad_(True), ctx.random_labels(count)
-        optimisers = [torch.optim.Adam([*self.generator.parameters(), z], lr=self.lr, betas=BETAS)]
-        optimisers += [self.contrast.optimiser] if self.contrast else []
+        optimizers = [torch.optim.Adam([*self.generator.parameters(), z], lr=self.lr, betas=BETAS)]
+        optimizers += [self.contrast.optimizer] if self.contrast else []
         best, finite = None, True
         for _ in range(steps):
             images = self.generator(z)
             loss, features = self.inversion_loss(ctx, images, labels)
-            for optimiser in optimisers:
-                optimiser.zero_grad()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             loss.backward()
             found, finite = (loss.detach(), images.detach(), features), loss.detach().isfinite() & finite
             if best is not None:
@@ -126,8 +117,8 @@ class CMI(Method):
                 better = found[0] < best[0]
                 found = tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))
             best = found
-            for optimiser in optimisers:
-                optimiser.step()
+            for optimizer in optimizers:
+                optimizer.step()
         self.statistics.update()
         if self.contrast:
             self.contrast.memory.add(best[2])
@@ -157,11 +148,3 @@ class CMI(Method):
     def student_terms(self, ctx: Context, view: Tensor, teacher: Tensor, labels: Tensor) -> Tensor | float:
         """What makes images hard for the present student: adv·L_adv. `teacher` are its logits of the view."""
         return self.adv * losses.adversarial(teacher, ctx.student(view)).mean() if self.adv else 0.0
-
-    def state_dict(self) -> dict:
-        # The generator is drawn anew by every call.
-        return {"contrast": self.contrast.state_dict() if self.contrast else {}}
-
-    def load_state_dict(self, state: dict) -> None:
-        if self.contrast:
-            self.contrast.load_state_dict(state["contrast"])

@@ -3,13 +3,15 @@
 Yin et al., "Dreaming to Distill", CVPR 2020, as run for the CIFAR tables by CMI and Fast (baselines.md 1.2); the
 official program's loss (1.1) by arguments: `tv`, `l2`, `clamp_js`, `jitter=2, flip=False, clip=False, beta1=.9,
 beta2=.999, student_bn=0`.
-Exact: loss, jitter, optimiser, the last iterate as result. Ours: the student's own BatchNorm term only while the
+Exact: loss, jitter, optimizer, the last iterate as result. Ours: the student's own BatchNorm term only while the
 adversarial one is on (the program uses it always and stops without), no PNG files.
 On segmentation **a reconstruction**, for which nothing is published: L_oh is the cross-entropy to the teacher's own
 argmax at each pixel, JS and L_KD are averaged over pixels.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,44 +24,25 @@ from dfkd.synthesis.buffer import Samples
 
 
 @METHODS.register_module("deepinv")
+@dataclass(eq=False)
 class DeepInv(Method):
-    """Pixel optimisation against BatchNorm statistics, labels and the student.
+    """Pixel optimisation against BatchNorm statistics, labels and the student."""
 
-    Args:
-        steps: Adam steps of one call.
-        lr, beta1, beta2: of Adam, on normalised pixels.
-        bn, oh, adv: weights of L_bn, L_oh and −JS.
-        student_bn: share of the student's own BatchNorm loss subtracted inside L_bn (Fast's version; 0 in CMI's).
-        clamp_js: clamp the batch's JS to [0, 1], as the official program does.
-        tv, l2: weights of TV2 and ‖x‖₂, on the jittered normalised images (section 1.1).
-        jitter: largest circular shift per axis in pixels; 0 means an eighth of the image.
-        flip: flip the whole batch with p = .5 in each step, where the task allows flips.
-        clip: clamp to the valid pixel range after each step.
-        temperature: τ of the distillation loss.
-    """
-
-    def __init__(
-        self,
-        steps: int = 2000,
-        lr: float = 0.1,
-        beta1: float = 0.5,
-        beta2: float = 0.99,
-        bn: float = 10.0,
-        oh: float = 1.0,
-        adv: float = 1.0,
-        student_bn: float = 0.001,
-        clamp_js: bool = False,
-        tv: float = 0.0,
-        l2: float = 0.0,
-        jitter: int = 0,
-        flip: bool = True,
-        clip: bool = True,
-        temperature: float = 20.0,
-    ) -> None:
-        self.steps, self.lr, self.betas = steps, lr, (beta1, beta2)
-        self.bn, self.oh, self.adv, self.student_bn, self.tv, self.l2 = bn, oh, adv, student_bn, tv, l2
-        self.clamp_js, self.temperature = clamp_js, temperature
-        self.jitter, self.flip, self.clip = jitter, flip, clip
+    steps: int = 2000  # of Adam in one synthesis step
+    lr: float = 0.1  # of Adam on normalised pixels, as are its betas
+    beta1: float = 0.5
+    beta2: float = 0.99
+    bn: float = 10.0  # weight of L_bn
+    oh: float = 1.0  # weight of L_oh
+    adv: float = 1.0  # weight of −JS
+    student_bn: float = 0.001  # share of the student's own L_bn subtracted inside L_bn (Fast's version; 0 in CMI's)
+    clamp_js: bool = False  # clamp the batch's JS to [0, 1], as the official program does
+    tv: float = 0.0  # weight of TV2, on the jittered normalised images (section 1.1)
+    l2: float = 0.0  # weight of ‖x‖₂ of the same
+    jitter: int = 0  # largest circular shift per axis in pixels; 0: an eighth of the image
+    flip: bool = True  # flip the whole batch with p = .5 in each step, where the task allows flips
+    clip: bool = True  # clamp to the valid pixel range after each step
+    temperature: float = 20.0  # τ of the distillation loss
 
     def setup(self, ctx: Context) -> None:
         self.statistics = BatchNormLoss(ctx.teacher)
@@ -69,15 +52,15 @@ class DeepInv(Method):
         labels = ctx.random_labels(count)
         pixels = ctx.noise(count, spec.channels, spec.size, spec.size)  # normalised
         pixels = pixels.to(memory_format=torch.channels_last).requires_grad_(True)
-        optimiser = torch.optim.Adam([pixels], lr=self.lr, betas=self.betas)
+        optimizer = torch.optim.Adam([pixels], lr=self.lr, betas=(self.beta1, self.beta2))
         student_statistics = BatchNormLoss(ctx.student)
         with self.statistics.capture(), student_statistics.capture():
             for _ in range(self.steps):
                 jittered = self._jitter(ctx, pixels)
                 loss = self._loss(ctx, jittered, jittered * std + mean, labels, student_statistics)
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
                 if self.clip:
                     with torch.no_grad():
                         pixels.copy_(torch.clamp(pixels, -mean / std, (1 - mean) / std))

@@ -11,6 +11,8 @@ segmentation too; Adam's betas (.5, .999) unless the recipe says otherwise (1.5 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -22,35 +24,27 @@ from dfkd.synthesis.generators import build_generator
 
 
 @METHODS.register_module("dfad")
+@dataclass(eq=False)
 class DFAD(Method):
-    """Adversarial exploration by a generator, without a bank.
+    """Adversarial exploration by a generator, without a bank."""
 
-    Args:
-        objective: "l1" minimises −L1, "log" −log(1 + L1).
-        kd: student steps between two steps of the generator.
-        lr, beta1, beta2: of the generator's Adam.
-        decay, decay_every: factor on `lr` after each so many rounds.
-        nz, ngf: latent size and width of the generator.
-    """
+    saved = ("generator", "optimizer")
 
-    def __init__(
-        self,
-        objective: str = "l1",
-        kd: int = 5,
-        lr: float = 1e-3,
-        beta1: float = 0.5,
-        beta2: float = 0.999,
-        decay: float = 1.0,
-        decay_every: int = 100,
-        nz: int = 256,
-        ngf: int = 64,
-    ) -> None:
-        if objective not in ("l1", "log"):
-            raise ValueError(f"objective must be 'l1' or 'log', not {objective!r}")
-        if kd < 1 or decay_every < 1:
-            raise ValueError(f"kd and decay_every must be at least 1, not {kd} and {decay_every}")
-        self.objective, self.kd, self.lr, self.betas = objective, kd, lr, (beta1, beta2)
-        self.decay, self.decay_every, self.nz, self.ngf = decay, decay_every, nz, ngf
+    objective: str = "l1"  # minimises −L1; "log": −log(1 + L1)
+    kd: int = 5  # student steps between two steps of the generator
+    lr: float = 1e-3  # of the generator's Adam, as are its betas
+    beta1: float = 0.5
+    beta2: float = 0.999
+    decay: float = 1.0  # factor on `lr` after each `decay_every` rounds
+    decay_every: int = 100
+    nz: int = 256  # size of the latent code
+    ngf: int = 64  # width of the generator
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("l1", "log"):
+            raise ValueError(f"objective must be 'l1' or 'log', not {self.objective!r}")
+        if min(self.kd, self.decay_every) < 1:
+            raise ValueError(f"kd and decay_every must be at least 1, not {self.kd} and {self.decay_every}")
 
     def schedule(self, budget: Budget) -> list[Stage]:
         return [Stage("distil", budget.rounds, steps=budget.steps_per_round)]
@@ -58,7 +52,7 @@ class DFAD(Method):
     def setup(self, ctx: Context) -> None:
         generator = build_generator(self.nz, self.ngf, ctx.spec.size, ctx.spec.channels)
         self.generator = generator.to(ctx.device, memory_format=torch.channels_last).train()
-        self.optimiser = torch.optim.Adam(self.generator.parameters(), self.lr, self.betas)
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), self.lr, (self.beta1, self.beta2))
 
     def draw(self, ctx: Context) -> Batch:
         with ctx.making_images(ctx.budget.batch), ctx.autocast():
@@ -70,12 +64,12 @@ class DFAD(Method):
     def explore(self, ctx: Context) -> None:
         """One step of the generator towards images on which the student is far from the teacher."""
         rounds = ctx.student_steps // ctx.budget.steps_per_round
-        self.optimiser.param_groups[0]["lr"] = self.lr * self.decay ** (rounds // self.decay_every)
+        self.optimizer.param_groups[0]["lr"] = self.lr * self.decay ** (rounds // self.decay_every)
         ctx.student.eval().requires_grad_(False)
         loss = self.generator_loss(ctx, self.generator(ctx.noise(ctx.budget.synthesis_batch, self.nz)))
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
         ctx.student.train().requires_grad_(True)
 
     def generator_loss(self, ctx: Context, images: Tensor) -> Tensor:
@@ -84,10 +78,3 @@ class DFAD(Method):
 
     def distill(self, ctx: Context, batch: Batch) -> dict[str, Tensor]:
         return {"l1": losses.logits_l1(ctx.teach(batch.images), ctx.student(batch.images)).mean()}
-
-    def state_dict(self) -> dict:
-        return {"generator": self.generator.state_dict(), "optimiser": self.optimiser.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.generator.load_state_dict(state["generator"])
-        self.optimiser.load_state_dict(state["optimiser"])

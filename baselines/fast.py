@@ -10,6 +10,8 @@ and L_KD are averaged over pixels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -23,42 +25,31 @@ from dfkd.synthesis.inversion import META, MetaGenerator
 
 
 @METHODS.register_module("fast")
+@dataclass(eq=False)
 class Fast(Method):
-    """Meta-learned generator inversion with a growing bank.
+    """Meta-learned generator inversion with a growing bank."""
 
-    Args:
-        k, lr_g, lr_z: inner steps of a call, Adam rates of the adapted generator and of the latent code.
-        meta: "fomaml", "reptile" or "none".
-        bn, oh, adv: weights of L_bn, L_oh, L_adv; bn_momentum is β of L_bn.
-        nz, ngf: latent size and width of the generator.
-        warmup: synthesis calls before the first student step; L_adv is on from call `warmup` (1-based), one call
-            before the student has seen an image, as published.
-        reset_at: the call before which the generator's first layers are drawn anew (0: never; nor without meta).
-        temperature: τ of the distillation loss.
-    """
+    saved = ("generator", "statistics")
 
-    def __init__(
-        self,
-        k: int = 5,
-        lr_g: float = 3e-3,
-        lr_z: float = 1e-2,
-        meta: str = "fomaml",
-        bn: float = 10.0,
-        oh: float = 0.5,
-        adv: float = 1.0,
-        bn_momentum: float = 0.9,
-        nz: int = 256,
-        ngf: int = 64,
-        warmup: int = 20,
-        reset_at: int = 140,
-        temperature: float = 20.0,
-    ) -> None:
-        if meta not in META:
-            raise ValueError(f"meta must be one of {META}, not {meta!r}")
-        self.k, self.lr_g, self.lr_z, self.meta = k, lr_g, lr_z, meta
-        self.bn, self.oh, self.adv, self.bn_momentum = bn, oh, adv, bn_momentum
-        self.nz, self.ngf, self.warmup, self.reset_at = nz, ngf, warmup, reset_at
-        self.temperature = temperature
+    k: int = 5  # inner steps of a synthesis step
+    lr_g: float = 3e-3  # Adam's rate for the adapted generator
+    lr_z: float = 1e-2  # Adam's rate for the latent code
+    meta: str = "fomaml"  # or "reptile", "none"
+    bn: float = 10.0  # weight of L_bn
+    oh: float = 0.5  # weight of L_oh
+    adv: float = 1.0  # weight of L_adv
+    bn_momentum: float = 0.9  # β of L_bn
+    nz: int = 256  # size of the latent code
+    ngf: int = 64  # width of the generator
+    # Synthesis steps before the first student step. L_adv is on from synthesis step `warmup` (1-based), one before the
+    # student has seen an image, as published.
+    warmup: int = 20
+    reset_at: int = 140  # the synthesis step before which the generator's first layers are drawn anew; 0: never
+    temperature: float = 20.0  # τ of the distillation loss
+
+    def __post_init__(self) -> None:
+        if self.meta not in META:
+            raise ValueError(f"meta must be one of {META}, not {self.meta!r}")
 
     def schedule(self, budget: Budget) -> list[Stage]:
         return [
@@ -96,10 +87,3 @@ class Fast(Method):
     def weights(self, ctx: Context, teacher: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Factors of L_oh and L_adv, per sample or per pixel; SSD-KD puts φ here."""
         return 1.0, 1.0
-
-    def state_dict(self) -> dict:
-        return {"generator": self.generator.state_dict(), "statistics": self.statistics.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.generator.load_state_dict(state["generator"])
-        self.statistics.load_state_dict(state["statistics"])

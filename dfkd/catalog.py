@@ -21,7 +21,7 @@ FOLDERS = ("methods", "baselines")
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered method: its name, where it stands, its declared prior, its constructor's arguments."""
+    """A registered method: its name, where it stands, its declared prior, its hyper-parameters."""
 
     name: str
     path: Path
@@ -97,9 +97,11 @@ def _read(path: Path) -> list[Entry]:
         lineage = _lineage(node, classes)
         constants = {k: v for cls in reversed(lineage) for k, v in _constants(cls).items()}
         try:
-            arguments = next((a for a in map(_arguments, lineage) if a is not None), {})
+            arguments = {k: v for cls in reversed(lineage) for k, v in _fields(cls).items()}
         except ValueError:
-            raise UserError(f"{path}: a default in the constructor of {name!r} is not a literal") from None
+            raise UserError(
+                f"{path}: the hyper-parameters of {name!r} must be dataclass fields with literal defaults"
+            ) from None
         found.append(
             Entry(
                 name=name,
@@ -172,15 +174,15 @@ def _constants(node: ast.ClassDef) -> dict[str, object]:
     return found
 
 
-def _arguments(node: ast.ClassDef) -> dict[str, object] | None:
-    """Constructor arguments with their literal defaults, or None where the class has no constructor."""
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            positional, keyword = item.args.args[1:], item.args.kwonlyargs
-            defaults = [None] * (len(positional) - len(item.args.defaults)) + item.args.defaults
-            pairs = zip((*positional, *keyword), (*defaults, *item.args.kw_defaults), strict=True)
-            return {a.arg: ast.literal_eval(d) if d is not None else None for a, d in pairs}
-    return None
+def _fields(node: ast.ClassDef) -> dict[str, object]:
+    """The dataclass fields of a class with their defaults. Raises ValueError where one is missing or no literal, and
+    for a constructor written by hand, whose arguments nobody could know."""
+    if any(isinstance(item, ast.FunctionDef) and item.name == "__init__" for item in node.body):
+        raise ValueError("a constructor")
+    fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+    if any(item.value is None for item in fields):
+        raise ValueError("a field without a default")
+    return {item.target.id: ast.literal_eval(item.value) for item in fields}
 
 
 def code_digest(*paths: Path) -> str:

@@ -10,6 +10,8 @@ the augmented images that the other losses see, in synthesis and in the head's s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,96 +64,56 @@ def rotations(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @METHODS.register_module("dda")
+@dataclass(eq=False)
 class DDA(CMI):
-    """CMI's inversion for a bank, diffusion variants of it that pass a filter, and a self-supervised opponent.
-
-    Args (beyond CMI's):
-        bank_calls, bank_steps, bank_batch: calls that make the bank, their Adam steps and images. `steps` is of the
-            calls between student steps.
-        variants: K images that the diffusion model makes of each bank image; 0 does without it (`prior: none`).
-        strength: how far a variant may drift from its source, in [0, 1] (dda.md 4.2); image variations have none, they
-            begin from pure noise.
-        diffusion_steps: steps of the whole trajectory, of which `strength` says how many are taken.
-        threshold: ω, the least cosine of a variant's and its source's embedding that lets it pass.
-        keep_ratio: instead of ω, the share of each call's variants that passes, highest cosines first; 0 is off.
-        centre: subtract the bank's mean embedding before taking the cosine.
-        rotation: weight λ_self of the rotation task in synthesis; 0 does without the head.
-        head_scale: factor of the head's unit logits.
-        head_images: images of the batch on which the head takes its step (four inputs each); 0 is all of them.
-        ce, hint: weights of CE and of the hint's squared error beside L_KD in the student's loss.
-        adapter_width: hidden channels of the hint's adapter, in multiples of the teacher's.
-    """
+    """CMI's inversion for a bank, diffusion variants of it that pass a filter, and a self-supervised opponent."""
 
     prior = "diffusion"
+    # The adapter is the student's optimizer's, which the harness saves with it.
+    saved = ("contrast", "head", "head_optimizer", "mean", "tally")
 
-    def __init__(
-        self,
-        steps: int = 200,
-        lr: float = 1e-3,
-        bn: float = 1.0,
-        oh: float = 1.0,
-        adv: float = 0.0,
-        cr: float = 0.8,
-        tau: float = 0.2,
-        features: str = "bn",
-        memory: int = 40000,
-        negatives: int = 4096,
-        nz: int = 256,
-        ngf: int = 64,
-        bank_calls: int = 400,
-        bank_steps: int = 500,
-        bank_batch: int = 200,
-        calls: int = 1,
-        variants: int = 4,
-        strength: float = 0.4,
-        diffusion_steps: int = 25,
-        threshold: float = 0.6,
-        keep_ratio: float = 0.0,
-        centre: bool = False,
-        rotation: float = 10.0,
-        head_scale: float = 1.0,
-        head_images: int = 0,
-        ce: float = 1.0,
-        hint: float = 30.0,
-        adapter_width: int = 2,
-        temperature: float = 20.0,
-    ) -> None:
-        super().__init__(
-            steps,
-            lr,
-            bn,
-            oh,
-            adv,
-            cr,
-            tau,
-            features,
-            memory,
-            negatives,
-            nz,
-            ngf,
-            bank_calls,
-            calls,
-            temperature,
-        )
-        if not (0 <= strength <= 1 and 0 <= keep_ratio <= 1):
-            raise ValueError(f"strength={strength} and keep_ratio={keep_ratio} must be in [0, 1]")
-        if variants < 0 or min(bank_steps, bank_batch) < 1:
+    adv: float = 0.0
+    tau: float = 0.2
+    memory: int = 40000
+    bank_calls: int = 400
+    bank_steps: int = 500  # Adam steps of a call that makes the bank; `steps` is of the calls between student steps
+    bank_batch: int = 200  # images of such a call
+    variants: int = 4  # K images that the diffusion model makes of each bank image; 0 does without it (`prior: none`)
+    # How far a variant may drift from its source, in [0, 1] (dda.md 4.2); image variations have none, they begin from
+    # pure noise.
+    strength: float = 0.4
+    diffusion_steps: int = 25  # of the whole trajectory, of which `strength` says how many are taken
+    threshold: float = 0.6  # ω, the least cosine of a variant's and its source's embedding that lets it pass
+    keep_ratio: float = 0.0  # instead of ω: the share of each call's variants that passes, best first; 0 is off
+    centre: bool = False  # subtract the bank's mean embedding before taking the cosine
+    rotation: float = 10.0  # weight λ_self of the rotation task in synthesis; 0 does without the head
+    head_scale: float = 1.0  # factor of the head's unit logits
+    head_images: int = 0  # images of the batch on which the head takes its step (four inputs each); 0 is all
+    ce: float = 1.0  # weight of CE beside L_KD in the student's loss
+    hint: float = 30.0  # weight of the hint's squared error there
+    adapter_width: int = 2  # hidden channels of the hint's adapter, in multiples of the teacher's
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 <= self.strength <= 1 and 0 <= self.keep_ratio <= 1):
             raise ValueError(
-                f"variants={variants} must not be negative, {bank_steps=} and {bank_batch=} at least 1"
+                f"strength={self.strength} and keep_ratio={self.keep_ratio} must be in [0, 1]"
             )
-        if min(diffusion_steps, adapter_width) < 1 or diffusion_steps > 999 or head_images < 0:
+        if self.variants < 0 or min(self.bank_steps, self.bank_batch) < 1:
             raise ValueError(
-                f"{diffusion_steps=} must be 1 to 999, {adapter_width=} at least 1 and {head_images=} at least 0"
+                f"variants={self.variants} must not be negative, bank_steps={self.bank_steps} and "
+                f"bank_batch={self.bank_batch} at least 1"
             )
-        if variants and not bank_calls:
-            raise ValueError(f"variants={variants} are made of the bank, and bank_calls=0 makes none")
-        self.bank_steps, self.bank_batch = bank_steps, bank_batch
-        self.variants, self.strength, self.diffusion_steps = variants, strength, diffusion_steps
-        self.threshold, self.keep_ratio, self.centre = threshold, keep_ratio, centre
-        self.rotation = rotation if calls else 0.0  # the head matters to the calls between student steps only
-        self.head_scale, self.head_images = head_scale, head_images
-        self.ce, self.hint, self.adapter_width = ce, hint, adapter_width
-        if not variants:
+        if not 1 <= self.diffusion_steps <= 999 or self.adapter_width < 1 or self.head_images < 0:
+            raise ValueError(
+                f"diffusion_steps={self.diffusion_steps} must be 1 to 999, adapter_width={self.adapter_width} at "
+                f"least 1 and head_images={self.head_images} at least 0"
+            )
+        if self.variants and not self.bank_calls:
+            raise ValueError(f"variants={self.variants} are made of the bank, and bank_calls=0 makes none")
+        if not self.calls:
+            self.rotation = 0.0  # the head matters to the calls between student steps only
+        if not self.variants:
             self.prior = "none"
 
     def supports(self, task: Task) -> str | None:
@@ -167,7 +129,7 @@ class DDA(CMI):
             stages.insert(1, Stage("augment", 1, calls=self.bank_calls, shared=True))
         return stages
 
-    def capacity(self, budget: Budget) -> int:
+    def buffer_capacity(self, budget: Budget) -> int:
         # Nothing ever leaves: bank image i is in slot i.
         bank = self.bank_calls * self.bank_batch * (1 + self.variants)
         return bank + budget.rounds * self.calls * budget.synthesis_batch
@@ -187,7 +149,7 @@ class DDA(CMI):
         if self.hint:
             self.adapter = Adapter(student, teacher, self.adapter_width).to(**channels_last)
         self.head = RotationHead(shape, ctx.spec.classes).to(ctx.device)
-        self.head_optimiser = torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+        self.head_optimizer = torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
     def _shapes(self, ctx: Context) -> tuple[int, torch.Size, torch.Size]:
         """Length of the student's pooled feature; C×H×W of the teacher's and the student's last maps."""
@@ -293,11 +255,11 @@ class DDA(CMI):
             features = ctx.student.features(images)
         ctx.student.train()
         loss = losses.cross_entropy(self.head_scale * self.head(features.float()), labels).mean()
-        self.head_optimiser.zero_grad()
+        self.head_optimizer.zero_grad()
         loss.backward()
-        self.head_optimiser.step()
+        self.head_optimizer.step()
 
-    # --- record and resume
+    # --- record
 
     def report(self) -> dict[str, float]:
         """Share of the variants kept; of these the mean cosine, raw and centred, and the teacher's agreement."""
@@ -311,15 +273,3 @@ class DDA(CMI):
             "cosine_centred": centred,
             "agreement": agreement,
         }
-
-    def state_dict(self) -> dict:
-        # The adapter is the student's optimiser's, which the harness saves with it.
-        own = {"head": self.head.state_dict(), "head_optimiser": self.head_optimiser.state_dict()}
-        return {**super().state_dict(), **own, "mean": self.mean, "tally": self.tally}
-
-    def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state)
-        self.head.load_state_dict(state["head"])
-        self.head_optimiser.load_state_dict(state["head_optimiser"])
-        self.mean = state["mean"]
-        self.tally.copy_(state["tally"])

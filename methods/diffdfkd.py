@@ -9,7 +9,7 @@ not run as published and the paper's text was not at hand, so these are ours (se
 - CutMix is on (5.7), with one Beta(1, 1) draw (5.8; `cutmix_draw="nested"` is the program's);
 - the last timestep is evaluated (5.9; `published_end` is the program's);
 - no guidance while ᾱ_t < 0.005, and in pixel space an update of at most 5 % of ‖z‖ (section 6);
-- a refresh of the student is a fixed number of steps by the protocol's optimiser and schedule, which go on from one
+- a refresh of the student is a fixed number of steps by the protocol's optimizer and schedule, which go on from one
   refresh to the next; none after the last round;
 - batches may mix classes, and CutMix then pairs within a class (5.19);
 - named random streams instead of one seed a call (1.2);
@@ -18,6 +18,8 @@ not run as published and the paper's text was not at hand, so these are ours (se
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,83 +35,51 @@ from dfkd.synthesis.cam import msarc
 
 
 @METHODS.register_module("diffdfkd")
+@dataclass(eq=False)
 class DiffDFKD(Method):
-    """Diffusion guided by the teacher, then distillation of a fresh student.
-
-    Args:
-        calls: synthesis calls; with one class a call these are G·C of section 1.5.
-        steps: N, denoising steps of a trajectory.
-        guidance: w, classifier-free guidance, where the prior knows a condition.
-        bn, oh, adv: α, β, γ, the weights of L_inv (eq. 7).
-        eta: step size of eq. 8.
-        adversarial_from: the first call (1-based) with L_adv.
-        refresh_every, refresh_steps: student steps on all images so far, after every so many calls; with `adv` only.
-        cutmix: CutMix takes place every k = ⌊N/`cutmix`⌋ steps but at the last one; 0: never.
-        cutmix_draw: "beta", or "nested" for the program's Beta(u, u) with u from Beta(1, 1).
-        intermediate: keep x̂_t at those moments too, five images a trajectory at `cutmix` 5.
-        mixed: a call takes as many classes in turn as leave two trajectories to each, instead of one class.
-        floor: no guidance while ᾱ_t is below this.
-        cap: the largest update as a share of ‖z_t‖, per trajectory; 0: none. By default .05 in pixel space only.
-        through_unet: let the gradient pass the U-Net; off, ε̂ is held constant, which is cheap and another direction.
-        warm_steps: extra updates with 0.1·L_bn at the first timestep (FedCADO's; 0 in the scripts).
-        published_end: the program's end: the last timestep is skipped, the image is formed from the old ε̂ and t.
-        prompt: what a text-conditioned prior is told; `class_names` adds the class's name (side information).
-        msarc: λ of mSARC in the distillation loss.
-        temperature: T of the distillation loss.
-    """
+    """Diffusion guided by the teacher, then distillation of a fresh student."""
 
     prior = "diffusion"
+    saved = ("final", "hits")
 
-    def __init__(
-        self,
-        calls: int = 1000,
-        steps: int = 50,
-        guidance: float = 3.0,
-        bn: float = 0.1,
-        oh: float = 1.0,
-        adv: float = 1.0,
-        eta: float = 1.0,
-        adversarial_from: int = 101,
-        refresh_every: int = 100,
-        refresh_steps: int = 400,
-        cutmix: int = 5,
-        cutmix_draw: str = "beta",
-        intermediate: bool = True,
-        mixed: bool = False,
-        floor: float = 0.005,
-        cap: float | None = None,
-        through_unet: bool = True,
-        warm_steps: int = 0,
-        published_end: bool = False,
-        prompt: str = "A realistic photo",
-        class_names: bool = False,
-        msarc: float = 0.0,
-        temperature: float = 30.0,
-    ) -> None:
-        if cutmix_draw not in ("beta", "nested"):
-            raise ValueError(f"cutmix_draw must be 'beta' or 'nested', not {cutmix_draw!r}")
-        if steps < max(2, cutmix):
-            raise ValueError(f"steps must be at least {max(2, cutmix)}, not {steps}")
-        if calls < 1 or min(cutmix, warm_steps, refresh_steps) < 0:
+    calls: int = 1000  # synthesis steps; with one class a step these are G·C of section 1.5
+    steps: int = 50  # N, denoising steps of a trajectory
+    guidance: float = 3.0  # w, classifier-free guidance, where the prior knows a condition
+    bn: float = 0.1  # α, β, γ, the weights of L_inv (eq. 7)
+    oh: float = 1.0
+    adv: float = 1.0
+    eta: float = 1.0  # step size of eq. 8
+    adversarial_from: int = 101  # the first synthesis step (1-based) with L_adv
+    refresh_every: int = 100  # synthesis steps after which the student is refreshed; with `adv` only
+    refresh_steps: int = 400  # student steps of a refresh, on all images so far
+    cutmix: int = 5  # CutMix takes place every k = ⌊N/`cutmix`⌋ steps but at the last one; 0: never
+    cutmix_draw: str = "beta"  # or "nested" for the program's Beta(u, u) with u from Beta(1, 1)
+    intermediate: bool = True  # keep x̂_t at those moments too, five images a trajectory at `cutmix` 5
+    mixed: bool = False  # as many classes in turn as leave two trajectories to each, instead of one class a step
+    floor: float = 0.005  # no guidance while ᾱ_t is below this
+    cap: float | None = None  # the largest update as a share of ‖z_t‖; 0: none; by default .05 in pixel space only
+    through_unet: bool = True  # let the gradient pass the U-Net; off, ε̂ is held constant: cheap, another direction
+    warm_steps: int = 0  # extra updates with 0.1·L_bn at the first timestep (FedCADO's; 0 in the scripts)
+    published_end: bool = False  # the program's end: the last timestep is skipped, the image made of the old ε̂ and t
+    prompt: str = "A realistic photo"  # what a text-conditioned prior is told
+    class_names: bool = False  # add the class's name to it (side information)
+    msarc: float = 0.0  # λ of mSARC in the distillation loss
+    temperature: float = 30.0  # T of the distillation loss
+
+    def __post_init__(self) -> None:
+        if self.cutmix_draw not in ("beta", "nested"):
+            raise ValueError(f"cutmix_draw must be 'beta' or 'nested', not {self.cutmix_draw!r}")
+        if self.steps < max(2, self.cutmix):
+            raise ValueError(f"steps must be at least {max(2, self.cutmix)}, not {self.steps}")
+        if self.calls < 1 or min(self.cutmix, self.warm_steps, self.refresh_steps) < 0:
             raise ValueError("calls must be at least 1; cutmix, warm_steps and refresh_steps at least 0")
-        if cap is not None and not (isinstance(cap, float | int) and cap >= 0):
-            raise ValueError(f"cap must be a number, at least 0, not {cap!r}")
-        if adv and (refresh_every < 1 or calls % refresh_every):
-            raise ValueError(f"{calls} calls do not divide into refreshes every {refresh_every}")
-        self.calls, self.steps, self.guidance = calls, steps, guidance
-        self.bn, self.oh, self.adv, self.eta = bn, oh, adv, eta
-        self.adversarial_from, self.refresh_every, self.refresh_steps = (
-            adversarial_from,
-            refresh_every,
-            refresh_steps,
-        )
-        self.cutmix, self.cutmix_draw, self.intermediate, self.mixed = cutmix, cutmix_draw, intermediate, mixed
-        self.floor, self.cap, self.through_unet, self.warm_steps = floor, cap, through_unet, warm_steps
-        self.published_end, self.prompt, self.class_names = published_end, prompt, class_names
-        self.msarc, self.temperature = msarc, temperature
-        self.every = steps // cutmix if cutmix else 0  # k
+        if self.cap is not None and not (isinstance(self.cap, float | int) and self.cap >= 0):
+            raise ValueError(f"cap must be a number, at least 0, not {self.cap!r}")
+        if self.adv and (self.refresh_every < 1 or self.calls % self.refresh_every):
+            raise ValueError(f"{self.calls} calls do not divide into refreshes every {self.refresh_every}")
+        self.every = self.steps // self.cutmix if self.cutmix else 0  # k
         self.final, self.hits = 0, 0
-        if class_names:
+        if self.class_names:
             self.prior = "diffusion, class names"
 
     @property
@@ -235,12 +205,6 @@ class DiffDFKD(Method):
     def report(self) -> dict[str, float]:
         """The share of final images that the teacher assigns to their class."""
         return {"final_agreement": int(self.hits) / self.final} if self.final else {}
-
-    def state_dict(self) -> dict:
-        return {"final": self.final, "hits": int(self.hits)}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.final, self.hits = state["final"], state["hits"]
 
 
 def capped(update: Tensor, z: Tensor, cap: float) -> Tensor:

@@ -10,6 +10,8 @@ and δ per image, the mean over its pixels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,67 +24,39 @@ from dfkd.synthesis.buffer import Batch, Samples
 
 
 @METHODS.register_module("ssdkd")
+@dataclass(eq=False)
 class SSDKD(Fast):
-    """Fast's generator with the modulating function φ, and prioritised replay from a fixed buffer.
+    """Fast's generator with the modulating function φ, and prioritised replay from a buffer of fixed size."""
 
-    Args (beyond Fast's):
-        capacity: entries N of the replay buffer.
-        gamma: focusing power of φ's difficulty part (E1).
-        beta: power of the importance weights (E7); below 1 with `priority="recursive"`, which oscillates at 1.
-        eps: keeps every entry drawable (E6).
-        diversity, difficulty: the two factors of φ; both off is φ = 1.
-        phi_on: "oh", or "oh+adv" to weight the adversarial term too.
-        phi_grad: let the gradient pass through φ's difficulty part.
-        priority: "recursive" is E8 (δ ← w·τ²KL), "per" is fallback B (δ ← τ²KL, P ∝ (δ + eps)^alpha),
-            "uniform" draws by shuffled passes without weights.
-        alpha: power of the priorities, used with "per" only.
-        replace: "oldest" or "lowest" (δ) entries leave a full buffer.
-    """
+    k: int = 10
+    lr_g: float = 2e-3
+    capacity: int = 5000  # entries N of the replay buffer
+    gamma: float = 2.0  # focusing power of φ's difficulty part (E1)
+    beta: float = 0.4  # power of the importance weights (E7); "recursive" oscillates at 1
+    eps: float = 1e-6  # keeps every entry drawable (E6)
+    diversity: bool = True  # the two factors of φ; both off is φ = 1
+    difficulty: bool = True
+    phi_on: str = "oh"  # or "oh+adv", to weight the adversarial term too
+    phi_grad: bool = False  # let the gradient pass through φ's difficulty part
+    # "recursive" is E8 (δ ← w·τ²KL), "per" fallback B (δ ← τ²KL, P ∝ (δ + eps)^alpha), "uniform" draws by shuffled
+    # passes without weights.
+    priority: str = "recursive"
+    alpha: float = 0.6  # power of the priorities, used with "per" only
+    replace: str = "oldest"  # or "lowest": the entries (of least δ) that leave a full buffer
 
-    def __init__(
-        self,
-        k: int = 10,
-        lr_g: float = 2e-3,
-        lr_z: float = 1e-2,
-        meta: str = "fomaml",
-        bn: float = 10.0,
-        oh: float = 0.5,
-        adv: float = 1.0,
-        bn_momentum: float = 0.9,
-        nz: int = 256,
-        ngf: int = 64,
-        warmup: int = 20,
-        reset_at: int = 140,
-        temperature: float = 20.0,
-        capacity: int = 5000,
-        gamma: float = 2.0,
-        beta: float = 0.4,
-        eps: float = 1e-6,
-        diversity: bool = True,
-        difficulty: bool = True,
-        phi_on: str = "oh",
-        phi_grad: bool = False,
-        priority: str = "recursive",
-        alpha: float = 0.6,
-        replace: str = "oldest",
-    ) -> None:
-        super().__init__(
-            k, lr_g, lr_z, meta, bn, oh, adv, bn_momentum, nz, ngf, warmup, reset_at, temperature
-        )
-        if phi_on not in ("oh", "oh+adv"):
-            raise ValueError(f"phi_on must be 'oh' or 'oh+adv', not {phi_on!r}")
-        if priority not in ("recursive", "per", "uniform"):
-            raise ValueError(f"priority must be 'recursive', 'per' or 'uniform', not {priority!r}")
-        if priority == "recursive" and not 0 <= beta < 1:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.phi_on not in ("oh", "oh+adv"):
+            raise ValueError(f"phi_on must be 'oh' or 'oh+adv', not {self.phi_on!r}")
+        if self.priority not in ("recursive", "per", "uniform"):
+            raise ValueError(f"priority must be 'recursive', 'per' or 'uniform', not {self.priority!r}")
+        if self.priority == "recursive" and not 0 <= self.beta < 1:
             raise ValueError(
-                f"beta must be in [0, 1) with priority 'recursive' (it oscillates at 1), not {beta}"
+                f"beta must be in [0, 1) with priority 'recursive' (it oscillates at 1), not {self.beta}"
             )
-        self.slots, self.gamma, self.beta, self.eps = capacity, gamma, beta, eps
-        self.diversity, self.difficulty, self.phi_on, self.phi_grad = diversity, difficulty, phi_on, phi_grad
-        self.priority, self.alpha, self.replay = priority, alpha, replace
 
-    def capacity(self, budget: Budget) -> int:
-        return self.slots
+    def buffer_capacity(self, budget: Budget) -> int:
+        return self.capacity
 
     def synthesize(self, ctx: Context) -> Samples:
         samples = super().synthesize(ctx)

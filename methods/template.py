@@ -1,5 +1,7 @@
 """A whole method: images from a generator that pleases the teacher. Copy it, rename it, change `loss`."""
 
+from dataclasses import dataclass
+
 import torch
 
 from dfkd.engine.context import Context
@@ -11,15 +13,18 @@ from dfkd.synthesis.generators import build_generator
 
 
 @METHODS.register_module("template")
+@dataclass(eq=False)
 class Template(Method):
-    """A plain generator, trained on L_bn and L_oh; each call keeps its last batch."""
+    """A plain generator, trained on L_bn and L_oh; each synthesis step keeps its last batch."""
 
-    def __init__(self, steps: int = 10, lr: float = 1e-3, bn: float = 1.0, temperature: float = 20.0) -> None:
-        self.steps, self.lr, self.bn, self.temperature = steps, lr, bn, temperature
+    saved = ("generator", "optimizer")
+    steps: int = 10  # of the generator in a synthesis step
+    lr: float = 1e-3  # of its Adam
+    bn: float = 1.0  # weight of L_bn
 
     def setup(self, ctx: Context) -> None:
         self.generator = build_generator(256, 64, ctx.spec.size, ctx.spec.channels).to(ctx.device)
-        self.optimiser = torch.optim.Adam(self.generator.parameters(), lr=self.lr)
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=self.lr)
 
     def synthesize(self, ctx: Context) -> Samples:
         labels = ctx.random_labels(ctx.budget.synthesis_batch)
@@ -27,14 +32,7 @@ class Template(Method):
             for _ in range(self.steps):
                 images = self.generator(ctx.noise(ctx.budget.synthesis_batch, 256))
                 loss = losses.cross_entropy(ctx.teacher(images), labels).mean() + self.bn * statistics.loss()
-                self.optimiser.zero_grad()
+                self.optimizer.zero_grad()
                 loss.backward()
-                self.optimiser.step()
+                self.optimizer.step()
         return Samples(images, labels)
-
-    def state_dict(self) -> dict:
-        return {"generator": self.generator.state_dict(), "optimiser": self.optimiser.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.generator.load_state_dict(state["generator"])
-        self.optimiser.load_state_dict(state["optimiser"])

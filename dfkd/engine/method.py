@@ -56,9 +56,10 @@ class Stage:
 
 
 class Method:
-    """Base of every method. A subclass's constructor arguments are its hyper-parameters, each with a default.
+    """Base of every method. A subclass is a dataclass whose fields are its hyper-parameters, each with a default.
 
-    All members but `synthesize` have a default that most methods keep.
+    What has no annotation below is a constant of the class. All members but `synthesize` have a default that most
+    methods keep.
     """
 
     prior = "none"
@@ -72,8 +73,12 @@ class Method:
     """True for bounds that train on the real training split (`ctx.real`), the only ones for which the guard is not
     sealed; ignored where `reference` is False."""
 
-    replay = "oldest"
+    replace = "oldest"
     """Which entries a full buffer overwrites: "oldest" or "lowest" (priority)."""
+
+    saved = ()
+    """Attributes that `setup` makes and that change from step to step: modules, optimizers, tensors, numbers. They are
+    part of the run's state, from which a stopped run goes on."""
 
     temperature = 20.0
     """τ of the distillation loss (Fast's and CMI's for CIFAR)."""
@@ -91,8 +96,8 @@ class Method:
         """The stages in order. Default: a synthesis call and its share of the student steps in each round."""
         return [Stage("distil", budget.rounds, calls=1, steps=budget.steps_per_round)]
 
-    def capacity(self, budget: Budget) -> int:
-        """Slots of the replay buffer. Default: every image the schedule makes."""
+    def buffer_capacity(self, budget: Budget) -> int:
+        """Entries of the replay buffer. Default: every image the schedule makes."""
         calls = sum(stage.rounds * stage.calls for stage in self.schedule(budget))
         return max(1, calls * budget.synthesis_batch)
 
@@ -134,8 +139,14 @@ class Method:
         return ctx.student
 
     def state_dict(self) -> dict:
-        """Everything the next step depends on: tensors and plain containers only."""
-        return {}
+        """Everything the next step depends on, tensors and plain containers only: what `saved` names."""
+        values = {name: getattr(self, name) for name in self.saved}
+        return {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in values.items()}
 
     def load_state_dict(self, state: dict) -> None:
         """Take back what `state_dict` gave, after `setup`."""
+        for name, value in state.items():
+            if hasattr(getattr(self, name), "load_state_dict"):
+                getattr(self, name).load_state_dict(value)
+            else:
+                setattr(self, name, value)

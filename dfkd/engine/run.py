@@ -195,7 +195,7 @@ def _context(
         config["training"]["steps"], config["training"]["batch"], config["rounds"], config["synthesis_batch"]
     )
 
-    capacity = method.capacity(budget)
+    capacity = method.buffer_capacity(budget)
     if capacity < budget.synthesis_batch and any(stage.calls for stage in method.schedule(budget)):
         raise ValueError(f"a buffer of {capacity} cannot take a call of {budget.synthesis_batch} images")
 
@@ -214,7 +214,7 @@ def _context(
         budget=budget,
         device=device,
         rng=Streams(device, *identity.values()),
-        buffer=ReplayBuffer(capacity, shape, device, method.replay, folder / "bank.bin"),
+        buffer=ReplayBuffer(capacity, shape, device, method.replace, folder / "bank.bin"),
         augmentation=augment_for(the_task),
         autocast=lambda: compat.autocast(device, config["precision"]),
         clock=clock,

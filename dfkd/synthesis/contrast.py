@@ -82,7 +82,7 @@ class FeatureMemory:
 
 
 class Contrast:
-    """The projection head h, its optimiser and the memory of features.
+    """The projection head h, its optimizer and the memory of features.
 
     Args:
         size: D, length of an image's raw feature; h is Linear(D, D), ReLU, Linear(D, 256), L2-normalised.
@@ -103,7 +103,7 @@ class Contrast:
         head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, EMBEDDING))
         self.head, self.memory = head.to(device), FeatureMemory(capacity, 2 * size, device)
         self.negatives, self.temperature = negatives, temperature
-        self.optimiser = torch.optim.Adam(self.head.parameters(), lr=lr, betas=BETAS)
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=lr, betas=BETAS)
 
     def loss(self, local: Tensor, world: Tensor, generator: torch.Generator) -> Tensor:
         """L_cr of a batch's raw features N×D, from its local and its global views; a scalar.
@@ -121,9 +121,9 @@ class Contrast:
         return F.normalize(self.head(features), dim=1)
 
     def state_dict(self) -> dict:
-        parts = {"head": self.head, "optimiser": self.optimiser, "memory": self.memory}
+        parts = {"head": self.head, "optimizer": self.optimizer, "memory": self.memory}
         return {name: part.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        for name, part in {"head": self.head, "optimiser": self.optimiser, "memory": self.memory}.items():
+        for name, part in {"head": self.head, "optimizer": self.optimizer, "memory": self.memory}.items():
             part.load_state_dict(state[name])

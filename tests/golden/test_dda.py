@@ -179,12 +179,12 @@ def test_the_head_starts_anew_after_each_call_between_steps_and_keeps_its_moment
         ctx.student.eval().requires_grad_(False)
         method.synthesize(ctx)
         weights.append([p.detach().clone() for p in method.head.parameters()])
-        momentum.append(copy.deepcopy(method.head_optimiser.state_dict()["state"]))
+        momentum.append(copy.deepcopy(method.head_optimizer.state_dict()["state"]))
         if ctx.calls > 2:
             student_batch(ctx)
             method.after_step(ctx, method.draw(ctx), {})
             method.after_step(ctx, method.draw(ctx), {})
-            stepped = copy.deepcopy(method.head_optimiser.state_dict()["state"])
+            stepped = copy.deepcopy(method.head_optimizer.state_dict()["state"])
     bank, last, first_online, second_online = weights
     assert all(torch.equal(a, b) for a, b in zip(bank, last, strict=True))
     assert not torch.equal(last[0], first_online[0]) and not torch.equal(first_online[0], second_online[0])

@@ -90,7 +90,7 @@ def test_the_generators_rate_falls_with_the_rounds(ctx, step, factor):
     method.setup(ctx)
     ctx.student_steps = step
     method.explore(ctx)
-    assert method.optimiser.param_groups[0]["lr"] == pytest.approx(1e-3 * factor)
+    assert method.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * factor)
 
 
 @pytest.mark.parametrize("wrong", [{"objective": "l2"}, {"kd": 0}, {"decay_every": 0}])

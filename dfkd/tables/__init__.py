@@ -1,0 +1,1 @@
+"""Tables: what each spans and asks (`definition`), names → one resolved run (`resolve`), the pipeline. Torch-free."""
