@@ -236,7 +236,7 @@ def test_the_regimes(options, expected):
     method = CMI(**options)
     stages = method.schedule(BUDGET)
     assert [(s.name, s.rounds, s.calls, s.steps, s.shared) for s in stages] == expected
-    assert method.capacity(BUDGET) == BATCH * sum(s.rounds * s.calls for s in stages)
+    assert method.buffer_capacity(BUDGET) == BATCH * sum(s.rounds * s.calls for s in stages)
 
 
 @pytest.mark.parametrize(

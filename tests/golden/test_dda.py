@@ -401,10 +401,10 @@ def test_bank_and_variants_are_made_once_for_a_teacher():
     method = DDA(bank_calls=6, bank_batch=20, variants=4)
     stages = [(s.name, s.rounds, s.calls, s.steps, s.shared) for s in method.schedule(budget)]
     assert stages == [("bank", 1, 6, 0, True), ("augment", 1, 6, 0, True), ("distil", 4, 1, 20, False)]
-    assert method.capacity(budget) == 6 * 20 * 5 + 4 * 40
+    assert method.buffer_capacity(budget) == 6 * 20 * 5 + 4 * 40
     without = DDA(bank_calls=6, bank_batch=20, variants=0)
     assert [s.name for s in without.schedule(budget)] == ["bank", "distil"]
-    assert without.capacity(budget) == 6 * 20 + 4 * 40
+    assert without.buffer_capacity(budget) == 6 * 20 + 4 * 40
     assert without.prior == "none" and method.prior == DDA.prior == "diffusion"
 
 

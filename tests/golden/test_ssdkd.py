@@ -312,8 +312,8 @@ def test_unknown_values_are_refused(argument):
 
 def test_the_buffer_is_small_and_the_rest_is_fast():
     method, budget = SSDKD(capacity=5000), Budget(20_000, 256, 200, 256)
-    assert method.capacity(budget) == 5000 and method.replay == "oldest"
-    assert SSDKD(replace="lowest").replay == "lowest"
+    assert method.buffer_capacity(budget) == 5000 and method.replace == "oldest"
+    assert SSDKD(replace="lowest").replace == "lowest"
     stages = method.schedule(budget)
     assert stages == Fast().schedule(budget)
     assert [(s.rounds, s.calls, s.steps) for s in stages] == [(20, 1, 0), (200, 1, 100)]
