@@ -23,7 +23,6 @@ from tabulate import tabulate
 from dfkd import catalog, leaderboard, plots, protocols, records
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file, replace_file
-from dfkd.networks.names import ARCHITECTURES
 from dfkd.priors.cards import card_path as prior_card
 from dfkd.priors.cards import read_card as read_prior_card
 from dfkd.tasks import POOLS, TASKS, prepare, task
@@ -336,8 +335,6 @@ def do_teacher(options: argparse.Namespace) -> int:
     available = protocols.protocols(options.data)
     if protocol not in available:
         raise unknown("protocol", protocol, available)
-    if options.arch not in ARCHITECTURES:
-        raise unknown("network", options.arch, ARCHITECTURES)
     protocols.check_fits(options.data, options.arch)
     path, card = provide(
         options.data,
