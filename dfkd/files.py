@@ -14,7 +14,6 @@ from typing import IO
 
 from dfkd.errors import UserError
 
-
 ABANDONED = 3600  # seconds without a byte after which the writer of a file must be dead
 
 
