@@ -11,18 +11,24 @@ import argparse
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from filelock import FileLock, Timeout
 from tabulate import tabulate
 
 from dfkd import catalog, leaderboard, plots, protocols, records
+from dfkd.documents import check, parse_json, read_json
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file, replace_file
+from dfkd.names import check_name, path, whole
+from dfkd.networks import fitting
 from dfkd.priors.cards import card_path as prior_card
 from dfkd.priors.cards import read_card as read_prior_card
 from dfkd.tasks import POOLS, TASKS, prepare, task
@@ -39,6 +45,8 @@ TEACHERS = RESULTS / "teachers"
 PRIORS = RESULTS / "priors"
 CUSTOM = ROOT / "work" / "custom"
 EXIT_PARTIAL = 75  # EX_TEMPFAIL: try again, with --resume
+RENDER = "python bench.py leaderboard"
+RENDERING = 600  # seconds that a process waits for others to write the tables
 
 VERBS = {
     "run": "run one cell: a method on a data set (the default verb)",
@@ -59,6 +67,21 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+def typed(read: Callable[[str], object]) -> Callable[[str], object]:
+    """A type of options, whose refusals are argparse's, which names the option."""
+
+    def convert(text: str) -> object:
+        try:
+            return read(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+NAME, PATH, WHOLE = typed(check_name), typed(path), typed(whole)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; `run` is the verb where none is named."""
     main = Parser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,28 +89,32 @@ def parser() -> argparse.ArgumentParser:
     add = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
 
     run = add["run"]
-    run.add_argument("--method", required=True, help="a recipe or method, see `list`")
-    run.add_argument("--data", required=True, help=f"one of: {', '.join(TASKS)}")
-    run.add_argument("--pair", help="TEACHER-STUDENT, such as wrn40_2-wrn16_1 (default: the table's first)")
-    run.add_argument("--seed", type=int, default=0, help="repetition (default 0)")
-    run.add_argument("--protocol", help="default: paper with CUDA, else cpu, or quick for embedded data")
+    run.add_argument("--method", type=NAME, required=True, help="a recipe or method, see `list`")
+    run.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
+    run.add_argument(
+        "--pair", type=NAME, help="TEACHER-STUDENT, such as wrn40_2-wrn16_1 (default: the table's first)"
+    )
+    run.add_argument("--seed", type=WHOLE, default=0, help="repetition (default 0)")
+    run.add_argument(
+        "--protocol", type=NAME, help="default: paper with CUDA, else cpu, or quick for embedded data"
+    )
     run.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         dest="changes",
-        help="change a hyper-parameter; the record is marked custom and kept out of the tables",
+        help="change a hyper-parameter (docs/protocol.md); the record is custom and kept out of the tables",
     )
     run.add_argument(
         "--precision", choices=("fp32", "tf32", "bf16"), help="as --set, where the protocol differs"
     )
     run.add_argument("--resume", action="store_true", help="go on from the state an interrupted run left")
     run.add_argument(
-        "--out", type=Path, help="folder for the record (default: results/records, custom: work/custom)"
+        "--out", type=PATH, help="folder for the record (default: results/records, custom: work/custom)"
     )
     run.add_argument(
-        "--teacher-weights", type=Path, metavar="FILE", help="your own checkpoint; marked custom"
+        "--teacher-weights", type=PATH, metavar="FILE", help="your own checkpoint; marked custom"
     )
     run.add_argument(
         "--import", dest="extra", metavar="FILE|MODULE", help="a method from outside the repository"
@@ -99,25 +126,27 @@ def parser() -> argparse.ArgumentParser:
         "--tensorboard", action="store_true", help="write curves for TensorBoard to the work folder"
     )
 
-    add["data"].add_argument("name", help=f"one of: {', '.join((*TASKS, *POOLS))}")
+    add["data"].add_argument("name", type=NAME, help=f"one of: {', '.join((*TASKS, *POOLS))}")
     add["data"].add_argument(
         "--from",
         dest="source",
-        type=Path,
+        type=PATH,
         metavar="PATH",
         help="convert files you have: for nyuv2 the official .mat with its split and class mappings, or a folder of "
         "images and 13-class PNG labels",
     )
-    add["data"].add_argument("--manifest", type=Path, help="also copy the manifest there")
+    add["data"].add_argument("--manifest", type=PATH, help="also copy the manifest there")
     teacher = add["teacher"]
-    teacher.add_argument("--data", required=True)
-    teacher.add_argument("--arch", required=True)
-    teacher.add_argument("--protocol", help="whose recipe trains it (default as for run)")
-    teacher.add_argument("--seed", type=int, default=0)
+    teacher.add_argument("--data", type=NAME, required=True)
+    teacher.add_argument("--arch", type=NAME, required=True)
+    teacher.add_argument("--protocol", type=NAME, help="whose recipe trains it (default as for run)")
+    teacher.add_argument("--seed", type=WHOLE, default=0)
     prior = add["prior"]
-    prior.add_argument("--data", required=True, help=f"the pool it learns from: {', '.join(POOLS)}")
-    prior.add_argument("--size", type=int, required=True, help="side of its images in pixels")
-    prior.add_argument("--name", help="default: the pool's and the size, such as public32")
+    prior.add_argument(
+        "--data", type=NAME, required=True, help=f"the pool it learns from: {', '.join(POOLS)}"
+    )
+    prior.add_argument("--size", type=WHOLE, required=True, help="side of its images in pixels")
+    prior.add_argument("--name", type=NAME, help="default: the pool's and the size, such as public32")
     prior.add_argument(
         "--set",
         action="append",
@@ -130,16 +159,16 @@ def parser() -> argparse.ArgumentParser:
     for verb in (run, teacher, prior):
         verb.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
         verb.add_argument(
-            "--weights", type=Path, help="folder of ready teachers and priors (default: DFKD_WEIGHTS)"
+            "--weights", type=PATH, help="folder of ready teachers and priors (default: DFKD_WEIGHTS)"
         )
     for name in ("run", "data", "teacher", "prior", "doctor"):
         add[name].add_argument(
-            "--data-root", type=Path, help="where data lie (default: DFKD_DATA, else a cache)"
+            "--data-root", type=PATH, help="where data lie (default: DFKD_DATA, else a cache)"
         )
-    add["plan"].add_argument("--data", help="only this table")
-    add["plan"].add_argument("--protocol", help="only this protocol")
+    add["plan"].add_argument("--data", type=NAME, help="only this table")
+    add["plan"].add_argument("--protocol", type=NAME, help="only this protocol")
     add["plan"].add_argument(
-        "--cells", type=Path, metavar="DIR", help="write what each cell depends on, for DVC"
+        "--cells", type=PATH, metavar="DIR", help="write what each cell depends on, for DVC"
     )
     add["plan"].add_argument(
         "--shard", metavar="I/N", help="every N-th cell from the I-th (1-based), for job arrays"
@@ -178,8 +207,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fail(error: Exception, status: int = 2) -> int:
-    print(f"bench.py: {error}", file=sys.stderr)
+    """Say it in one line, whatever was quoted in it."""
+    line = re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], str(error))
+    print(f"bench.py: {line[:4000]}", file=sys.stderr)
     return status
+
+
+def fail_each(errors: list[UserError]) -> int:
+    """One line each; the exit status where the rest was done."""
+    return max((fail(error, 1) for error in errors), default=0)
 
 
 def do_run(options: argparse.Namespace) -> int:
@@ -237,7 +273,7 @@ def do_run(options: argparse.Namespace) -> int:
     if path is not None and out == (RESULTS / "records").resolve():
         keep_samples(record, work)
         if "DVC_STAGE" not in os.environ:  # there the tables have a stage of their own
-            render()
+            render_after_run()
     return EXIT_PARTIAL if record["status"] == "partial" else 0
 
 
@@ -291,7 +327,7 @@ def check_writable(folder: Path) -> None:
         if not os.access(folder, os.W_OK):
             raise PermissionError(None, "permission denied")
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def report(record: dict, path: Path | None, work: Path) -> None:
@@ -384,7 +420,7 @@ def do_prior(options: argparse.Namespace) -> int:
 
 
 def do_list(options: argparse.Namespace) -> int:
-    done, span = current_records(), list(protocols.span())
+    (done, problems), span = current_records(), list(protocols.span())
     methods = catalog.entries(options.extra)
     rows = [(m.name, "bound" if m.reference else m.prior, m.summary) for m in methods.values()]
     print(tabulate(rows, headers=("method", "prior", "what it is"), tablefmt="simple"), end="\n\n")
@@ -402,7 +438,7 @@ def do_list(options: argparse.Namespace) -> int:
             tables = ", ".join(sorted({c[1] for c in span if c[0] == data and c[3] == name}))
             rows.append((data, name, recipe.get("method", name), tables or "none", recipe.get("note", "")))
     print(tabulate(rows, headers=("data", "recipe", "method", "in tables", "note"), tablefmt="simple"))
-    return 0
+    return fail_each(problems)
 
 
 def do_plan(options: argparse.Namespace) -> int:
@@ -414,7 +450,7 @@ def do_plan(options: argparse.Namespace) -> int:
             raise UserError("plan --cells needs --data and --protocol")
         write_cells(options)
         return 0
-    done = current_records()
+    done, problems = current_records()
     missing = [
         cell
         for cell in protocols.span()
@@ -430,14 +466,14 @@ def do_plan(options: argparse.Namespace) -> int:
             f"  # about {duration(seconds)}"
         )
     print(f"# {len(missing[index::count])} cells, about {duration(total)}", file=sys.stderr)
-    return 0
+    return fail_each(problems)
 
 
 @functools.cache
 def estimate(data: str, protocol: str, method: str) -> float:
     """Seconds a cell will take: what its method took in that table, on whatever machine, else the protocol's guess."""
-    paths = (RESULTS / "records" / data).glob(f"*/{method}/{protocol}-seed*.json")
-    finished = [record["time"] for record in map(records.read, paths) if record["status"] == "ok"]
+    found = records.read_all(RESULTS / "records", f"{data}/*/{method}/{protocol}-seed*.json")
+    finished = [record["time"] for record in found.records if record["status"] == "ok"]
     took = [time["total"] - time["prior"] for time in finished]  # a prior is trained beforehand
     guess = 60 * protocols.protocols(data)[protocol].get("minutes", 0)
     return sum(took) / len(took) if took else guess
@@ -451,13 +487,17 @@ def write_cells(options: argparse.Namespace) -> None:
         cell = protocols.resolve(data, protocol, method, pair)
         weights = TEACHERS / weights_name(data, cell.identity["teacher"])
         manifest = ROOT / "benchmarks" / data / "manifest.json"
-        if not manifest.is_file():
-            raise UserError(f"{manifest} is missing; run: python bench.py data {data} --manifest {manifest}")
+        try:
+            found = read_json(manifest)
+        except FileNotFoundError:
+            how = f"python bench.py data {data} --manifest {manifest}"
+            raise UserError(f"{manifest} is missing; run: {how}") from None
+        check(found, {"type": "object", "required": ["digest"]}, manifest)
         facts = {
             "method": cell.entry.digest,
             "config": cell.digest,
             "teacher": read_card(weights)["digest"],
-            "data": json.loads(manifest.read_text(encoding="utf-8"))["digest"],
+            "data": found["digest"],
         }
         if cell.prior is not None:
             # The stage that makes a prior of ours comes before; somebody else's is known by its name.
@@ -477,64 +517,79 @@ def shard(text: str | None) -> tuple[int, int]:
     return index - 1, count
 
 
-def current_records() -> set[tuple]:
-    """(data, protocol, pair, recipe, seed) of every finished record that today's code and configuration stand for."""
-    found = set()
-    everything = records.read_all(RESULTS / "records")
-    digests = current_digests(everything)
-    for record in everything:
-        cell, provenance = records.cell_of(record), record["provenance"]
-        made_with = {"method": provenance["code"]["method"], "config": provenance["config"]}
-        if record["status"] in records.FINISHED and digests[cell] == made_with:
+def current_records() -> tuple[set[tuple], list[UserError]]:
+    """(data, protocol, pair, recipe, seed) of every finished record that today's code and configuration stand for.
+
+    And which records are broken.
+    """
+    current = set()
+    found = records.read_all(RESULTS / "records")
+    digests = current_digests(found.records)
+    for record in found.records:
+        cell = records.cell_of(record)
+        if record["status"] in records.FINISHED and digests[cell] == made_with(record):
             pair = f"{cell.teacher}-{cell.student}"
-            found.add((cell.data, cell.protocol, pair, cell.method, record["identity"]["seed"]))
-    return found
+            current.add((cell.data, cell.protocol, pair, cell.method, record["identity"]["seed"]))
+    return current, found.problems
+
+
+def made_with(record: dict) -> dict:
+    """The digests of the method and the configuration that a record stands for."""
+    provenance = record["provenance"]
+    return {"method": provenance["code"]["method"], "config": provenance["config"]}
 
 
 def current_digests(everything: list[dict]) -> dict[records.Cell, dict]:
-    """The digests of method and configuration as they are now, for each cell that has a record."""
+    """The digests of method and configuration as they are now, for each cell that has a record.
+
+    Raises UserError where code or configuration is broken: of that nothing can be said, least of all that it is stale.
+    """
     digests = {}
-    for cell in records.cells(everything):
-        try:
+    for cell, runs in records.cells(everything).items():
+        external = [run for run in runs if run["provenance"]["code"].get("external")]
+        if external:  # what came in by --import cannot be looked at from here; it is taken as it is
+            digests[cell] = made_with(external[-1])
+        elif is_gone(cell):
+            digests[cell] = {"method": None, "config": None}
+        else:
             now = protocols.resolve(cell.data, cell.protocol, cell.method, f"{cell.teacher}-{cell.student}")
             digests[cell] = {"method": now.entry.digest, "config": now.digest}
-        except UserError:  # its recipe or method is gone
-            digests[cell] = {"method": None, "config": None}
-    # What came in by --import cannot be looked at from here; it is taken as it is.
-    for record in everything:
-        if record["provenance"]["code"].get("external"):
-            provenance = record["provenance"]
-            digests[records.cell_of(record)] = {
-                "method": provenance["code"]["method"],
-                "config": provenance["config"],
-            }
     return digests
+
+
+def is_gone(cell: records.Cell) -> bool:
+    """Whether the table, its protocol, the method or a network of a record is no more."""
+    if cell.data not in protocols.datasets() or cell.protocol not in protocols.protocols(cell.data):
+        return True
+    method = protocols.recipes(cell.data).get(cell.method, {}).get("method", cell.method)
+    networks = {cell.teacher, cell.student} - {*fitting(task(cell.data).kind)}
+    return bool(networks) or method not in catalog.entries()
 
 
 def do_leaderboard(options: argparse.Namespace) -> int:
     if options.committed:
         return compare_with_commit()
     if not options.check:
-        for path in render():
-            print(f"wrote {path.relative_to(ROOT)}")
-        return 0
-    differing = leaderboard.check(*tables())
+        written, problems = render()
+        for path in written:
+            print(f"wrote {path.relative_to(RESULTS.parent)}")
+        return fail_each(problems)
+    inputs, problems = tables()
+    differing = leaderboard.check(RESULTS, *inputs)
     for name in differing:
-        print(f"results/{name} is not what the records give; run: python bench.py leaderboard")
-    return 1 if differing else 0
+        print(f"results/{name} is not what the records give; run: {RENDER}")
+    return fail_each(problems) or (1 if differing else 0)
 
 
 def compare_with_commit() -> int:
     """The accuracy of each quick record beside the one in the last commit."""
     rows = []
-    for record in records.read_all(RESULTS / "records"):
+    found = records.read_all(RESULTS / "records")
+    for record in found.records:
         if record["identity"]["protocol"] != "quick":
             continue
         path = records.path_of(record["identity"], RESULTS / "records").relative_to(ROOT)
-        shown = subprocess.run(
-            ["git", "-C", str(ROOT), "show", f"HEAD:{path}"], capture_output=True, encoding="utf-8"
-        )
-        before = json.loads(shown.stdout)["metrics"]["last"] if shown.returncode == 0 else None
+        before = committed_score(path)
         identity = record["identity"]
         metrics = record["metrics"]
         both = (score(value, metrics["name"]) for value in (metrics["last"], before))
@@ -543,18 +598,52 @@ def compare_with_commit() -> int:
         rows.append((*cell, metrics["name"], *both, duration(took)))
     headers = ("data", "method", "seed", "metric", "measured", "committed", "took")
     print(tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True))
-    return 0
+    return fail_each(found.problems)
 
 
-def tables() -> tuple:
-    everything = records.read_all(RESULTS / "records")
+def committed_score(path: Path) -> float | None:
+    """The score in the last commit's record; None where there is none, or none that can be read."""
+    command = ["git", "-C", str(ROOT), "show", f"HEAD:{path.as_posix()}"]
+    try:
+        shown = subprocess.run(command, capture_output=True, encoding="utf-8")
+        return parse_json(shown.stdout)["metrics"]["last"] if shown.returncode == 0 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def tables() -> tuple[tuple, list[UserError]]:
+    """What the tables are made from, and which records are broken."""
+    found = records.read_all(RESULTS / "records")
     published = leaderboard.read_published(RESULTS / "published.csv")
-    return RESULTS, everything, published, current_digests(everything)
+    return (found.records, published, current_digests(found.records)), found.problems
 
 
-def render() -> list[Path]:
-    """Bring `results/LEADERBOARD.md`, the tables and the plots up to date."""
-    return leaderboard.write(*tables())
+def render() -> tuple[list[Path], list[UserError]]:
+    """Bring `results/LEADERBOARD.md`, the tables and the plots up to date: what was written, which records are broken.
+
+    One process after the other, each with the records that there are when its turn comes.
+    """
+    lock = FileLock(RESULTS / ".lock", timeout=RENDERING)
+    try:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{RESULTS}: another process has been writing the tables for {RENDERING} s") from None
+    except (OSError, NotImplementedError) as error:
+        raise UserError(f"cannot write to {RESULTS}: {getattr(error, 'strerror', None) or error}") from None
+    with lock:
+        inputs, problems = tables()
+        return leaderboard.write(RESULTS, *inputs), problems
+
+
+def render_after_run() -> None:
+    """As `render`. The run has its record, whatever comes now: other cells' faults are told and are not its own."""
+    try:
+        _, problems = render()
+    except UserError as error:
+        problems = [error]
+    for problem in problems:
+        fail(UserError(f"this run's record is written, but for the tables mend: {problem}; then: {RENDER}"))
 
 
 def do_doctor(options: argparse.Namespace) -> int:
