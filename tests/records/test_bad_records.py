@@ -248,12 +248,11 @@ def test_a_guest_is_taken_as_it_is(record):
     assert bench.current_digests([made])[records.cell_of(made)] == {"method": "m1", "config": "c1"}
 
 
-def test_a_committed_record_that_cannot_be_read_has_no_score(monkeypatch):
-    for text in ("{", "[]", '{"metrics": {}}'):
-        monkeypatch.setattr(
-            bench.subprocess, "run", lambda *_, **__: type("Done", (), dict(returncode=0, stdout=text))
-        )
-        assert bench.committed_score(catalog.ROOT / "x.json") is None
+@pytest.mark.parametrize("text", ["{", "[]", '{"metrics": {}}'])
+def test_a_committed_record_that_cannot_be_read_has_no_score(text, monkeypatch):
+    done = type("Done", (), dict(returncode=0, stdout=text))
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: done)
+    assert bench.committed_score(catalog.ROOT / "x.json") is None
 
 
 def test_records_written_by_a_run_raise_before_anything_is_written(record, tmp_path):
