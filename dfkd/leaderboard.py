@@ -126,7 +126,7 @@ def read_published(path: str | Path) -> Published:
     UserError names the first line and column that is wrong.
     """
     try:
-        text = documents.read_text(path)
+        text = documents.text_of(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     head = text.partition("\n")[0]
