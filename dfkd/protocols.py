@@ -20,7 +20,7 @@ from dfkd.changes import EXAMPLES, coerce, parse_changes, value_of
 from dfkd.errors import UserError, shown, unknown
 from dfkd.names import LARGEST, NAME
 from dfkd.networks import fitting, network
-from dfkd.optimisers import COUNTS, NOT_NEGATIVE, PARTS, POSITIVE, SHARE, mapping, one_of
+from dfkd.optimizers import COUNTS, NOT_NEGATIVE, PARTS, POSITIVE, SHARE, mapping, one_of
 from dfkd.tasks import task
 
 BENCHMARKS = catalog.ROOT / "benchmarks"

@@ -10,7 +10,7 @@ from dfkd.catalog import ROOT
 from dfkd.changes import EXAMPLES, parse_changes, value_of
 from dfkd.errors import UserError, unknown
 from dfkd.names import NAME, check_name
-from dfkd.optimisers import NOT_NEGATIVE, POSITIVE, SHARE, mapping
+from dfkd.optimizers import NOT_NEGATIVE, POSITIVE, SHARE, mapping
 from dfkd.tasks import pool
 
 PATH = ROOT / "benchmarks" / "priors.yaml"

@@ -1,66 +1,88 @@
-"""A table is one file: `benchmarks/<family>/table.yaml` says its data, protocols, pairs, recipes and seeds. Torch-free.
-
-Recipes are small files beside it, `recipes/<name>.yaml`: how a method differs there from its class's defaults.
-"""
+"""A table is one file, `benchmarks/<family>/table.yaml`: data, protocols, pairs, recipes, seeds. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from dfkd import documents, paths
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError, shown, unknown
+from dfkd.names import LARGEST, NAME
+from dfkd.networks import fitting, network
+from dfkd.optimizers import COUNTS, NOT_NEGATIVE, PARTS, POSITIVE, SHARE, mapping, one_of
+from dfkd.tasks import task
 
 # In the order in which tables are shown, with what every protocol of that name is.
-PROTOCOLS = {
+MEANINGS = {
     "paper": "The published recipes",
-    "scaled": "Published budgets divided by one factor; speeds may be compared with papers, scores not",
+    "scaled": "Published budgets divided by one factor, so that speeds may be compared with papers; scores may not",
     "cpu": "Real data, small pairs, cut budgets; not to be compared with papers",
     "quick": "Embedded data, minutes on a laptop; not to be compared with papers",
 }
 NO_PRIOR = "none"
-SETTINGS = ("precision", "training", "rounds", "synthesis_batch", "evaluations")
 
-
-def _names(pattern: str) -> dict:
-    return {"type": "array", "items": {"type": "string", "pattern": pattern}, "minItems": 1, "uniqueItems": True}
-
-
-def _object(required: Iterable[str] = (), **properties: Any) -> dict:
-    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
-
-
-_NAME = r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z"
+NAMED = {"type": "string", "pattern": NAME}
+_NAMES = {"type": "array", "items": NAMED, "minItems": 1, "uniqueItems": True}
 _COUNT = {"type": "integer", "minimum": 1, "maximum": 10**9}
-_TYPED = {"type": "object", "required": ["type"]}
-PROTOCOL_SCHEMA = _object(
-    (),
-    pairs=_names(r"\A[A-Za-z0-9_.]+-[A-Za-z0-9_.]+\Z"),
-    recipes=_names(_NAME),
-    seeds={"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**31}, "minItems": 1},
-    minutes={"type": "number", "minimum": 0},
-    precision={"enum": ["fp32", "tf32", "bf16"]},
-    training=_object((), steps=_COUNT, batch=_COUNT, optimizer=_TYPED, schedule=_TYPED),
-    rounds=_COUNT,
-    synthesis_batch=_COUNT,
-    evaluations=_COUNT,
-    prior={"type": "string", "minLength": 1},
-    recipe_may_set={"type": "array", "items": {"enum": [*SETTINGS, "prior"]}},
-    teacher={"type": "object"},
+_BATCH = _COUNT | {"maximum": 2**20}  # images
+_SEED = {"type": "integer", "minimum": 0, "maximum": LARGEST}
+BUDGET = {
+    "precision": {"type": "string", "enum": ["fp32", "tf32", "bf16"]},
+    "rounds": _COUNT,
+    "synthesis_batch": _BATCH,
+    "evaluations": _COUNT,
+    "prior": {"type": "string", "minLength": 1},
+}
+STUDENT = {"steps": _COUNT, "batch": _BATCH}
+TRAINING = mapping(
+    "steps batch optimizer schedule", **STUDENT, **{part: one_of(types) for part, types in PARTS.items()}
+)
+_ALWAYS = "precision training rounds synthesis_batch evaluations"
+# What a run is configured by, but for its method's arguments.
+SETTINGS = mapping(_ALWAYS, training=TRAINING, **BUDGET)
+_SUPERVISED = {
+    "epochs": _COUNT,
+    "batch": _BATCH | {"minimum": 2},
+    "lr": POSITIVE,
+    "momentum": SHARE,
+    "weight_decay": NOT_NEGATIVE,
+    "schedule": {"type": "string"},
+    "focal": NOT_NEGATIVE,
+    "encoder": NAMED,
+}
+_TEACHER = "epochs batch lr momentum weight_decay schedule"
+_PROTOCOL = mapping(
+    f"pairs recipes seeds {_ALWAYS}",
+    pairs=_NAMES,
+    recipes=_NAMES,
+    seeds={"type": "array", "items": _SEED, "minItems": 1, "uniqueItems": True},
+    **SETTINGS["properties"],
+    recipe_may_set={"type": "array", "items": {"enum": list(SETTINGS["properties"])}, "uniqueItems": True},
+    minutes=NOT_NEGATIVE,
+    teacher=one_of(
+        {
+            "cosine": mapping(_TEACHER, **_SUPERVISED),
+            "multistep": mapping(f"{_TEACHER} milestones gamma", **_SUPERVISED, milestones=COUNTS, gamma=SHARE),
+        },
+        "schedule",
+    ),
 )
 SCHEMA = {
-    "title": "A table: benchmarks/<family>/table.yaml",
-    **_object(
-        ("about", "data"),
-        about={"type": "string", "minLength": 1},
-        data=_names(_NAME),
-        base={"type": "string", "pattern": _NAME},
+    "title": "A table, together with the protocols of its base: benchmarks/<family>/table.yaml",
+    **mapping(
+        "about data protocols",
+        about={"type": "string", "minLength": 1, "maxLength": 300},
+        data=_NAMES,
+        base=NAMED,
         protocols={
             "type": "object",
-            "propertyNames": {"enum": list(PROTOCOLS)},
-            "additionalProperties": PROTOCOL_SCHEMA,
+            "minProperties": 1,
+            "propertyNames": {"enum": list(MEANINGS)},
+            "additionalProperties": _PROTOCOL,
         },
     ),
 }
@@ -68,39 +90,46 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """The rules of a table's runs, and which it spans.
+    """The rules of a table's runs, and which runs it spans.
 
     Attributes:
-        name: one of `PROTOCOLS`.
+        name: one of `MEANINGS`.
         pairs, recipes, seeds: the span; the first pair is the default.
-        minutes: a guess of what a cell takes, until some have been run.
-        settings: `precision`, `training`, `rounds`, `synthesis_batch` and `evaluations` as a run has them unless its
+        settings: precision, training, rounds, synthesis_batch, evaluations and prior as a run has them, unless its
             recipe may and does say otherwise.
-        prior: the diffusion model of the methods that use one.
         recipe_may_set: the settings that are not the same for all methods.
-        teacher: the recipe by which a missing teacher is trained.
+        minutes: a guess of what a cell takes, until some have been run.
+        teacher: the recipe by which a missing teacher is trained; empty where none is.
     """
 
     name: str
     pairs: tuple[str, ...]
     recipes: tuple[str, ...]
     seeds: tuple[int, ...]
-    minutes: float
     settings: Mapping[str, Any]
-    prior: str
-    recipe_may_set: frozenset[str]
+    recipe_may_set: tuple[str, ...]
+    minutes: float
     teacher: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Table:
-    """One family of data sets and how they are measured; its recipes are files beside it and beside its base's."""
+    """One family of data sets and how they are measured. Its recipes are files beside it and beside its base."""
 
     family: str
     about: str
     data: tuple[str, ...]
     base: str | None
     protocols: Mapping[str, Protocol]
+
+    @property
+    def path(self) -> Path:
+        return paths.table(self.family)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The folders whose recipes it has, the base's first."""
+        return (self.family,) if self.base is None else (self.base, self.family)
 
     def protocol(self, name: str) -> Protocol:
         """Raises UserError naming the nearest one."""
@@ -110,13 +139,12 @@ class Table:
 
 
 def tables() -> dict[str, Table]:
-    """Every table by the name of its family. Raises UserError naming the file and key that are wrong."""
-    files = tuple(sorted(path for path in paths.BENCHMARKS.glob("*/table.yaml")))
-    return _read_all(tuple((path, path.stat().st_mtime_ns) for path in files))
+    """Every table by its family. Raises UserError naming the file and key that are wrong, in whichever it is."""
+    return _tables(stamps(paths.BENCHMARKS.glob("[!.]*/table.yaml")))
 
 
 def table_of(data: str) -> Table:
-    """The table in which a data set stands."""
+    """The table in which a data set stands. Raises UserError naming the nearest one."""
     known = {name: table for table in tables().values() for name in table.data}
     if data not in known:
         raise unknown("data", data, known)
@@ -124,61 +152,92 @@ def table_of(data: str) -> Table:
 
 
 def datasets() -> list[str]:
-    """Data sets that stand in a table."""
+    """The data sets that stand in a table."""
     return sorted(name for table in tables().values() for name in table.data)
 
 
+def stamps(files: Iterator[Path]) -> tuple[tuple[Path, int, int], ...]:
+    """What changes when one of these files does: a key under which to keep what was read from them."""
+    return tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(files))
+
+
 @lru_cache(maxsize=4)
-def _read_all(files: tuple) -> dict[str, Table]:
-    texts = {path.parent.name: documents.read_yaml(path) for path, _ in files}
-    found: dict[str, Table] = {}
-    for family, content in texts.items():
-        documents.check(content, SCHEMA, paths.table(family))
-        found[family] = _table(family, content, texts)
+def _tables(files: tuple) -> dict[str, Table]:
+    texts = {path.parent.name: documents.read_yaml(path) for path, *_ in files}
+    found = {family: _table(family, content, texts) for family, content in texts.items()}
     owners: dict[str, str] = {}
     for family, table in found.items():
         for data in table.data:
             if owners.setdefault(data, family) != family:
-                raise UserError(f"{paths.table(family)}: data: {data} stands in the table of {owners[data]} too")
+                raise UserError(f"{table.path}: data: {data} stands in the table of {owners[data]} already")
     return found
 
 
-def _table(family: str, content: Mapping[str, Any], texts: Mapping[str, Mapping[str, Any]]) -> Table:
-    path, base, protocols = paths.table(family), content.get("base"), content.get("protocols", {})
+def _table(family: str, content: dict[str, Any], texts: Mapping[str, dict[str, Any]]) -> Table:
+    path, base = paths.table(family), content.get("base")
     if base is not None:
-        if base == family or base not in texts or "base" in texts[base]:
-            raise UserError(f"{path}: base: {base!r} is no table with protocols of its own")
-        protocols = merge(texts[base].get("protocols", {}), protocols)
-    if not protocols:
-        raise UserError(f"{path}: protocols: there are none")
-    made = {name: _protocol(name, values, f"{path}: protocols.{name}") for name, values in protocols.items()}
-    return Table(family, content["about"], tuple(content["data"]), base, made)
+        if base not in texts or base == family or "base" in texts[base]:
+            raise UserError(f"{path}: base: {shown(base)} is no table that this one could start from")
+        content = content | {"protocols": merge(texts[base].get("protocols", {}), content.get("protocols", {}))}
+    documents.check(content, SCHEMA, path)
+    with naming(path, "data"):
+        for data in content["data"]:
+            task(data)
+    protocols = {}
+    for name in (name for name in MEANINGS if name in content["protocols"]):
+        with naming(path, f"protocols.{name}"):
+            protocols[name] = _protocol(name, content["protocols"][name], content["data"][0])
+    return Table(family, content["about"], tuple(content["data"]), base, protocols)
 
 
-def _protocol(name: str, values: Mapping[str, Any], where: str) -> Protocol:
-    for key in ("pairs", "recipes", "seeds", *SETTINGS):
-        if key not in values:
-            raise UserError(f"{where}: {key!r} is missing")
+def _protocol(name: str, values: Mapping[str, Any], data: str) -> Protocol:
+    for pair in values["pairs"]:
+        check_pair(data, pair)
     return Protocol(
         name=name,
         pairs=tuple(values["pairs"]),
         recipes=tuple(values["recipes"]),
         seeds=tuple(values["seeds"]),
+        settings={key: value for key, value in values.items() if key in SETTINGS["properties"]},
+        recipe_may_set=tuple(values.get("recipe_may_set", ())),
         minutes=values.get("minutes", 0.0),
-        settings={key: values[key] for key in SETTINGS},
-        prior=values.get("prior", NO_PRIOR),
-        recipe_may_set=frozenset(values.get("recipe_may_set", ())),
         teacher=values.get("teacher", {}),
     )
 
 
+def check_pair(data: str, pair: str) -> tuple[str, str]:
+    """`teacher-student` as two known networks that fit the data."""
+    parts = pair.split("-")
+    if len(parts) != 2:
+        raise UserError(f"a pair is written TEACHER-STUDENT, such as wrn40_2-wrn16_1, not {shown(pair)}")
+    for part in parts:
+        check_fits(data, part)
+    return parts[0], parts[1]
+
+
+def check_fits(data: str, arch: str) -> None:
+    """Raises UserError for an unknown network, and one that has not the kind of output that the data need."""
+    kind = task(data).kind
+    if network(arch).kind != kind:
+        raise UserError(f"{arch} does not fit {data}, a task of {kind}; there are: {', '.join(fitting(kind))}")
+
+
+@contextmanager
+def naming(*where: object) -> Iterator[None]:
+    """UserErrors of the block say where in which file they come from."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(": ".join(map(str, (*where, error)))) from None
+
+
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`, mappings joined key by key; one of another `type` takes the place of the whole."""
+    """`base` with `changes`, mappings joined key by key."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
         if isinstance(value, dict) and isinstance(old, dict) and value.get("type") in (None, old.get("type")):
             merged[key] = merge(old, value)
-        else:
+        else:  # another type of optimizer or schedule does not take the arguments of the one it replaces
             merged[key] = value
     return merged

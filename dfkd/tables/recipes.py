@@ -1,0 +1,111 @@
+"""Recipes: `benchmarks/<family>/recipes/<name>.yaml` says how a method differs there from its class's defaults.
+
+A method without one runs under its own name with its defaults. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dfkd import catalog, documents, paths
+from dfkd.changes import coerce
+from dfkd.errors import UserError, unknown
+from dfkd.optimizers import PARTS, mapping
+from dfkd.tables.definition import BUDGET, NAMED, STUDENT, Table, check_pair, merge, naming, stamps
+
+_ARGUMENTS = {"type": "object", "additionalProperties": {"type": ["number", "string", "boolean", "array", "null"]}}
+SCHEMA = {
+    "title": "A recipe: benchmarks/<family>/recipes/<name>.yaml",
+    **mapping(
+        base=NAMED,
+        method=NAMED,
+        note={"type": "string", "maxLength": 1000},
+        args=_ARGUMENTS,
+        pairs={"type": "object", "propertyNames": NAMED, "additionalProperties": _ARGUMENTS},
+        protocols={
+            "type": "object",
+            "propertyNames": NAMED,
+            "additionalProperties": mapping(
+                args=_ARGUMENTS,
+                # Only what differs from the protocol; the two together are checked when they are joined.
+                training=mapping(**STUDENT, **{part: {"type": "object"} for part in PARTS}),
+                **BUDGET,
+            ),
+        },
+    ),
+}
+
+
+def recipes(table: Table) -> dict[str, dict]:
+    """The recipes of a table by name, each joined with its bases; a table with a `base` has that table's too.
+
+    Raises UserError, naming file and key, for any that is wrong, whichever is wanted.
+    """
+    folders = [paths.table(family).parent / "recipes" for family in table.families]
+    files = {path.stem: path for folder in folders for path in sorted(folder.glob("[!.]*.yaml"))}
+    joined = _joined(stamps(iter(files.values())))
+    for name, recipe in joined.items():
+        _check(recipe, files[name], table)
+    return joined
+
+
+def find(table: Table, name: str, extra: str | None = None) -> tuple[dict, catalog.Entry]:
+    """The recipe of that name ({} for a method without one) and the method that it is of."""
+    book, methods = recipes(table), catalog.entries(extra)
+    if name not in book and name not in methods:
+        raise unknown("method", name, {*book, *methods})
+    recipe = book.get(name, {})
+    method = recipe.get("method", name)
+    if method not in methods:
+        raise unknown(f"method of recipe {name!r} of {table.family}:", method, methods)
+    return recipe, methods[method]
+
+
+@lru_cache(maxsize=32)
+def _joined(files: tuple) -> dict[str, dict]:
+    places = {path.stem: path for path, *_ in files}
+    found = {name: documents.read_checked(path, SCHEMA) for name, path in places.items()}
+    return {name: _inherit(name, found, places) for name in found}
+
+
+def _inherit(name: str, found: Mapping[str, dict], files: Mapping[str, Path]) -> dict:
+    """A recipe joined with its base, that one's base and so on."""
+    line = [name]
+    while (base := found[line[-1]].get("base")) is not None:
+        if base not in found or base in line:
+            raise UserError(f"{files[line[-1]]}: base: {unknown('recipe', base, found.keys() - set(line))}")
+        line.append(base)
+    recipe: dict = {"method": line[-1]}
+    for part in reversed(line):
+        recipe = merge(recipe, found[part])
+    recipe.pop("base", None)
+    return recipe
+
+
+def _check(recipe: dict, path: Path, table: Table) -> None:
+    """Raise UserError, naming file and key, for a pair, protocol or argument of a joined recipe that there is not."""
+    by_protocol: dict[str, Any] = recipe.get("protocols", {})
+    parts = {"args": recipe.get("args", {})}
+    parts |= {f"pairs.{pair}": arguments for pair, arguments in recipe.get("pairs", {}).items()}
+    parts |= {f"protocols.{name}.args": part.get("args", {}) for name, part in by_protocol.items()}
+    with naming(path, "pairs"):
+        for pair in recipe.get("pairs", {}):
+            check_pair(table.data[0], pair)
+    with naming(path, "protocols"):
+        for name in by_protocol:
+            table.protocol(name)
+    entry = catalog.entries().get(recipe["method"])  # one that `--import` brings is not known here
+    for key, arguments in parts.items():
+        with naming(path, key):
+            for name, value in arguments.items() if entry else ():
+                coerce(name, value, default_of(name, entry))
+
+
+def default_of(key: str, entry: catalog.Entry) -> object:
+    """The default of a method's argument."""
+    if key not in entry.arguments:
+        raise unknown(f"argument of {entry.name}", key, entry.arguments)
+    return entry.arguments[key]

@@ -1,0 +1,167 @@
+"""From names on the command line to one run with everything that they stand for. Torch-free."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from dfkd import catalog, documents
+from dfkd.changes import EXAMPLES, coerce, parse_changes, value_of
+from dfkd.errors import UserError, unknown
+from dfkd.identity import Run
+from dfkd.metrics import Metric, metric
+from dfkd.names import LARGEST
+from dfkd.optimizers import PARTS
+from dfkd.tables.definition import (
+    NO_PRIOR,
+    SETTINGS,
+    STUDENT,
+    TRAINING,
+    Protocol,
+    Table,
+    check_pair,
+    merge,
+    table_of,
+)
+from dfkd.tables.recipes import default_of, find
+from dfkd.tasks import Task, task
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One run: what identifies it, its table and protocol, the method behind it, its configuration."""
+
+    run: Run
+    table: Table
+    protocol: Protocol
+    entry: catalog.Entry
+    config: Mapping[str, Any]
+    custom: bool = False
+    note: str = ""
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the canonical JSON of the configuration, which all seeds share."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def prior(self) -> str | None:
+        """The diffusion model of the run: a name, or a path to somebody's own."""
+        name = self.config.get("prior", NO_PRIOR)
+        return None if name == NO_PRIOR else name
+
+    @property
+    def task(self) -> Task:
+        return task(self.run.data)
+
+    @property
+    def metric(self) -> Metric:
+        return metric(self.task.metric)
+
+
+def resolve(
+    data: str,
+    protocol: str,
+    method: str,
+    pair: str | None = None,
+    seed: int = 0,
+    changes: Collection[str] = (),
+    extra: str | None = None,
+    precision: str | None = None,
+) -> Resolved:
+    """One run. `method` is a recipe's or a method's name, `changes` are `key=value` from `--set`.
+
+    Precedence, the last wins: the method's defaults, the recipe's `args`, its `pairs`, its `protocols`, `--set`.
+    Raises UserError for every unknown name (with the nearest one) and every value of a wrong type.
+    """
+    task(data)
+    if not 0 <= seed <= LARGEST:
+        raise UserError(f"--seed counts repetitions from 0 to {LARGEST}, not {seed}")
+    table = table_of(data)
+    rules = table.protocol(protocol)
+    recipe, entry = find(table, method, extra)
+    pair = pair or rules.pairs[0]
+    teacher, student = check_pair(data, pair)
+    by_protocol = recipe.get("protocols", {}).get(protocol, {})
+    arguments = {
+        **recipe.get("args", {}),
+        **recipe.get("pairs", {}).get(pair, {}),
+        **by_protocol.get("args", {}),
+    }
+    settings = _settings(rules, entry, by_protocol, f"recipe {method!r}: {protocol} of {data}")
+    changed = _changes(changes, precision, settings)
+    _apply(changed, arguments, settings, entry)
+    arguments = {key: coerce(key, value, default_of(key, entry)) for key, value in arguments.items()}
+    steps, rounds = settings["training"]["steps"], settings["rounds"]
+    if steps % rounds:
+        raise UserError(f"{method}: {steps} student steps do not divide into {rounds} rounds")
+    names = dict(data=data, teacher=teacher, student=student, method=method, protocol=protocol)
+    config = {**names, "class": entry.name, "args": arguments, **settings}
+    return Resolved(Run(**names, seed=seed), table, rules, entry, config, bool(changed), recipe.get("note", ""))
+
+
+def _settings(protocol: Protocol, entry: catalog.Entry, by_protocol: dict, where: str) -> dict:
+    """What the protocol and a recipe's part for it say together."""
+    settings = deepcopy(dict(protocol.settings))
+    # A key of the methods that use one only, so that a table's prior says nothing of the others.
+    prior = settings.pop("prior", NO_PRIOR)
+    if entry.prior == "diffusion":
+        settings["prior"] = prior
+    for key, value in by_protocol.items():
+        if key == "args":
+            continue
+        # Any recipe may do without the prior.
+        if key not in protocol.recipe_may_set and (key, value) != ("prior", NO_PRIOR):
+            raise UserError(f"{where} fixes {key!r} for all methods")
+        settings[key] = merge(settings[key], value) if isinstance(value, dict) else value
+    documents.check(settings, SETTINGS, where)
+    return settings
+
+
+def _changes(changes: Collection[str], precision: str | None, settings: dict) -> dict[str, str]:
+    """What `--set` and `--precision` change; the latter only where it differs from the protocol's."""
+    found = parse_changes(changes)
+    if precision is not None and "precision" in found:
+        raise UserError("--precision and --set precision say the same; pass one of them")
+    if precision not in (None, settings["precision"]):
+        found["precision"] = precision
+    return found
+
+
+def _apply(changed: Mapping[str, str], arguments: dict, settings: dict, entry: catalog.Entry) -> None:
+    """Put each change into a method's arguments or, with dots (`training.steps`), into the settings."""
+    for part, types in PARTS.items():
+        name = changed.get(f"training.{part}.type")
+        if name is not None:
+            if name not in types:
+                raise unknown(part, name, types)
+            taken = types[name]["properties"]
+            old = settings["training"][part] | {"type": name}
+            # The old type's own arguments, which nobody gave here, go with it.
+            settings["training"][part] = {key: value for key, value in old.items() if key in taken}
+    known = _keys(settings)
+    for key, text in changed.items():
+        if key in entry.arguments:
+            arguments[key] = value_of(key, text, entry.arguments[key])
+        elif key in known:
+            *path, last = key.split(".")
+            functools.reduce(dict.__getitem__, path, settings)[last] = value_of(key, text, known[key])
+        else:
+            raise unknown("--set key", key, (*entry.arguments, *known))
+    documents.check(settings, SETTINGS, "--set")
+
+
+def _keys(settings: dict) -> dict[str, object]:
+    """The keys that `--set` knows in the settings, those of their present types among them, each with an example."""
+    schemas = {key: SETTINGS["properties"][key] for key in settings}
+    del schemas["training"]
+    schemas |= {f"training.{key}": TRAINING["properties"][key] for key in STUDENT}
+    for part, types in PARTS.items():
+        of_type = types[settings["training"][part]["type"]]["properties"]
+        schemas |= {f"training.{part}.{key}": schema for key, schema in of_type.items()}
+    return {key: EXAMPLES[schema["type"]] for key, schema in schemas.items()}
