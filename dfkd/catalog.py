@@ -14,6 +14,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from dfkd.errors import UserError, shown, unknown
+from dfkd.files import stamps
 from dfkd.names import check_name
 from dfkd.names import path as typed_path
 
@@ -49,11 +50,14 @@ def entries(extra: str | None = None) -> dict[str, Entry]:
 
     Raises UserError for a file that cannot be read or two methods of one name.
     """
-    paths = files()
-    if extra is not None:
-        paths.append(locate(extra))
+    more = [] if extra is None else [locate(extra)]
+    return dict(_entries(stamps([*files(), *more])))
+
+
+@functools.lru_cache(maxsize=8)
+def _entries(paths: tuple) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
-    for path in paths:
+    for path, *_ in paths:
         for entry in _read(path):
             if entry.name in found and found[entry.name].path != path:
                 raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from dfkd import documents, paths
 from dfkd.errors import UserError, shown, unknown
+from dfkd.files import stamps
 from dfkd.names import LARGEST, NAME
 from dfkd.networks import fitting, network
 from dfkd.optimizers import COUNTS, NOT_NEGATIVE, PARTS, POSITIVE, SHARE, mapping, one_of
@@ -140,7 +141,7 @@ class Table:
 
 def tables() -> dict[str, Table]:
     """Every table by its family. Raises UserError naming the file and key that are wrong, in whichever it is."""
-    return _tables(stamps(paths.BENCHMARKS.glob("[!.]*/table.yaml")))
+    return _tables(stamps(sorted(paths.BENCHMARKS.glob("[!.]*/table.yaml"))))
 
 
 def table_of(data: str) -> Table:
@@ -154,11 +155,6 @@ def table_of(data: str) -> Table:
 def datasets() -> list[str]:
     """The data sets that stand in a table."""
     return sorted(name for table in tables().values() for name in table.data)
-
-
-def stamps(files: Iterator[Path]) -> tuple[tuple[Path, int, int], ...]:
-    """What changes when one of these files does: a key under which to keep what was read from them."""
-    return tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(files))
 
 
 @lru_cache(maxsize=4)

@@ -13,8 +13,9 @@ from typing import Any
 from dfkd import catalog, documents, paths
 from dfkd.changes import coerce
 from dfkd.errors import UserError, unknown
+from dfkd.files import stamps
 from dfkd.optimizers import PARTS, mapping
-from dfkd.tables.definition import BUDGET, NAMED, STUDENT, Table, check_pair, merge, naming, stamps
+from dfkd.tables.definition import BUDGET, NAMED, STUDENT, Table, check_pair, merge, naming
 
 _ARGUMENTS = {"type": "object", "additionalProperties": {"type": ["number", "string", "boolean", "array", "null"]}}
 SCHEMA = {
@@ -46,7 +47,7 @@ def recipes(table: Table) -> dict[str, dict]:
     """
     folders = [paths.table(family).parent / "recipes" for family in table.families]
     files = {path.stem: path for folder in folders for path in sorted(folder.glob("[!.]*.yaml"))}
-    joined = _joined(stamps(iter(files.values())))
+    joined = _joined(stamps(files.values()))
     for name, recipe in joined.items():
         _check(recipe, files[name], table)
     return joined
