@@ -40,6 +40,11 @@ def teachers() -> Path:
     return RESULTS / "teachers"
 
 
+def teacher(data: str, arch: str) -> Path:
+    """The weights of a teacher; its card lies beside them."""
+    return teachers() / f"{data}_{arch}.safetensors"
+
+
 def priors() -> Path:
     return RESULTS / "priors"
 
@@ -48,16 +53,11 @@ def plots() -> Path:
     return RESULTS / "plots"
 
 
-def samples(data: str, protocol: str, pair: str, method: str) -> Path:
-    """The grid of a cell's synthetic images, relative to the folder of plots."""
-    return Path("samples") / data / protocol / f"{pair}-{method}.png"
-
-
 def custom(digest: str) -> Path:
     """The record folder of runs that have no place in the tables."""
     return WORK / "custom" / digest[:12]
 
 
-def stages() -> Path:
-    """What each stage of the pipeline depends on, a small file each."""
-    return WORK / "stages"
+def inputs(pipeline: str) -> Path:
+    """What each stage of a pipeline depends on beside files, a small file each."""
+    return WORK / "inputs" / pipeline

@@ -16,9 +16,9 @@ import yaml
 from dfkd import catalog, paths
 from dfkd.files import replace_file
 from dfkd.identity import Run
-from dfkd.priors import recipes as priors
-from dfkd.tables.definition import tables
-from dfkd.tables.resolve import Resolved, resolve
+from dfkd.priors.recipes import recipes as own_priors
+from dfkd.tables.definition import table_of, tables
+from dfkd.tables.resolve import resolve
 
 # The quick tables are what `dvc repro` makes; those of real data have a pipeline of their own.
 PIPELINES = {"quick": lambda protocol: protocol == "quick", "real": lambda protocol: protocol != "quick"}
@@ -46,24 +46,29 @@ def text(pipeline: str) -> str:
     return HEAD + yaml.safe_dump(stages(pipeline), sort_keys=False, default_flow_style=None, width=10_000)
 
 
-def stages(pipeline: str) -> dict[str, dict[str, Any]]:
-    """`data`, `priors`, `teachers`, `runs` and `tables`, each a map from stage to what its template needs."""
-    found: dict[str, dict[str, Any]] = {key: {} for key in ("data", "priors", "teachers", "runs", "tables")}
+def stages(pipeline: str) -> dict[str, Any]:
+    """`data` and `tables` as lists, `priors`, `teachers` and `runs` as maps from stage to what its template needs."""
+    data, priors, teachers, runs = {}, {}, {}, {}
     for run in span(pipeline):
         resolved = resolve(run.data, run.protocol, run.method, run.pair)
-        found["data"][run.data] = {"manifest": _relative(paths.manifest(run.data))}
-        found["tables"].setdefault(run.data, {"family": run.data})
-        weights = _teacher(found, run)
-        found["runs"][_key(run)] = {
-            **run._asdict(),
+        data[run.data] = None
+        _add_teacher(teachers, run)
+        own = own_priors().get(resolved.prior or "")
+        if own is not None:
+            data[own["data"]] = None
+            priors[resolved.prior] = {"pool": own["data"], "size": own["size"]}
+        runs[_key(run)] = {
+            "data": run.data,
+            "protocol": run.protocol,
             "pair": run.pair,
-            "manifest": _relative(paths.manifest(run.data)),
-            "weights": weights,
-            # A stage has as many dependencies as its template: without a prior one stands there twice.
-            "prior": _prior(found, resolved) or weights,
-            "record": _relative(run.path()),
+            "teacher": run.teacher,
+            "method": run.method,
+            "seed": run.seed,
+            # A template has a fixed number of dependencies: without a prior of ours the teacher stands there twice.
+            "prior": _relative(paths.priors() / resolved.prior if own else paths.teacher(run.data, run.teacher)),
         }
-    return found
+    spanned = sorted({run["data"] for run in runs.values()})
+    return {"data": sorted(data), "priors": priors, "teachers": teachers, "runs": runs, "tables": spanned}
 
 
 def inputs(pipeline: str) -> dict[str, dict[str, Any]]:
@@ -71,9 +76,9 @@ def inputs(pipeline: str) -> dict[str, dict[str, Any]]:
     made = stages(pipeline)
     code = catalog.code_digest(*(paths.ROOT / "dfkd" / "tasks").glob("*.py"))
     found: dict[str, dict[str, Any]] = {f"data-{key}": {"code": code} for key in made["data"]}
-    found |= {f"prior-{key}": dict(priors.recipes()[key]) for key in made["priors"]}
+    found |= {f"prior-{key}": dict(own_priors()[key]) for key in made["priors"]}
     for key, item in made["teachers"].items():
-        found[f"teacher-{key}"] = dict(_recipe(item["data"], item["protocol"]))
+        found[f"teacher-{key}"] = dict(table_of(item["data"]).protocol(item["protocol"]).teacher)
     for run in span(pipeline):
         resolved = resolve(run.data, run.protocol, run.method, run.pair)
         found[f"run-{_key(run)}"] = {"method": resolved.entry.digest, "config": resolved.digest}
@@ -82,53 +87,22 @@ def inputs(pipeline: str) -> dict[str, dict[str, Any]]:
 
 def write_inputs(pipeline: str) -> Path:
     """Write `inputs` as one small file each; a file whose content is the same makes DVC run nothing."""
-    folder = paths.WORK / "inputs" / pipeline
+    folder = paths.inputs(pipeline)
     for name, content in inputs(pipeline).items():
         replace_file(folder / f"{name}.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
     return folder
 
 
-def _teacher(found: dict, run: Run) -> str:
-    """The weights file of the run's teacher, whose stage is that of the protocol that trains it longest."""
+def _add_teacher(teachers: dict[str, dict], run: Run) -> None:
+    """The teacher's stage is that of the protocol that trains it longest."""
     key = f"{run.data}-{run.teacher}"
-    weights = _relative(paths.teachers() / f"{run.data}_{run.teacher}.safetensors")
-    known = found["teachers"].get(key)
+    known = teachers.get(key)
     if known is None or _epochs(run.data, known["protocol"]) < _epochs(run.data, run.protocol):
-        found["teachers"][key] = {
-            "data": run.data,
-            "arch": run.teacher,
-            "protocol": run.protocol,
-            "manifest": _relative(paths.manifest(run.data)),
-            "weights": weights,
-            "card": weights.replace(".safetensors", ".json"),
-        }
-    return weights
-
-
-def _prior(found: dict, resolved: Resolved) -> str | None:
-    """The folder of the run's prior, where it is one that the suite makes."""
-    recipe = priors.recipes().get(resolved.prior or "")
-    if recipe is None:
-        return None
-    folder, manifest = _relative(paths.priors() / resolved.prior), _relative(paths.manifest(recipe["data"]))
-    found["data"][recipe["data"]] = {"manifest": manifest}
-    found["priors"][resolved.prior] = {
-        "pool": recipe["data"],
-        "size": recipe["size"],
-        "manifest": manifest,
-        "folder": folder,
-    }
-    return folder
-
-
-def _recipe(data: str, protocol: str) -> dict[str, Any]:
-    from dfkd.tables.definition import table_of
-
-    return dict(table_of(data).protocol(protocol).teacher)
+        teachers[key] = {"data": run.data, "arch": run.teacher, "protocol": run.protocol}
 
 
 def _epochs(data: str, protocol: str) -> int:
-    return _recipe(data, protocol).get("epochs", 0)
+    return table_of(data).protocol(protocol).teacher.get("epochs", 0)
 
 
 def _key(run: Run) -> str:
