@@ -11,7 +11,6 @@ import argparse
 import functools
 import json
 import os
-import subprocess
 import sys
 import traceback
 from dataclasses import replace
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from tabulate import tabulate
 
 from dfkd import catalog, leaderboard, plots, protocols, records
+from dfkd.checkout import git
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file, replace_file
 from dfkd.networks.names import ARCHITECTURES
@@ -237,7 +237,7 @@ def do_run(options: argparse.Namespace) -> int:
     report(record, path, work)
     if path is not None and out == (RESULTS / "records").resolve():
         keep_samples(record, work)
-        if "DVC_STAGE" not in os.environ:  # there the tables have a stage of their own
+        if not in_stage():  # there the tables have a stage of their own
             render()
     return EXIT_PARTIAL if record["status"] == "partial" else 0
 
@@ -283,6 +283,11 @@ def default_protocol(data: str, device: str | None) -> str:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return "paper" if device.startswith("cuda") else "cpu"
+
+
+def in_stage() -> bool:
+    """Whether DVC called: it does where something changed, so what lies there already is made anew."""
+    return "DVC_STAGE" in os.environ
 
 
 def check_writable(folder: Path) -> None:
@@ -348,6 +353,7 @@ def do_teacher(options: argparse.Namespace) -> int:
         device_of(options.device),
         seed=options.seed,
         source=options.weights,
+        anew=in_stage(),
     )
     metric = task(options.data).metric
     print(f"{path}: {card['origin']}, {metric} {score(card['accuracy'], metric)} on the test set")
@@ -370,13 +376,12 @@ def do_prior(options: argparse.Namespace) -> int:
     from dfkd.synthesis.buffer import to_bytes
 
     device, root = device_of(options.device), data_root(options.data_root)
-    grid, there = RESULTS / "plots" / "priors" / f"{name}.png", (PRIORS / name).is_dir()
+    grid, there = RESULTS / "plots" / "priors" / f"{name}.png", (PRIORS / name).is_dir() and not in_stage()
     if not there:
         check_writable(PRIORS)
     try:
-        folder, card = provide(
-            name, PRIORS, root, device, source=options.weights, recipe=recipe, resume=options.resume
-        )
+        how = dict(recipe=recipe, resume=options.resume, anew=in_stage())
+        folder, card = provide(name, PRIORS, root, device, source=options.weights, **how)
     except Stopped as stopped:
         return fail(stopped, EXIT_PARTIAL)
     if not (there and grid.is_file()):
@@ -529,15 +534,19 @@ def do_leaderboard(options: argparse.Namespace) -> int:
 
 def compare_with_commit() -> int:
     """The accuracy of each quick record beside the one in the last commit."""
+    try:
+        git("rev-parse", "HEAD")
+    except UserError as error:
+        print(f"committed values are left out, for they come from git ({error})")
     rows = []
     for record in records.read_all(RESULTS / "records"):
         if record["identity"]["protocol"] != "quick":
             continue
         path = records.path_of(record["identity"], RESULTS / "records").relative_to(ROOT)
-        shown = subprocess.run(
-            ["git", "-C", str(ROOT), "show", f"HEAD:{path}"], capture_output=True, encoding="utf-8"
-        )
-        before = json.loads(shown.stdout)["metrics"]["last"] if shown.returncode == 0 else None
+        try:
+            before = json.loads(git("show", f"HEAD:{path.as_posix()}"))["metrics"]["last"]
+        except UserError:  # not committed
+            before = None
         identity = record["identity"]
         metrics = record["metrics"]
         both = (score(value, metrics["name"]) for value in (metrics["last"], before))

@@ -27,18 +27,19 @@ def provide(
     *,
     seed: int = 0,
     source: Path | None = None,
+    anew: bool = False,
     say: Callable[[str], None] = print,
 ) -> tuple[Path, dict]:
     """The weights file and card of `<data>_<arch>` in folder `own`.
 
-    Found there, else adopted from `source` or `DFKD_WEIGHTS`, else trained by `recipe` (last epoch, no picking by test
-    accuracy). Raises UserError.
+    Found there (unless it is to be made `anew`), else adopted from `source` or `DFKD_WEIGHTS`, else trained by `recipe`
+    (last epoch, no picking by test accuracy). Raises UserError.
     """
     folders = cards.weights_folders(own, source)
     for folder in folders[1:]:
         if not folder.is_dir():
             raise UserError(f"there is no weights folder {folder} (--weights, DFKD_WEIGHTS)")
-    found = cards.find(data, arch, folders)
+    found = cards.find(data, arch, folders[1:] if anew else folders)
     manifest = task(data).manifest(data_root)
     if found is not None and found.parent == Path(own) and not cards.card_path(found).is_file():
         raise UserError(f"{found} has no card; remove it, or move it to a folder that DFKD_WEIGHTS names")
