@@ -333,12 +333,15 @@ def keep_samples(record: dict, work: Path) -> None:
 
 
 def do_data(options: argparse.Namespace) -> int:
-    root = data_root(options.data_root)
+    root, copy = data_root(options.data_root), options.manifest
+    if copy:
+        if copy.exists() and not copy.is_file():
+            raise UserError(f"--manifest {copy} is no file")
+        check_writable(copy.parent)
     manifest, line = prepare(options.name, root, options.source)
     print(line)
-    if options.manifest:
-        text = json.dumps({**manifest, "digest": digest(manifest)}, indent=1)
-        replace_file(options.manifest, text + "\n")
+    if copy:
+        replace_file(copy, json.dumps({**manifest, "digest": digest(manifest)}, indent=1) + "\n")
     return 0
 
 
