@@ -633,7 +633,7 @@ def render_after_run() -> None:
 def do_doctor(options: argparse.Namespace) -> int:
     from dfkd.doctor import examine
 
-    status, marks = 0, {True: "ok     ", None: "absent ", False: "BROKEN "}
+    status, marks = 0, {True: "ok     ", None: "note   ", False: "BROKEN "}
     for good, line in examine(data_root(options.data_root), TEACHERS, PRIORS):
         print(marks[good] + line, flush=True)
         status = 1 if good is False else status
