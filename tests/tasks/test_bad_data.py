@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+import bench
 from dfkd.catalog import ROOT
 from dfkd.documents import check
 from dfkd.errors import UserError
@@ -184,3 +185,39 @@ def test_a_home_that_there_is_not(monkeypatch):
     monkeypatch.setenv("DFKD_DATA", "~/data")
     assert "~" not in str(store.data_root())
     assert "~" not in str(store.data_root("~/data"))
+
+
+def made(make):
+    """The name of what `make` puts into the test's folder."""
+
+    def do(folder):
+        make(folder / "there")
+        return folder / "there"
+
+    return do
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place", "message"),
+    [
+        ("digits --manifest={}", made(os.mkdir), "is no file"),
+        ("digits --manifest={}", made(os.mkfifo), "is no file"),
+        ("digits --manifest={}", lambda folder: "/dev/null", "is no file"),
+        ("digits --manifest={}/below", made(lambda path: path.touch()), "cannot write to"),
+        ("digits --from={}", made(os.mkdir), "nothing to convert; leave out --from"),
+        ("nyuv2 --from={}", lambda folder: folder / "nowhere", "there is no"),
+        ("nyuv2 --from={}", made(lambda path: path.symlink_to(path)), "there is no"),
+        ("nyuv2 --from={}", made(os.mkdir), "no pictures in a folder such as"),
+        ("nyuv2 --from={}", made(os.mkfifo), "no pictures in a folder such as"),
+        ("nyuv2 --from={}", made(lambda path: path.write_text("<html>")), "is no HDF5 file"),
+        ("nyuv2 --from={}", lambda folder: "/dev/zero", "no pictures in a folder such as"),
+    ],
+)
+def test_a_place_that_does_not_serve(tmp_path, capsys, arguments, place, message):
+    place = place(tmp_path)
+    arguments = [argument.format(place) for argument in arguments.split()]
+    assert bench.main(["data", *arguments, f"--data-root={tmp_path / 'data'}"]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert message in line and str(place) in line and out == ""
+    assert not (tmp_path / "data").exists()
