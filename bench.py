@@ -34,7 +34,7 @@ from dfkd.priors.cards import read_card as read_prior_card
 from dfkd.tasks import POOLS, TASKS, prepare, task
 from dfkd.tasks.store import data_root, digest
 from dfkd.teachers import read_card, weights_name
-from dfkd.units import duration, score
+from dfkd.units import duration, memory, score
 
 if TYPE_CHECKING:
     import torch
@@ -339,7 +339,8 @@ def report(record: dict, path: Path | None, work: Path) -> None:
     parts = ", ".join(
         f"{account} {duration(seconds[account])}" for account in ("synthesis", "distillation", "total")
     )
-    print(f"time: {parts}; memory {record['cost']['peak_memory_bytes'] / 2**20:.0f} MiB")
+    size = record["cost"]["peak_memory_bytes"]
+    print(f"time: {parts}" + ("" if size is None else f"; memory {memory(size)}"))
     print(f"record: {path or 'not written: a finished one is there already'}")
     if (work / "student.safetensors").is_file():
         print(f"student: {work / 'student.safetensors'}")

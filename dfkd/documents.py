@@ -61,7 +61,7 @@ def read_checked(path: str | Path, schema: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
-def read_text(path: str | Path) -> str:
+def text_of(path: str | Path) -> str:
     """The text of any other small file: UTF-8, with or without a byte-order mark. Raises as `read_json` does."""
     return _read(Path(path), str)
 
