@@ -12,9 +12,10 @@ import numpy as np
 
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file
+from dfkd.names import check_name
 from dfkd.priors import cards
 from dfkd.priors.disjoint import training_images
-from dfkd.priors.recipes import HUB, check_name, recipes
+from dfkd.priors.recipes import HUB, recipes
 from dfkd.tasks import store
 from dfkd.teachers import file_digest, weights_folders
 
@@ -66,7 +67,7 @@ def provide(
     """
     if "/" in name:
         return _foreign(Path(name).expanduser())
-    check_name(name)
+    check_name(name, "a prior's name")
     if anew or not (own / name).is_dir():
         with _alone(name, say):
             if anew or not (own / name).is_dir():
