@@ -15,6 +15,8 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schemas"
 # Name → where the schema stands. As text, so that asking for one imports no other.
 SCHEMAS: dict[str, str] = {
     "record": "dfkd.records:SCHEMA",
+    "teacher-card": "dfkd.teachers.cards:SCHEMA",
+    "prior-card": "dfkd.priors.cards:SCHEMA",
 }
 
 

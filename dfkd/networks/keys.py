@@ -68,11 +68,10 @@ def _value(value: Any, expected: Tensor, name: str) -> Tensor:
     if value.shape != expected.shape:
         theirs, ours = tuple(value.shape), tuple(expected.shape)
         raise UserError(f"the checkpoint's {name!r} has shape {theirs}, not {ours}")
-    if not expected.is_floating_point():
-        return value.to(expected.dtype)
-    if value.layout != torch.strided or value.is_meta or not value.is_floating_point():
-        kind = "meta" if value.is_meta else str(value.dtype).removeprefix("torch.")
-        raise UserError(f"the checkpoint's {name!r} is no plain tensor of numbers but {kind}")
+    if value.layout != torch.strided or value.is_meta:
+        raise UserError(f"the checkpoint's {name!r} is no plain tensor but {'meta' if value.is_meta else value.layout}")
+    if expected.is_floating_point() and not value.is_floating_point():
+        raise UserError(f"the checkpoint's {name!r} has type {value.dtype}, not {expected.dtype}")
     value = value.to(expected.dtype)
     check_finite({name: value})
     return value

@@ -198,7 +198,7 @@ def _card_of(name: str, folder: Path, origin: str) -> dict[str, Any]:
             '{"trained_on": "one sentence on the images that the model was trained on"}'
         )
     # What can be seen is not taken from anybody's word.
-    told = {key: told[key] for key in cards.CARD.keys() & told.keys() - {"name", "kind", "origin"}}
+    told = {key: told[key] for key in set(cards.KEYS) & told.keys() - {"name", "kind", "origin"}}
     facts = {"digest": digest, "size": cards.side_of(folder)}
     card = cards.new_card(name, cards.kind_of(folder), told.get("trained_on", ""), origin) | told | facts
     if not card["trained_on"]:

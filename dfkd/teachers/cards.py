@@ -45,7 +45,7 @@ SCHEMA = complete(
         "data": TEXT,
         "arch": TEXT,
         "spec": SPEC,
-        "recipe": or_null({"type": "object"}),
+        "recipe": or_null({"type": "object", "properties": {"epochs": POSITIVE}}),
         "seed": or_null({"type": "integer"}),
         # The task's metric (top-1 in percent, mIoU as a fraction) on the test set, measured by us at the last epoch.
         "accuracy": or_null({"type": "number", "minimum": 0, "maximum": 100}),
@@ -141,6 +141,14 @@ def read_card(weights: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the card of {Path(weights).name}") from None
     _check(card, path)
+    return card
+
+
+def card_of(weights: Path, data: str, arch: str) -> dict[str, Any]:
+    """As `read_card`. Raises UserError for the card of another teacher, too."""
+    card = read_card(weights)
+    if (card["data"], card["arch"]) != (data, arch):
+        raise UserError(f"{card_path(weights)} is the card of {card['data']}_{card['arch']}, not of {data}_{arch}")
     return card
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dfkd import resumable
 from dfkd.errors import UserError, unknown
 from dfkd.networks import build
+from dfkd.networks.keys import check_finite
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis import losses
 from dfkd.synthesis.augment import augment_for
@@ -106,6 +107,10 @@ def train(
         training.load_state_dict(resumable.load(state, device))
         say(f"going on from {training.progress()}")
     resumable.finish(training, state, until, say)
+    try:
+        check_finite(network.state_dict())
+    except UserError as error:
+        raise UserError(f"training diverged: {error}; lower lr") from None
     network.eval()
     return training.seconds
 

@@ -15,7 +15,16 @@ from dfkd.errors import UserError
 from dfkd.files import copy_file, replace_file
 from dfkd.networks import build
 from dfkd.tasks import InputSpec, task
-from dfkd.teachers.cards import card_path, file_digest, new_card, read_card, there, weights_name, write_card
+from dfkd.teachers.cards import (
+    card_of,
+    card_path,
+    file_digest,
+    new_card,
+    read_card,
+    there,
+    weights_name,
+    write_card,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,13 +96,18 @@ def load(path: Path, arch: str, spec: InputSpec) -> nn.Module:
     not fit, naming the first mismatching key.
     """
     if card_path(path).is_file():
-        expected, found = read_card(path)["digest"], file_digest(path)
-        if found != expected:
-            raise UserError(
-                f"{path} is damaged, or its card is another's: sha256 {expected} expected, {found} found; remove it to "
-                "have it made anew"
-            )
+        check_digest(path, read_card(path))
     return load_foreign(path, arch, spec)
+
+
+def check_digest(path: Path, card: Mapping[str, Any]) -> None:
+    """Raise UserError where a weights file is not the one of its card."""
+    expected, found = card["digest"], file_digest(path)
+    if found != expected:
+        raise UserError(
+            f"{path} is damaged, or its card is another's: sha256 {expected} expected, {found} found; "
+            "remove it to have it made anew"
+        )
 
 
 def load_foreign(path: Path, arch: str, spec: InputSpec) -> nn.Module:
@@ -127,7 +141,7 @@ def _read_state(path: Path) -> Any:
     except Exception as error:
         if what := _what_else(path):
             raise UserError(f"{path} is no weights file but {what}") from None
-        if isinstance(error, pickle.UnpicklingError):
+        if isinstance(error, pickle.UnpicklingError) and _head(path).startswith((b"PK", b"\x80")):
             raise UserError(
                 f"{path} is refused: a pickle with more than tensors and plain containers could run code; "
                 "save its state_dict() alone, or convert it to safetensors"
@@ -209,6 +223,8 @@ def adopt(
     from dfkd.networks.normalised import Normalised
 
     given = Path(source) / weights_name(data, arch)
+    if card_path(given).is_file():
+        card_of(given, data, arch)
     spec = spec_of(given, task(data).spec)
     network = Normalised(load(given, arch, spec), spec).eval()
     accuracy = measure(network) if measure else None
