@@ -455,7 +455,7 @@ def do_plan(options: argparse.Namespace) -> int:
     ]
     index, count = shard(options.shard)
     total = 0.0
-    for command in dict.fromkeys(needs for cell in missing[index::count] for needs in lacking(*cell[:4])):
+    for command in lacking(missing[index::count]):
         print(f"python bench.py {command}")
     for data, protocol, pair, method, seed in missing[index::count]:
         seconds = estimate(data, protocol, method)
@@ -468,19 +468,23 @@ def do_plan(options: argparse.Namespace) -> int:
     return 0
 
 
-@functools.cache
-def lacking(data: str, protocol: str, pair: str, method: str) -> tuple[str, ...]:
-    """The commands that make the teacher and the prior of a cell, as far as they are not there."""
-    cell, found = protocols.resolve(data, protocol, method, pair), []
-    arch = cell.identity["teacher"]
-    if not (TEACHERS / weights_name(data, arch)).is_file():
-        found.append(f"teacher --data {data} --arch {arch} --protocol {protocol} --resume")
-    recipe = prior_recipes().get(cell.prior)  # another's comes from the hub when it is first used
-    if recipe and not (PRIORS / cell.prior).is_dir():
-        command = f"prior --data {recipe['data']} --size {recipe['size']} --resume"
-        usual = recipe_for(recipe["data"], recipe["size"])[0] == cell.prior
-        found.append(command if usual else f"{command} --name {cell.prior}")
-    return tuple(found)
+def lacking(cells: list[tuple]) -> list[str]:
+    """The commands that make the teachers and priors of these cells, as far as they are not there."""
+    found: dict[str, None] = {}  # each once, in order
+    methods, books = catalog.entries(), {data: protocols.recipes(data) for data in {cell[0] for cell in cells}}
+    for data, protocol, pair, method in dict.fromkeys(cell[:4] for cell in cells):
+        arch = protocols.split_pair(pair)[0]
+        if not (TEACHERS / weights_name(data, arch)).is_file():
+            found[f"teacher --data {data} --arch {arch} --protocol {protocol} --resume"] = None
+        entry = methods.get(books[data].get(method, {}).get("method", method))
+        if entry is None or entry.prior != "diffusion":
+            continue
+        prior = protocols.resolve(data, protocol, method, pair).prior
+        recipe = prior_recipes().get(prior)  # another one comes from the hub when it is first used
+        if recipe and not (PRIORS / prior).is_dir():
+            name = "" if recipe_for(recipe["data"], recipe["size"])[0] == prior else f" --name {prior}"
+            found[f"prior --data {recipe['data']} --size {recipe['size']}{name} --resume"] = None
+    return list(found)
 
 
 @functools.cache

@@ -71,8 +71,8 @@ def given_folders(own: Path, option: str | Path | None = None) -> list[Path]:
     folders = weights_folders(own, option)
     for folder in folders[1:]:
         if not folder.is_dir():
-            what = "is no folder" if os.path.lexists(folder) else "is not there"
-            raise UserError(f"the weights folder {folder} {what} (--weights, DFKD_WEIGHTS)")
+            what = f"{folder} is no folder" if os.path.lexists(folder) else f"there is no weights folder {folder}"
+            raise UserError(f"{what} (--weights, DFKD_WEIGHTS)")
     return folders
 
 
