@@ -20,12 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from filelock import FileLock, Timeout
 from tabulate import tabulate
 
 from dfkd import catalog, leaderboard, plots, protocols, records
+from dfkd.documents import check, parse_json, read_json
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file, replace_file
-from dfkd.networks.names import ARCHITECTURES
+from dfkd.networks import fitting
 from dfkd.priors.cards import card_path as prior_card
 from dfkd.priors.cards import read_card as read_prior_card
 from dfkd.priors.recipes import recipe_for
@@ -45,6 +47,8 @@ TEACHERS = RESULTS / "teachers"
 PRIORS = RESULTS / "priors"
 CUSTOM = ROOT / "work" / "custom"
 EXIT_PARTIAL = 75  # EX_TEMPFAIL: try again, with --resume
+RENDER = "python bench.py leaderboard"
+RENDERING = 600  # seconds that a process waits for others to write the tables
 
 VERBS = {
     "run": "run one cell: a method on a data set (the default verb)",
@@ -206,8 +210,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fail(error: Exception, status: int = 2) -> int:
-    print(f"bench.py: {error}", file=sys.stderr)
+    print(f"bench.py: {' '.join(str(error).splitlines())}", file=sys.stderr)
     return status
+
+
+def fail_each(errors: list[UserError]) -> int:
+    """One line each; the exit status where the rest was done."""
+    return max((fail(error, 1) for error in errors), default=0)
 
 
 def do_run(options: argparse.Namespace) -> int:
@@ -260,7 +269,7 @@ def do_run(options: argparse.Namespace) -> int:
     if path is not None and out == (RESULTS / "records").resolve():
         keep_samples(record, work)
         if "DVC_STAGE" not in os.environ:  # there the tables have a stage of their own
-            render()
+            render_after_run()
     return EXIT_PARTIAL if record["status"] == "partial" else 0
 
 
@@ -368,8 +377,6 @@ def do_teacher(options: argparse.Namespace) -> int:
     available = protocols.protocols(options.data)
     if protocol not in available:
         raise unknown("protocol", protocol, available)
-    if options.arch not in ARCHITECTURES:
-        raise unknown("network", options.arch, ARCHITECTURES)
     protocols.check_fits(options.data, options.arch)
     path, card = provide(
         options.data,
@@ -417,7 +424,7 @@ def do_prior(options: argparse.Namespace) -> int:
 
 
 def do_list(options: argparse.Namespace) -> int:
-    done, span = current_records(), list(protocols.span())
+    (done, problems), span = current_records(), list(protocols.span())
     methods = catalog.entries(options.extra)
     rows = [(m.name, "bound" if m.reference else m.prior, m.summary) for m in methods.values()]
     print(tabulate(rows, headers=("method", "prior", "what it is"), tablefmt="simple"), end="\n\n")
@@ -435,7 +442,7 @@ def do_list(options: argparse.Namespace) -> int:
             tables = ", ".join(sorted({c[1] for c in span if c[0] == data and c[3] == name}))
             rows.append((data, name, recipe.get("method", name), tables or "none", recipe.get("note", "")))
     print(tabulate(rows, headers=("data", "recipe", "method", "in tables", "note"), tablefmt="simple"))
-    return 0
+    return fail_each(problems)
 
 
 def do_plan(options: argparse.Namespace) -> int:
@@ -447,7 +454,7 @@ def do_plan(options: argparse.Namespace) -> int:
             raise UserError("plan --cells needs --data and --protocol")
         write_cells(options)
         return 0
-    done = current_records()
+    done, problems = current_records()
     missing = [
         cell
         for cell in protocols.span()
@@ -465,7 +472,7 @@ def do_plan(options: argparse.Namespace) -> int:
             f"  # about {duration(seconds)}"
         )
     print(f"# {len(missing[index::count])} cells, about {duration(total)}", file=sys.stderr)
-    return 0
+    return fail_each(problems)
 
 
 def lacking(cells: list[tuple]) -> list[str]:
@@ -490,8 +497,8 @@ def lacking(cells: list[tuple]) -> list[str]:
 @functools.cache
 def estimate(data: str, protocol: str, method: str) -> float:
     """Seconds a cell will take: what its method took in that table, on whatever machine, else the protocol's guess."""
-    paths = (RESULTS / "records" / data).glob(f"*/{method}/{protocol}-seed*.json")
-    finished = [record["time"] for record in map(records.read, paths) if record["status"] == "ok"]
+    found = records.read_all(RESULTS / "records", f"{data}/*/{method}/{protocol}-seed*.json")
+    finished = [record["time"] for record in found.records if record["status"] == "ok"]
     took = [time["total"] - time["prior"] for time in finished]  # a prior is trained beforehand
     guess = 60 * protocols.protocols(data)[protocol].get("minutes", 0)
     return sum(took) / len(took) if took else guess
@@ -505,13 +512,17 @@ def write_cells(options: argparse.Namespace) -> None:
         cell = protocols.resolve(data, protocol, method, pair)
         weights = TEACHERS / weights_name(data, cell.identity["teacher"])
         manifest = ROOT / "benchmarks" / data / "manifest.json"
-        if not manifest.is_file():
-            raise UserError(f"{manifest} is missing; run: python bench.py data {data} --manifest {manifest}")
+        try:
+            found = read_json(manifest)
+        except FileNotFoundError:
+            how = f"python bench.py data {data} --manifest {manifest}"
+            raise UserError(f"{manifest} is missing; run: {how}") from None
+        check(found, {"type": "object", "required": ["digest"]}, manifest)
         facts = {
             "method": cell.entry.digest,
             "config": cell.digest,
             "teacher": read_card(weights)["digest"],
-            "data": json.loads(manifest.read_text(encoding="utf-8"))["digest"],
+            "data": found["digest"],
         }
         if cell.prior is not None:
             # The stage that makes a prior of ours comes before; somebody else's is known by its name.
@@ -531,64 +542,79 @@ def shard(text: str | None) -> tuple[int, int]:
     return index - 1, count
 
 
-def current_records() -> set[tuple]:
-    """(data, protocol, pair, recipe, seed) of every finished record that today's code and configuration stand for."""
-    found = set()
-    everything = records.read_all(RESULTS / "records")
-    digests = current_digests(everything)
-    for record in everything:
-        cell, provenance = records.cell_of(record), record["provenance"]
-        made_with = {"method": provenance["code"]["method"], "config": provenance["config"]}
-        if record["status"] in records.FINISHED and digests[cell] == made_with:
+def current_records() -> tuple[set[tuple], list[UserError]]:
+    """(data, protocol, pair, recipe, seed) of every finished record that today's code and configuration stand for.
+
+    And which records are broken.
+    """
+    current = set()
+    found = records.read_all(RESULTS / "records")
+    digests = current_digests(found.records)
+    for record in found.records:
+        cell = records.cell_of(record)
+        if record["status"] in records.FINISHED and digests[cell] == made_with(record):
             pair = f"{cell.teacher}-{cell.student}"
-            found.add((cell.data, cell.protocol, pair, cell.method, record["identity"]["seed"]))
-    return found
+            current.add((cell.data, cell.protocol, pair, cell.method, record["identity"]["seed"]))
+    return current, found.problems
+
+
+def made_with(record: dict) -> dict:
+    """The digests of the method and the configuration that a record stands for."""
+    provenance = record["provenance"]
+    return {"method": provenance["code"]["method"], "config": provenance["config"]}
 
 
 def current_digests(everything: list[dict]) -> dict[records.Cell, dict]:
-    """The digests of method and configuration as they are now, for each cell that has a record."""
+    """The digests of method and configuration as they are now, for each cell that has a record.
+
+    Raises UserError where code or configuration is broken: of that nothing can be said, least of all that it is stale.
+    """
     digests = {}
-    for cell in records.cells(everything):
-        try:
+    for cell, runs in records.cells(everything).items():
+        external = [run for run in runs if run["provenance"]["code"].get("external")]
+        if external:  # what came in by --import cannot be looked at from here; it is taken as it is
+            digests[cell] = made_with(external[-1])
+        elif is_gone(cell):
+            digests[cell] = {"method": None, "config": None}
+        else:
             now = protocols.resolve(cell.data, cell.protocol, cell.method, f"{cell.teacher}-{cell.student}")
             digests[cell] = {"method": now.entry.digest, "config": now.digest}
-        except UserError:  # its recipe or method is gone
-            digests[cell] = {"method": None, "config": None}
-    # What came in by --import cannot be looked at from here; it is taken as it is.
-    for record in everything:
-        if record["provenance"]["code"].get("external"):
-            provenance = record["provenance"]
-            digests[records.cell_of(record)] = {
-                "method": provenance["code"]["method"],
-                "config": provenance["config"],
-            }
     return digests
+
+
+def is_gone(cell: records.Cell) -> bool:
+    """Whether the table, its protocol, the method or a network of a record is no more."""
+    if cell.data not in protocols.datasets() or cell.protocol not in protocols.protocols(cell.data):
+        return True
+    method = protocols.recipes(cell.data).get(cell.method, {}).get("method", cell.method)
+    networks = {cell.teacher, cell.student} - {*fitting(task(cell.data).kind)}
+    return bool(networks) or method not in catalog.entries()
 
 
 def do_leaderboard(options: argparse.Namespace) -> int:
     if options.committed:
         return compare_with_commit()
     if not options.check:
-        for path in render():
-            print(f"wrote {path.relative_to(ROOT)}")
-        return 0
-    differing = leaderboard.check(*tables())
+        written, problems = render()
+        for path in written:
+            print(f"wrote {path.relative_to(RESULTS.parent)}")
+        return fail_each(problems)
+    inputs, problems = tables()
+    differing = leaderboard.check(RESULTS, *inputs)
     for name in differing:
-        print(f"results/{name} is not what the records give; run: python bench.py leaderboard")
-    return 1 if differing else 0
+        print(f"results/{name} is not what the records give; run: {RENDER}")
+    return fail_each(problems) or (1 if differing else 0)
 
 
 def compare_with_commit() -> int:
     """The accuracy of each quick record beside the one in the last commit."""
     rows = []
-    for record in records.read_all(RESULTS / "records"):
+    found = records.read_all(RESULTS / "records")
+    for record in found.records:
         if record["identity"]["protocol"] != "quick":
             continue
         path = records.path_of(record["identity"], RESULTS / "records").relative_to(ROOT)
-        shown = subprocess.run(
-            ["git", "-C", str(ROOT), "show", f"HEAD:{path}"], capture_output=True, encoding="utf-8"
-        )
-        before = json.loads(shown.stdout)["metrics"]["last"] if shown.returncode == 0 else None
+        before = committed_score(path)
         identity = record["identity"]
         metrics = record["metrics"]
         both = (score(value, metrics["name"]) for value in (metrics["last"], before))
@@ -597,18 +623,52 @@ def compare_with_commit() -> int:
         rows.append((*cell, metrics["name"], *both, duration(took)))
     headers = ("data", "method", "seed", "metric", "measured", "committed", "took")
     print(tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True))
-    return 0
+    return fail_each(found.problems)
 
 
-def tables() -> tuple:
-    everything = records.read_all(RESULTS / "records")
+def committed_score(path: Path) -> float | None:
+    """The score in the last commit's record; None where there is none, or none that can be read."""
+    command = ["git", "-C", str(ROOT), "show", f"HEAD:{path.as_posix()}"]
+    try:
+        shown = subprocess.run(command, capture_output=True, encoding="utf-8")
+        return parse_json(shown.stdout)["metrics"]["last"] if shown.returncode == 0 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def tables() -> tuple[tuple, list[UserError]]:
+    """What the tables are made from, and which records are broken."""
+    found = records.read_all(RESULTS / "records")
     published = leaderboard.read_published(RESULTS / "published.csv")
-    return RESULTS, everything, published, current_digests(everything)
+    return (found.records, published, current_digests(found.records)), found.problems
 
 
-def render() -> list[Path]:
-    """Bring `results/LEADERBOARD.md`, the tables and the plots up to date."""
-    return leaderboard.write(*tables())
+def render() -> tuple[list[Path], list[UserError]]:
+    """Bring `results/LEADERBOARD.md`, the tables and the plots up to date: what was written, which records are broken.
+
+    One process after the other, each with the records that there are when its turn comes.
+    """
+    lock = FileLock(RESULTS / ".lock", timeout=RENDERING)
+    try:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{RESULTS}: another process has been writing the tables for {RENDERING} s") from None
+    except (OSError, NotImplementedError) as error:
+        raise UserError(f"cannot write to {RESULTS}: {getattr(error, 'strerror', None) or error}") from None
+    with lock:
+        inputs, problems = tables()
+        return leaderboard.write(RESULTS, *inputs), problems
+
+
+def render_after_run() -> None:
+    """As `render`. The run has its record, whatever comes now: other cells' faults are told and are not its own."""
+    try:
+        _, problems = render()
+    except UserError as error:
+        problems = [error]
+    for problem in problems:
+        fail(UserError(f"this run's record is written, but for the tables mend: {problem}; then: {RENDER}"))
 
 
 def do_doctor(options: argparse.Namespace) -> int:

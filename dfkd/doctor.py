@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dfkd.errors import UserError
-from dfkd.networks.names import ARCHITECTURES
+from dfkd.networks import NETWORKS
 from dfkd.priors import cards
 from dfkd.priors.recipes import HUB, recipes
 from dfkd.priors.sources import find as find_prior
@@ -58,7 +58,7 @@ def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[boo
         problems = data.problems(data_root)
         yield not problems, f"data {data.name}: {'; '.join(problems) or 'intact'}"
     for name in TASKS:
-        for arch in ARCHITECTURES:
+        for arch in NETWORKS:
             found = find(name, arch, weights_folders(teachers))
             if found is not None:
                 yield True, f"teacher {weights_name(name, arch)}: {_origin(found)}"

@@ -5,10 +5,12 @@ Records, cards, manifests, recipes and protocols all come in through here.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,10 +48,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_text(path: str | Path) -> str:
+    """The text of any other small file: UTF-8, with or without a byte-order mark. Raises as `read_json` does."""
+    return _read(Path(path), str)
+
+
 def parse_json(text: str) -> Any:
     """As `read_json`, of a text; raises ValueError with the reason."""
     try:
-        return _sane(json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant))
+        return sane(json.loads(text, object_pairs_hook=_without_duplicates))
     except RecursionError:
         raise _Refused("nested too deeply") from None
 
@@ -57,11 +64,37 @@ def parse_json(text: str) -> Any:
 def parse_yaml(text: str) -> Any:
     """As `read_yaml`, of a text that may hold any plain value; raises ValueError with the reason."""
     try:
-        return _sane(yaml.load(text, _Loader))
+        return sane(yaml.load(text, _Loader))
     except yaml.YAMLError as error:
         raise _Refused(" ".join(str(error).split())[:200]) from None
     except RecursionError:
         raise _Refused("nested too deeply") from None
+
+
+def sane(value: Any) -> Any:
+    """`value`, after a look at every part of it; raises ValueError, naming the key, for what plain JSON does not hold.
+
+    Not recursive: it is the depth that may be wrong.
+    """
+    pending: list[tuple[tuple, Any]] = [((), value)]
+    for seen in itertools.count(1):
+        if not pending:
+            return value
+        path, item = pending.pop()
+        if len(path) > DEPTH:
+            raise _Refused("nested too deeply")
+        if seen > NODES:
+            raise _Refused("too many entries")
+        if isinstance(item, dict):
+            pending += (((*path, key), part) for key, value in item.items() for part in (key, value))
+        elif isinstance(item, list | tuple):
+            pending += (((*path, index), part) for index, part in enumerate(item))
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise _Refused(f"{dotted(path)}{item} is no number that JSON knows")
+        elif isinstance(item, int) and not -INTEGER <= item < INTEGER:
+            raise _Refused(f"{dotted(path)}an integer beyond 64 bits")
+        elif isinstance(item, str) and not _encodable(item):
+            raise _Refused(f"{dotted(path)}text with a lone surrogate")
 
 
 def check(value: Any, schema: Mapping[str, Any], where: object) -> None:
@@ -74,16 +107,24 @@ def check(value: Any, schema: Mapping[str, Any], where: object) -> None:
 
 
 def dotted(path: Iterable[object]) -> str:
-    """`time.buffer: `, or nothing at the root."""
-    name = ".".join(map(str, path))
+    """`time.buffer: `, or nothing at the root; on one line, whatever the keys are."""
+    name = " ".join(".".join(map(str, path)).split())[:200]
     return f"{name}: " if name else ""
 
 
 @lru_cache(maxsize=32)
 def _validator(schema: str) -> Any:
-    from jsonschema import Draft202012Validator
+    from jsonschema import Draft202012Validator, validators
 
-    return Draft202012Validator(json.loads(schema))
+    return validators.extend(Draft202012Validator, {"pattern": _matches})(json.loads(schema))
+
+
+def _matches(validator: Any, pattern: str, text: Any, schema: Mapping[str, Any]) -> Iterator[Exception]:
+    """`$` is the end of the text, as the standard has it; Python's also stands before a last line break."""
+    from jsonschema import ValidationError
+
+    if isinstance(text, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), text):
+        yield ValidationError(f"{text!r} does not match {pattern!r}")
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
@@ -104,29 +145,6 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _sane(value: Any) -> Any:
-    """`value`, after a look at every part of it. Not recursive: it is the depth that may be wrong."""
-    pending, seen = [(value, 0)], 0
-    while pending:
-        item, depth = pending.pop()
-        seen += 1
-        if depth > DEPTH:
-            raise _Refused("nested too deeply")
-        if seen > NODES:
-            raise _Refused("too many entries")
-        if isinstance(item, dict):
-            pending += ((part, depth + 1) for pair in item.items() for part in pair)
-        elif isinstance(item, list):
-            pending += ((part, depth + 1) for part in item)
-        elif isinstance(item, float) and not math.isfinite(item):
-            raise _Refused(f"{item} is no number that JSON knows")
-        elif isinstance(item, int) and not -INTEGER <= item < INTEGER:
-            raise _Refused("an integer beyond 64 bits")
-        elif isinstance(item, str) and not _encodable(item):
-            raise _Refused("text with a lone surrogate")
-    return value
-
-
 def _encodable(text: str) -> bool:
     try:
         text.encode("utf-8")
@@ -141,10 +159,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise _Refused(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
     return found
-
-
-def _no_constant(text: str) -> Any:
-    raise _Refused(f"{text} is no number that JSON knows")
 
 
 class _Loader(yaml.SafeLoader):

@@ -18,7 +18,7 @@ import yaml
 
 from dfkd import catalog
 from dfkd.errors import UserError, unknown
-from dfkd.networks.names import ARCHITECTURES, fitting
+from dfkd.networks import fitting, network
 from dfkd.tasks import task
 
 BENCHMARKS = catalog.ROOT / "benchmarks"
@@ -206,15 +206,14 @@ def split_pair(pair: str) -> tuple[str, str]:
     if len(parts) != 2:
         raise UserError(f"a pair is written TEACHER-STUDENT, such as wrn40_2-wrn16_1, not {pair!r}")
     for part in parts:
-        if part not in ARCHITECTURES:
-            raise unknown("network", part, ARCHITECTURES)
+        network(part)
     return parts[0], parts[1]
 
 
 def check_fits(data: str, arch: str) -> None:
     """Raises UserError where a network has not the kind of output that the data need."""
     kind = task(data).kind
-    if arch not in fitting(kind):
+    if network(arch).kind != kind:
         raise UserError(
             f"{arch} does not fit {data}, a task of {kind}; there are: {', '.join(fitting(kind))}"
         )

@@ -12,9 +12,9 @@ from dfkd.errors import UserError
 JSON = {
     "half": ('{"half', "cannot be read"),
     "duplicate": ('{"a": 1, "a": 2}', "'a' stands there twice"),
-    "NaN": ('{"a": NaN}', "NaN is no number"),
-    "overflow": ('{"a": 1e999}', "inf is no number"),
-    "integer": ('{"a": ' + "9" * 400 + "}", "beyond 64 bits"),
+    "NaN": ('{"a": NaN}', "a: nan is no number"),
+    "overflow": ('{"a": 1e999}', "a: inf is no number"),
+    "integer": ('{"a": ' + "9" * 400 + "}", "a: an integer beyond 64 bits"),
     "endless integer": ('{"a": ' + "9" * 5000 + "}", "cannot be read"),
     "deep list": ("[" * 200_000, "nested too deeply"),
     "deep but whole": ("[" * 500 + "]" * 500, "nested too deeply"),
@@ -29,7 +29,7 @@ YAML = {
     "duplicate": ("a: 1\na: 2", "'a' stands there twice"),
     "duplicate below": ("b: {a: 1, a: 2}", "'a' stands there twice"),
     "code": ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
-    "NaN": ("a: .nan", "nan is no number"),
+    "NaN": ("a: .nan", "a: nan is no number"),
     "tab": ("a:\n\t- b", "cannot be read"),
     "deep": ("a: " + "[" * 500 + "]" * 500, "nested too deeply"),
     "deeper": ("a: " + "[" * 50_000, "nested too deeply"),
@@ -95,3 +95,16 @@ def test_a_schema_names_the_key(tmp_path):
     documents.check({"a": {"b": 1}}, schema, "f.json")
     with pytest.raises(UserError, match=r"^f.json: a.b: 'x' is not of type 'integer'$"):
         documents.check({"a": {"b": "x"}}, schema, "f.json")
+
+
+def test_the_end_of_a_name_is_its_end(tmp_path):
+    schema = {"properties": {"a": {"pattern": "^[a-z]+$"}}}
+    documents.check({"a": "b"}, schema, "f.json")
+    for name in ("b\n", "b\nc", "B"):
+        with pytest.raises(UserError, match=r"^f.json: a: '.*' does not match '\^\[a-z\]\+\$'$"):
+            documents.check({"a": name}, schema, "f.json")
+
+
+def test_a_key_of_two_lines_is_one_line():
+    with pytest.raises(UserError, match=r"^f: a b: 1 is not of type 'string'$"):
+        documents.check({"a\nb": 1}, {"additionalProperties": {"type": "string"}}, "f")

@@ -36,7 +36,7 @@ def command(teacher, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(bench, "TEACHERS", own.parent)
     monkeypatch.setattr(bench, "CUSTOM", tmp_path / "custom")
-    monkeypatch.setattr(bench, "render", lambda: [])
+    monkeypatch.setattr(bench, "render", lambda: ([], []))
     monkeypatch.setattr(engine, "WORK", tmp_path / "work")
     for name in ("DFKD_DATA", "DFKD_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
@@ -270,9 +270,10 @@ def test_a_record_that_breaks_the_schema_is_named(command, tmp_path):
     path = tmp_path / "results" / "records" / "digits" / "a-b" / "c" / "quick-seed0.json"
     path.parent.mkdir(parents=True)
     path.write_text("{}")
-    status, _, errors = command("plan")
-    assert status == 2
-    assert len(errors) == 1 and errors[0].startswith(f"bench.py: {path}: record: ")
+    status, out, errors = command("plan")
+    assert status == 1 and "--data digits" in out
+    assert errors[0].startswith("# ") and errors[1].startswith(f"bench.py: {path}: record: ")
+    assert len(errors) == 2
 
 
 # --- where records go, and with what exit status
