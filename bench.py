@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +33,9 @@ from dfkd.names import check_name, path, whole
 from dfkd.networks import fitting
 from dfkd.priors.cards import card_path as prior_card
 from dfkd.priors.cards import read_card as read_prior_card
+from dfkd.priors.recipes import recipe_for
+from dfkd.priors.recipes import recipes as prior_recipes
+from dfkd.signals import Stopped
 from dfkd.tasks import POOLS, TASKS, prepare, task
 from dfkd.tasks.store import data_root, digest
 from dfkd.teachers import read_card, weights_name
@@ -120,9 +125,6 @@ def parser() -> argparse.ArgumentParser:
         "--import", dest="extra", metavar="FILE|MODULE", help="a method from outside the repository"
     )
     run.add_argument(
-        "--time-limit", type=float, metavar="MINUTES", help="save and stop after this long; resumable"
-    )
-    run.add_argument(
         "--tensorboard", action="store_true", help="write curves for TensorBoard to the work folder"
     )
 
@@ -155,8 +157,15 @@ def parser() -> argparse.ArgumentParser:
         dest="changes",
         help="change its recipe (benchmarks/priors.yaml); the prior then needs a --name of its own",
     )
-    prior.add_argument("--resume", action="store_true", help="go on from where a training was stopped")
+    for verb in (teacher, prior):
+        verb.add_argument("--resume", action="store_true", help="go on from where a training was stopped")
     for verb in (run, teacher, prior):
+        verb.add_argument(
+            "--time-limit",
+            type=minutes,
+            metavar="MINUTES",
+            help="save and stop this long after the start, whatever is being trained; resumable",
+        )
         verb.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
         verb.add_argument(
             "--weights", type=PATH, help="folder of ready teachers and priors (default: DFKD_WEIGHTS)"
@@ -171,7 +180,10 @@ def parser() -> argparse.ArgumentParser:
         "--cells", type=PATH, metavar="DIR", help="write what each cell depends on, for DVC"
     )
     add["plan"].add_argument(
-        "--shard", metavar="I/N", help="every N-th cell from the I-th (1-based), for job arrays"
+        "--shard",
+        metavar="I/N",
+        help="every N-th cell from the I-th (1-based), for job arrays; each shard begins with the teachers and priors "
+        "that its cells lack, and where several make the same one at once, one does and the others wait",
     )
     add["leaderboard"].add_argument(
         "--committed",
@@ -183,6 +195,19 @@ def parser() -> argparse.ArgumentParser:
     )
     add["list"].add_argument("--import", dest="extra", metavar="FILE|MODULE")
     return main
+
+
+def minutes(text: str) -> float:
+    """The value of --time-limit."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"takes minutes above 0, not {text[:40]}")
+    return value
+
+
+def moment(options: argparse.Namespace) -> float:
+    """When the time limit of a command that starts now ends, as `time.monotonic` tells time."""
+    return time.monotonic() + 60 * (options.time_limit or math.inf)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -197,6 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments or ["--help"])
         return globals()[f"do_{options.verb}"](options)
+    except Stopped as stopped:
+        return fail(stopped, EXIT_PARTIAL)
     except UserError as error:
         return fail(error)
     except BrokenPipeError:  # `plan | head`
@@ -219,6 +246,7 @@ def fail_each(errors: list[UserError]) -> int:
 
 
 def do_run(options: argparse.Namespace) -> int:
+    until = moment(options)
     protocol = options.protocol or default_protocol(options.data, options.device)
     cell = protocols.resolve(
         options.data,
@@ -241,22 +269,16 @@ def do_run(options: argparse.Namespace) -> int:
     guard.install()  # before anything else that could keep a way to the data
     from dfkd.engine.machine import device_of
     from dfkd.engine.run import WORK, Options, run
-    from dfkd.priors.training import Stopped
 
     root, device = data_root(options.data_root), device_of(options.device)
     seconds = estimate(options.data, protocol, options.method)
     print(f"{cell.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
-    if options.time_limit is not None and options.time_limit <= 0:
-        raise UserError(f"--time-limit takes minutes above 0, not {options.time_limit:g}")
-    limit = 60 * options.time_limit if options.time_limit else None
+    teacher = teacher_for(cell, options, root, device, WORK / "teachers", until)
+    prior = prior_for(cell, options, root, device, until)
+    limit = max(1e-9, until - time.monotonic()) if options.time_limit else None
     settings = Options(
         root, str(device), options.resume, work=WORK, time_limit=limit, tensorboard=options.tensorboard
     )
-    teacher = teacher_for(cell, options, root, device, WORK / "teachers")
-    try:
-        prior = prior_for(cell, options, root, device)
-    except Stopped as stopped:
-        return fail(stopped, EXIT_PARTIAL)
     try:
         record = run(cell, *teacher, settings, prior)
     except UserError:
@@ -283,18 +305,27 @@ def teacher_for(
     root: Path,
     device: torch.device,
     converted: Path,
+    until: float,
 ) -> tuple[Path, dict]:
-    """The weights file and card of the run's teacher; somebody's own checkpoint is converted into `converted`."""
+    """The weights file and card of the run's teacher; somebody's own checkpoint is converted into `converted`.
+
+    A training of it that was stopped goes on, with --resume or without: it is the same teacher either way.
+    """
     from dfkd.teachers.provide import foreign, provide
 
     arch = cell.identity["teacher"]
     if options.teacher_weights:
         return foreign(options.data, arch, options.teacher_weights, converted, root, device)
-    return provide(options.data, arch, cell.teacher_recipe, TEACHERS, root, device, source=options.weights)
+    given = {"source": options.weights, "until": until}
+    return provide(options.data, arch, cell.teacher_recipe, TEACHERS, root, device, **given)
 
 
 def prior_for(
-    cell: protocols.ResolvedCell, options: argparse.Namespace, root: Path, device: torch.device
+    cell: protocols.ResolvedCell,
+    options: argparse.Namespace,
+    root: Path,
+    device: torch.device,
+    until: float,
 ) -> tuple[Path | str, dict] | None:
     """Where the run's diffusion model lies, and its card; None for a method that uses none.
 
@@ -306,7 +337,7 @@ def prior_for(
 
     if "/" not in cell.prior and not (PRIORS / cell.prior).is_dir():
         check_writable(PRIORS)
-    return provide(cell.prior, PRIORS, root, device, source=options.weights)
+    return provide(cell.prior, PRIORS, root, device, source=options.weights, until=until)
 
 
 def default_protocol(data: str, device: str | None) -> str:
@@ -373,6 +404,7 @@ def do_data(options: argparse.Namespace) -> int:
 
 
 def do_teacher(options: argparse.Namespace) -> int:
+    until = moment(options)
     from dfkd.engine.machine import device_of
     from dfkd.teachers.provide import provide
 
@@ -391,6 +423,8 @@ def do_teacher(options: argparse.Namespace) -> int:
         seed=options.seed,
         source=options.weights,
         anew=in_stage(),
+        resume=options.resume,
+        until=until,
     )
     metric = task(options.data).metric
     print(f"{path}: {card['origin']}, {metric} {score(card['accuracy'], metric)} on the test set")
@@ -398,6 +432,7 @@ def do_teacher(options: argparse.Namespace) -> int:
 
 
 def do_prior(options: argparse.Namespace) -> int:
+    until = moment(options)
     from dfkd.priors import recipes
 
     name, recipe = recipes.recipe_for(options.data, options.size)
@@ -409,18 +444,14 @@ def do_prior(options: argparse.Namespace) -> int:
     from dfkd.engine.machine import device_of
     from dfkd.priors import load, provide
     from dfkd.priors.base import sample
-    from dfkd.priors.training import Stopped
     from dfkd.synthesis.buffer import to_bytes
 
     device, root = device_of(options.device), data_root(options.data_root)
     grid, there = RESULTS / "plots" / "priors" / f"{name}.png", (PRIORS / name).is_dir() and not in_stage()
     if not there:
         check_writable(PRIORS)
-    try:
-        how = dict(recipe=recipe, resume=options.resume, anew=in_stage())
-        folder, card = provide(name, PRIORS, root, device, source=options.weights, **how)
-    except Stopped as stopped:
-        return fail(stopped, EXIT_PARTIAL)
+    given = {"source": options.weights, "recipe": recipe, "resume": options.resume, "until": until}
+    folder, card = provide(name, PRIORS, root, device, anew=in_stage(), **given)
     if not (there and grid.is_file()):
         model = load(folder, card, device, "fp32")
         save_grid(to_bytes(sample(model, 72, torch.Generator(device).manual_seed(0))), grid, columns=12)
@@ -467,6 +498,8 @@ def do_plan(options: argparse.Namespace) -> int:
     ]
     index, count = shard(options.shard)
     total = 0.0
+    for command in lacking(missing[index::count]):
+        print(f"python bench.py {command}")
     for data, protocol, pair, method, seed in missing[index::count]:
         seconds = estimate(data, protocol, method)
         total += seconds
@@ -476,6 +509,25 @@ def do_plan(options: argparse.Namespace) -> int:
         )
     print(f"# {len(missing[index::count])} cells, about {duration(total)}", file=sys.stderr)
     return fail_each(problems)
+
+
+def lacking(cells: list[tuple]) -> list[str]:
+    """The commands that make the teachers and priors of these cells, as far as they are not there."""
+    found: dict[str, None] = {}  # each once, in order
+    methods, books = catalog.entries(), {data: protocols.recipes(data) for data in {cell[0] for cell in cells}}
+    for data, protocol, pair, method in dict.fromkeys(cell[:4] for cell in cells):
+        arch = protocols.split_pair(pair)[0]
+        if not (TEACHERS / weights_name(data, arch)).is_file():
+            found[f"teacher --data {data} --arch {arch} --protocol {protocol} --resume"] = None
+        entry = methods.get(books[data].get(method, {}).get("method", method))
+        if entry is None or entry.prior != "diffusion":
+            continue
+        prior = protocols.resolve(data, protocol, method, pair).prior
+        recipe = prior_recipes().get(prior)  # another one comes from the hub when it is first used
+        if recipe and not (PRIORS / prior).is_dir():
+            name = "" if recipe_for(recipe["data"], recipe["size"])[0] == prior else f" --name {prior}"
+            found[f"prior --data {recipe['data']} --size {recipe['size']}{name} --resume"] = None
+    return list(found)
 
 
 @functools.cache

@@ -17,6 +17,8 @@ SCHEMAS: dict[str, str] = {
     "record": "dfkd.records:SCHEMA",
     "published": "dfkd.leaderboard:ROW",
     "manifest": "dfkd.tasks.store:SCHEMA",
+    "teacher-card": "dfkd.teachers.cards:SCHEMA",
+    "prior-card": "dfkd.priors.cards:SCHEMA",
 }
 
 

@@ -7,6 +7,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from dfkd.errors import UserError
+
+
+class Stopped(UserError):
+    """A signal or the time limit asked for an end before it was reached; what has been done is kept."""
+
 
 @contextmanager
 def stopping(ask: Callable[[str], None]) -> Iterator[None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfkd.errors import UserError
-from dfkd.priors.base import Condition, Prior, check_strength, guided, resize
+from dfkd.priors.base import Condition, Prior, check_strength, check_weights, guided, resize
 from dfkd.priors.cards import weights_path
 from dfkd.teachers import file_digest
 
@@ -60,6 +60,7 @@ class PixelPrior(Prior):
             raise UserError(f"{folder} holds no UNet2DModel with a scheduler ({line})") from None
         if (unet.config.in_channels, unet.config.out_channels) != (3, 3) or not unet.config.sample_size:
             raise UserError(f"{folder}: a prior has 3 channels in and out and a `sample_size`")
+        check_weights(folder, {"": unet})
         return cls(unet.to(device), card, schedule)
 
     def condition(

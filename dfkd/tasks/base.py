@@ -35,14 +35,16 @@ class InputSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> InputSpec:
-        """The inverse of `to_dict`. Raises UserError for a missing key or a value that is no number."""
+        """The inverse of `to_dict`. Raises UserError for a missing key or a value that cannot be."""
         try:
             size, channels, classes = (int(values[key]) for key in ("size", "channels", "classes"))
             mean, std = (tuple(float(x) for x in values[key]) for key in ("mean", "std"))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"not an input specification: {error!r}") from None
         if not len(mean) == len(std) == channels:
             raise UserError(f"not an input specification: mean {mean}, std {std} for {channels} channels")
+        if not all(abs(x) <= 1e6 for x in mean) or not all(1e-6 <= x <= 1e6 for x in std):  # so nan is refused
+            raise UserError(f"not an input specification: mean {mean} must be finite and std {std} above 0")
         return cls(size, channels, mean, std, classes)
 
 

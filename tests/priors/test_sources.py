@@ -237,7 +237,7 @@ def test_somebody_s_folder_is_used_where_it_lies(given, ask, tmp_path):
 
 def test_a_wrong_value_on_somebody_s_card_is_named(given, ask):
     describe(given, seconds="long")
-    with pytest.raises(UserError, match=r"card\.json is no card of a prior: 'seconds' is 'long'"):
+    with pytest.raises(UserError, match=r"card\.json is no card of a prior: seconds: 'long' is not of type 'number'"):
         ask(str(given))
 
 
