@@ -43,7 +43,9 @@ class InputSpec:
             raise UserError(f"not an input specification: {error!r}") from None
         if not len(mean) == len(std) == channels:
             raise UserError(f"not an input specification: mean {mean}, std {std} for {channels} channels")
-        if not all(abs(x) <= 1e6 for x in mean) or not all(1e-6 <= x <= 1e6 for x in std):  # so nan is refused
+        if not all(abs(x) <= 1e6 for x in mean) or not all(
+            1e-6 <= x <= 1e6 for x in std
+        ):  # so nan is refused
             raise UserError(f"not an input specification: mean {mean} must be finite and std {std} above 0")
         return cls(size, channels, mean, std, classes)
 

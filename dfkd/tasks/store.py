@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dfkd import names
 from dfkd.documents import check, read_json
 from dfkd.errors import UserError
 from dfkd.files import replacing
@@ -50,15 +51,9 @@ SCHEMA: dict = {
 def data_root(option: str | Path | None = None) -> Path:
     """The folder of all data sets: the option, else `DFKD_DATA`, else `~/.cache/dfkd/data`.
 
-    Raises UserError where there is no such home folder.
+    Raises UserError where nobody has such a home folder.
     """
-    chosen = option or os.environ.get("DFKD_DATA") or "~/.cache/dfkd/data"
-    try:
-        return Path(chosen).expanduser()
-    except RuntimeError:
-        raise UserError(
-            f"there is no home folder for {chosen}; name one by --data-root or DFKD_DATA"
-        ) from None
+    return names.path(str(option or os.environ.get("DFKD_DATA") or "~/.cache/dfkd/data"))
 
 
 def describe(name: str, splits: Splits, classes: Sequence[str], changed: str = "") -> dict[str, Any]:

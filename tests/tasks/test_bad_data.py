@@ -180,7 +180,7 @@ def test_the_manifests_of_the_tables_satisfy_the_schema(path):
 
 def test_a_home_that_there_is_not(monkeypatch):
     monkeypatch.setenv("DFKD_DATA", "~no-such-user-here/data")
-    with pytest.raises(UserError, match="no home folder for ~no-such-user-here/data; name one by --data-root"):
+    with pytest.raises(UserError, match="'~no-such-user-here/data' is no path"):
         store.data_root()
     monkeypatch.setenv("DFKD_DATA", "~/data")
     assert "~" not in str(store.data_root())
