@@ -29,7 +29,7 @@ from dfkd.checkout import git
 from dfkd.documents import check, parse_json, read_json
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file, replace_file
-from dfkd.names import check_name, path, whole
+from dfkd.names import check_name, device, path, whole
 from dfkd.networks import fitting
 from dfkd.priors.cards import card_path as prior_card
 from dfkd.priors.cards import read_card as read_prior_card
@@ -84,7 +84,7 @@ def typed(read: Callable[[str], object]) -> Callable[[str], object]:
     return convert
 
 
-NAME, PATH, WHOLE = typed(check_name), typed(path), typed(whole)
+NAME, PATH, WHOLE, DEVICE = map(typed, (check_name, path, whole, device))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -166,7 +166,9 @@ def parser() -> argparse.ArgumentParser:
             metavar="MINUTES",
             help="save and stop this long after the start, whatever is being trained; resumable",
         )
-        verb.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
+        verb.add_argument(
+            "--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA where there is one)"
+        )
         verb.add_argument(
             "--weights", type=PATH, help="folder of ready teachers and priors (default: DFKD_WEIGHTS)"
         )
@@ -542,6 +544,7 @@ def estimate(data: str, protocol: str, method: str) -> float:
 
 def write_cells(options: argparse.Namespace) -> None:
     """One small file a cell with the digests of all that its runs depend on, so that DVC runs what changed alone."""
+    check_writable(options.cells)
     for data, protocol, pair, method in {cell[:4] for cell in protocols.span()}:
         if (data, protocol) != (options.data, options.protocol):
             continue
@@ -570,7 +573,7 @@ def write_cells(options: argparse.Namespace) -> None:
 def shard(text: str | None) -> tuple[int, int]:
     """`I/N` as (offset, stride)."""
     try:
-        index, count = (int(part) for part in (text or "1/1").split("/"))
+        index, count = (int(part) for part in ("1/1" if text is None else text).split("/"))
     except ValueError:
         index, count = 0, 0
     if not 1 <= index <= count:

@@ -77,7 +77,10 @@ def entry(name: str, extra: str | None = None) -> Entry:
 
 def locate(name: str) -> Path:
     """The file of `--import NAME`: a path, or a module on the search path. Nothing is imported, packages neither."""
-    path = typed_path(name)
+    try:
+        path = typed_path(name)
+    except UserError as error:
+        raise UserError(f"--import: {error}") from None
     if path.suffix == ".py" or path.is_file():
         if not path.is_file():
             raise UserError(f"--import: there is no file {shown(name)}")

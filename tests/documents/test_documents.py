@@ -144,5 +144,5 @@ def test_words_and_keys_of_a_closed_list_are_answered_with_the_nearest():
 
 
 def test_a_fraction_is_no_whole_number():
-    with pytest.raises(UserError, match="here: n: 5.0 is not of type 'integer'"):
+    with pytest.raises(UserError, match=r"here: n: 5\.0 is not of type 'integer'"):
         documents.check({"n": 5.0}, {"properties": {"n": {"type": "integer"}}}, "here")
