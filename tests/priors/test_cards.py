@@ -61,7 +61,14 @@ def test_a_wrong_card_is_named(tmp_path, change, message):
 def test_a_missing_or_broken_card_is_named(tmp_path):
     with pytest.raises(UserError, match=r"mine\.json is missing: the card of the prior mine"):
         cards.read_card(tmp_path / "mine")
-    for text, message in (("{", "cannot be read"), ("[]", "is not of type 'object'"), ("{}", "'name' is a required property")):
+    wrong = {
+        "{": "cannot be read: Expecting property name",
+        "[]": "is not of type 'object'",
+        "{}": "'name' is a required property",
+        "[" * 100_000: "nested too deeply",
+        '{"name": "a", "name": "b"}': "'name' stands there twice",
+    }
+    for text, message in wrong.items():
         (tmp_path / "mine.json").write_text(text)
         with pytest.raises(UserError, match=message):
             cards.read_card(tmp_path / "mine")
