@@ -82,13 +82,19 @@ FILES = {
         lambda: packed({**STATE, "module.fc.bias": STATE["fc.bias"]}),
         "'fc.bias' and 'module.fc.bias' are one key of the network, 'fc.bias'",
     ),
-    "nan": (lambda: packed(changed("layer1.0.conv1.weight", torch.nan)), "'layer1.0.conv1.weight' holds nan or inf"),
+    "nan": (
+        lambda: packed(changed("layer1.0.conv1.weight", torch.nan)),
+        "'layer1.0.conv1.weight' holds nan or inf",
+    ),
     "infinity": (lambda: save(changed("fc.bias", torch.inf)), "'fc.bias' holds nan or infinity"),
     "beyond float32": (
         lambda: packed(STATE | {"fc.bias": torch.full((10,), 1e300, dtype=torch.float64)}),
         "'fc.bias' holds nan or infinity",
     ),
-    "a negative variance": (lambda: save(changed("bn1.running_var", -1e-3)), "'bn1.running_var' holds a variance below 0"),
+    "a negative variance": (
+        lambda: save(changed("bn1.running_var", -1e-3)),
+        "'bn1.running_var' holds a variance below 0",
+    ),
     "quantised": (
         lambda: packed(STATE | {"fc.bias": torch.zeros(10, dtype=torch.int8)}),
         "'fc.bias' has type torch.int8, not torch.float32",
@@ -97,14 +103,38 @@ FILES = {
         lambda: packed(STATE | {"fc.bias": torch.zeros(10, dtype=torch.complex64)}),
         "'fc.bias' has type torch.complex64",
     ),
-    "sparse": (lambda: packed(STATE | {"fc.bias": torch.zeros(10).to_sparse()}), "'fc.bias' is no plain tensor"),
-    "meta": (lambda: packed(STATE | {"fc.bias": torch.zeros(10, device="meta")}), "'fc.bias' is no plain tensor"),
-    "std 0": (lambda: save(STATE, {"std": "0.5 0 0.5"}), "its metadata are not an input specification: .* std"),
-    "std negative": (lambda: save(STATE, {"std": "0.5 0.5 -1"}), "its metadata are not an input specification: .* std"),
-    "std nan": (lambda: save(STATE, {"std": "nan 1 1"}), "its metadata are not an input specification: .* std"),
-    "mean nan": (lambda: save(STATE, {"mean": "nan 0 0"}), "its metadata are not an input specification: mean"),
-    "mean a word": (lambda: save(STATE, {"mean": "a b c"}), "its metadata are not an input specification: .*'a'"),
-    "mean of one": (lambda: save(STATE, {"mean": "0.5"}), "its metadata are not an input specification: .* 3 channels"),
+    "sparse": (
+        lambda: packed(STATE | {"fc.bias": torch.zeros(10).to_sparse()}),
+        "'fc.bias' is no plain tensor",
+    ),
+    "meta": (
+        lambda: packed(STATE | {"fc.bias": torch.zeros(10, device="meta")}),
+        "'fc.bias' is no plain tensor",
+    ),
+    "std 0": (
+        lambda: save(STATE, {"std": "0.5 0 0.5"}),
+        "its metadata are not an input specification: .* std",
+    ),
+    "std negative": (
+        lambda: save(STATE, {"std": "0.5 0.5 -1"}),
+        "its metadata are not an input specification: .* std",
+    ),
+    "std nan": (
+        lambda: save(STATE, {"std": "nan 1 1"}),
+        "its metadata are not an input specification: .* std",
+    ),
+    "mean nan": (
+        lambda: save(STATE, {"mean": "nan 0 0"}),
+        "its metadata are not an input specification: mean",
+    ),
+    "mean a word": (
+        lambda: save(STATE, {"mean": "a b c"}),
+        "its metadata are not an input specification: .*'a'",
+    ),
+    "mean of one": (
+        lambda: save(STATE, {"mean": "0.5"}),
+        "its metadata are not an input specification: .* 3 channels",
+    ),
 }
 
 
@@ -177,11 +207,15 @@ def test_an_encoder_is_looked_at_as_closely(tmp_path):
     state = network.encoder.state_dict()
     key = next(name for name in state if name.endswith("running_var"))
     save_file({**state, key: state[key] - 2}, tmp_path / "some.safetensors")
-    with pytest.raises(UserError, match=f"some.safetensors does not fit the encoder: '{key}' holds a variance"):
+    with pytest.raises(
+        UserError, match=f"some.safetensors does not fit the encoder: '{key}' holds a variance"
+    ):
         load_encoder(network, "some", [tmp_path])
 
 
-@pytest.mark.parametrize(("given", "message"), [("file", "is no folder"), ("nowhere", "there is no weights folder")])
+@pytest.mark.parametrize(
+    ("given", "message"), [("file", "is no folder"), ("nowhere", "there is no weights folder")]
+)
 def test_a_weights_folder_that_is_none(given, message, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DFKD_WEIGHTS", str(tmp_path / given))
