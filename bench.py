@@ -318,6 +318,8 @@ def teacher_for(
     arch = cell.identity["teacher"]
     if options.teacher_weights:
         return foreign(options.data, arch, options.teacher_weights, converted, root, device)
+    if not (TEACHERS / weights_name(options.data, arch)).is_file():
+        check_writable(TEACHERS)
     given = {"source": options.weights, "until": until}
     return provide(options.data, arch, cell.teacher_recipe, TEACHERS, root, device, **given)
 
@@ -415,6 +417,8 @@ def do_teacher(options: argparse.Namespace) -> int:
     if protocol not in available:
         raise unknown("protocol", protocol, available)
     protocols.check_fits(options.data, options.arch)
+    if not (TEACHERS / weights_name(options.data, options.arch)).is_file():
+        check_writable(TEACHERS)
     path, card = provide(
         options.data,
         options.arch,

@@ -57,7 +57,9 @@ def kind_of(folder: Path) -> str:
     """What sort of model a folder holds. Raises UserError where none that is known."""
     for name in ("model_index.json", "config.json"):
         if (folder / name).is_file():
-            found = read_json(folder / name).get("_class_name")
+            config = read_json(folder / name)
+            documents.check(config, {"properties": {"_class_name": TEXT}}, folder / name)
+            found = config.get("_class_name")
             if found not in KINDS:
                 raise UserError(f"{folder} holds a {found}; a prior is one of: {', '.join(KINDS)}")
             return KINDS[found]

@@ -153,8 +153,8 @@ def _check(card: Any, path: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """The sha256 of a file. Raises UserError where it cannot be read."""
-    if not there(path):
+    """The sha256 of a file. Raises UserError where it is missing or cannot be read."""
+    if not there(Path(path)):
         raise UserError(f"{path} is missing")
     try:
         with open(path, "rb") as file:

@@ -58,7 +58,7 @@ def spec_of(weights: Path, spec: InputSpec) -> InputSpec:
         with safe_open(weights, "numpy") as file:
             constants = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{weights} cannot be read ({error})") from None
+        raise UserError(f"{weights} cannot be read as weights ({error})") from None
     own = {key: constants[key].split() for key in ("mean", "std") if key in constants}
     try:
         return InputSpec.from_dict({**spec.to_dict(), **own})
@@ -133,11 +133,13 @@ def _read_state(path: Path) -> Any:
     from safetensors.torch import load_file
 
     path = Path(path)
+    ours = _is_safetensors(path)
     try:
-        if _is_safetensors(path):
+        if ours:
             return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # what they would say is said below
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # Opened here, for torch goes by the name; and warnings would say once more what is said below.
+        with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         if what := _what_else(path):
             raise UserError(f"{path} is no weights file but {what}") from None

@@ -99,8 +99,11 @@ def test_nothing_known_is_nothing_compared(tmp_path):
 
 def test_digests_that_are_none_are_named(tmp_path):
     card = cards.new_card("p", "pixel", "noise", "foreign")
-    for content in (np.zeros(3), np.zeros((3, 3), np.uint64)):
-        np.save(tmp_path / "images.npy", content)
+    for content in (np.zeros(3), np.zeros((3, 3), np.uint64), None):
+        if content is None:
+            (tmp_path / "images.npy").write_bytes(b"")
+        else:
+            np.save(tmp_path / "images.npy", content)
         with pytest.raises(UserError, match=r"images\.npy holds no image digests"):
             check_disjoint(card, tmp_path / "images.npy", TASK, tmp_path)
 
