@@ -10,6 +10,10 @@ class UserError(Exception):
     """Bad input or a missing resource: `bench.py` prints its one line and exits with status 2."""
 
 
+class CannotWrite(UserError):
+    """The system refuses to write a file: no space left, not permitted."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None where none is alike."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)), None)

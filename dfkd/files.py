@@ -9,14 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from dfkd.errors import UserError
+from dfkd.errors import CannotWrite
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` when the block ends well, and leaves no trace otherwise.
 
-    Raises UserError where the system refuses: no space left, not writable.
+    Raises CannotWrite where the system refuses: no space left, not writable.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -30,17 +30,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+            raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
         raise
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a whole file atomically, making its folder; `UserError` where that is impossible."""
+    """Write a whole file atomically, making its folder; `CannotWrite` where that is impossible."""
     with replacing(Path(path)) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """A copy of a file, atomically; `UserError` as `replacing` raises it."""
+    """A copy of a file, atomically; `CannotWrite` as `replacing` raises it."""
     with replacing(target) as file, open(source, "rb") as original:
         shutil.copyfileobj(original, file)
