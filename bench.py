@@ -115,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
         "--precision", choices=("fp32", "tf32", "bf16"), help="as --set, where the protocol differs"
     )
     run.add_argument("--resume", action="store_true", help="go on from the state an interrupted run left")
+    run.add_argument("--again", action="store_true", help="run a cell that is finished once more, afresh")
     run.add_argument(
         "--out", type=PATH, help="folder for the record (default: results/records, custom: work/custom)"
     )
@@ -270,35 +271,66 @@ def do_run(options: argparse.Namespace) -> int:
 
     guard.install()  # before anything else that could keep a way to the data
     from dfkd.engine.machine import device_of
-    from dfkd.engine.run import WORK, Options, run
+    from dfkd.engine.run import WORK, Failed, Options, declined, run, work_name
 
     root, device = data_root(options.data_root), device_of(options.device)
     seconds = estimate(options.data, protocol, options.method)
     print(f"{cell.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
-    teacher = teacher_for(cell, options, root, device, WORK / "teachers", until)
-    prior = prior_for(cell, options, root, device, until)
-    limit = max(1e-9, until - time.monotonic()) if options.time_limit else None
-    settings = Options(
-        root, str(device), options.resume, work=WORK, time_limit=limit, tensorboard=options.tensorboard
-    )
+    settings = Options(root, str(device), options.resume, work=WORK, tensorboard=options.tensorboard)
+    kept: list[Path | None] = []
+
+    def keep(record: dict) -> None:
+        kept.append(records.keep(record, out))
+
     try:
-        record = run(cell, *teacher, settings, prior)
+        record = declined(cell, settings, keep) if to_be_made(cell, options) else None
+        if record is None:
+            teacher = teacher_for(cell, options, root, device, WORK / "teachers", until)
+            prior = prior_for(cell, options, root, device, until)
+            manifest = task(options.data).manifest(root)
+            work = work_name(cell, teacher[1], manifest, device, prior and prior[1])
+            resumable = options.resume and (WORK / work / "state.pt").is_file()
+            # DVC has looked at all that itself before it begins a stage.
+            asked = options.again or resumable or in_stage()
+            path = records.path_of(cell.identity, out)
+            if not asked and is_finished(path, work, WORK):
+                print(f"finished: {path}; to run it once more: --again")
+                return 0
+            limit = max(1e-9, until - time.monotonic()) if options.time_limit else None
+            record = run(cell, *teacher, replace(settings, time_limit=limit), prior, keep)
     except UserError:
         raise
     except Exception as error:
-        if hasattr(error, "record"):
-            records.keep(error.record, out)
-        if not isinstance(error, DataFreeViolation):
+        if not isinstance(error, DataFreeViolation | Failed):
             traceback.print_exc()
         return fail(error, 1)
-    work = WORK / record["work"]
-    path = records.keep(record, out)
+    path, work = kept[-1], WORK / record["work"]
     report(record, path, work)
     if path is not None and out == (RESULTS / "records").resolve():
         keep_samples(record, work)
         if not in_stage():  # there the tables have a stage of their own
             render_after_run()
     return EXIT_PARTIAL if record["status"] == "partial" else 0
+
+
+def to_be_made(cell: protocols.ResolvedCell, options: argparse.Namespace) -> bool:
+    """Whether the cell has a teacher or a diffusion model that is not there yet; somebody else's prior always is."""
+    own = TEACHERS / weights_name(options.data, cell.identity["teacher"])
+    prior = cell.prior is not None and "/" not in cell.prior and not (PRIORS / cell.prior).is_dir()
+    return prior or not (options.teacher_weights or own).is_file()
+
+
+def is_finished(path: Path, work: str, root: Path) -> bool:
+    """Whether this record is that of a run in this work folder, whose student is there.
+
+    The folder's name stands for configuration, code, data, teacher, prior and kind of device.
+    """
+    try:
+        record = records.read(path)
+    except (UserError, FileNotFoundError):
+        return False
+    there = record["status"] == "ok" and record["work"] == work
+    return there and (root / work / "student.safetensors").is_file()
 
 
 def teacher_for(

@@ -20,10 +20,20 @@ def device_of(name: str | None) -> torch.device:
     """The device of `--device`; by default CUDA where there is one."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+        # It computes, gives the result back (which `meta` does not), and has random streams.
+        torch.rand(1, device=device, generator=torch.Generator(device)).item()
+    except Exception as error:  # of whatever kind a backend that is not there raises
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used: {reason}") from None
     return device
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory, the host's or the device's, could not be had; a CPU says so by a plain RuntimeError."""
+    said = ("allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    )
 
 
 def hardware(device: torch.device) -> dict:
