@@ -27,6 +27,13 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def device(text: str) -> str:
+    """How a device is written; whether there is one, torch knows. Raises UserError."""
+    if not re.fullmatch(r"[a-z]+(:[0-9]{1,3})?", text):
+        raise UserError(f"a device is written cpu, cuda or cuda:1, unlike {shown(text)}")
+    return text
+
+
 def path(text: str) -> Path:
     """A path, `~` and `~user` being home folders. Raises UserError for what none can be."""
     if not text or "\0" in text:

@@ -18,7 +18,7 @@ from pathlib import Path
 from dfkd import catalog, documents
 from dfkd.changes import EXAMPLES, coerce, parse_changes, value_of
 from dfkd.errors import UserError, shown, unknown
-from dfkd.names import LARGEST, NAME
+from dfkd.names import LARGEST, NAME, check_name
 from dfkd.networks import fitting, network
 from dfkd.optimizers import COUNTS, NOT_NEGATIVE, PARTS, POSITIVE, SHARE, mapping, one_of
 from dfkd.tasks import task
@@ -221,7 +221,8 @@ def recipes(data: str) -> dict[str, dict]:
 
 def _recipe_files(data: str) -> dict[str, Path]:
     folders = (path.parent / "recipes" for path in reversed(_lineage(data)))
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("[!.]*.yaml"))}
+    files = [path for folder in folders for path in sorted(folder.glob("[!.]*.yaml"))]
+    return {check_name(path.stem, f"{path}: a recipe's name"): path for path in files}
 
 
 def _inherit(name: str, found: Mapping[str, dict], files: Mapping[str, Path]) -> dict:
