@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import re
-import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 from tabulate import tabulate
 
 from dfkd import catalog, leaderboard, plots, protocols, records
+from dfkd.checkout import git
 from dfkd.documents import check, parse_json, read_json
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file, replace_file
@@ -31,6 +33,9 @@ from dfkd.names import check_name, device, path, whole
 from dfkd.networks import fitting
 from dfkd.priors.cards import card_path as prior_card
 from dfkd.priors.cards import read_card as read_prior_card
+from dfkd.priors.recipes import recipe_for
+from dfkd.priors.recipes import recipes as prior_recipes
+from dfkd.signals import Stopped
 from dfkd.tasks import POOLS, TASKS, prepare, task
 from dfkd.tasks.store import data_root, digest
 from dfkd.teachers import read_card, weights_name
@@ -110,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
         "--precision", choices=("fp32", "tf32", "bf16"), help="as --set, where the protocol differs"
     )
     run.add_argument("--resume", action="store_true", help="go on from the state an interrupted run left")
+    run.add_argument("--again", action="store_true", help="run a cell that is finished once more, afresh")
     run.add_argument(
         "--out", type=PATH, help="folder for the record (default: results/records, custom: work/custom)"
     )
@@ -118,9 +124,6 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--import", dest="extra", metavar="FILE|MODULE", help="a method from outside the repository"
-    )
-    run.add_argument(
-        "--time-limit", type=float, metavar="MINUTES", help="save and stop after this long; resumable"
     )
     run.add_argument(
         "--tensorboard", action="store_true", help="write curves for TensorBoard to the work folder"
@@ -155,8 +158,15 @@ def parser() -> argparse.ArgumentParser:
         dest="changes",
         help="change its recipe (benchmarks/priors.yaml); the prior then needs a --name of its own",
     )
-    prior.add_argument("--resume", action="store_true", help="go on from where a training was stopped")
+    for verb in (teacher, prior):
+        verb.add_argument("--resume", action="store_true", help="go on from where a training was stopped")
     for verb in (run, teacher, prior):
+        verb.add_argument(
+            "--time-limit",
+            type=minutes,
+            metavar="MINUTES",
+            help="save and stop this long after the start, whatever is being trained; resumable",
+        )
         verb.add_argument(
             "--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA where there is one)"
         )
@@ -173,7 +183,10 @@ def parser() -> argparse.ArgumentParser:
         "--cells", type=PATH, metavar="DIR", help="write what each cell depends on, for DVC"
     )
     add["plan"].add_argument(
-        "--shard", metavar="I/N", help="every N-th cell from the I-th (1-based), for job arrays"
+        "--shard",
+        metavar="I/N",
+        help="every N-th cell from the I-th (1-based), for job arrays; each shard begins with the teachers and priors "
+        "that its cells lack, and where several make the same one at once, one does and the others wait",
     )
     add["leaderboard"].add_argument(
         "--committed",
@@ -185,6 +198,19 @@ def parser() -> argparse.ArgumentParser:
     )
     add["list"].add_argument("--import", dest="extra", metavar="FILE|MODULE")
     return main
+
+
+def minutes(text: str) -> float:
+    """The value of --time-limit."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"takes minutes above 0, not {text[:40]}")
+    return value
+
+
+def moment(options: argparse.Namespace) -> float:
+    """When the time limit of a command that starts now ends, as `time.monotonic` tells time."""
+    return time.monotonic() + 60 * (options.time_limit or math.inf)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -199,6 +225,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments or ["--help"])
         return globals()[f"do_{options.verb}"](options)
+    except Stopped as stopped:
+        return fail(stopped, EXIT_PARTIAL)
     except UserError as error:
         return fail(error)
     except BrokenPipeError:  # `plan | head`
@@ -221,6 +249,7 @@ def fail_each(errors: list[UserError]) -> int:
 
 
 def do_run(options: argparse.Namespace) -> int:
+    until = moment(options)
     protocol = options.protocol or default_protocol(options.data, options.device)
     cell = protocols.resolve(
         options.data,
@@ -242,41 +271,66 @@ def do_run(options: argparse.Namespace) -> int:
 
     guard.install()  # before anything else that could keep a way to the data
     from dfkd.engine.machine import device_of
-    from dfkd.engine.run import WORK, Options, run
-    from dfkd.priors.training import Stopped
+    from dfkd.engine.run import WORK, Failed, Options, declined, run, work_name
 
     root, device = data_root(options.data_root), device_of(options.device)
     seconds = estimate(options.data, protocol, options.method)
     print(f"{cell.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
-    if options.time_limit is not None and options.time_limit <= 0:
-        raise UserError(f"--time-limit takes minutes above 0, not {options.time_limit:g}")
-    limit = 60 * options.time_limit if options.time_limit else None
-    settings = Options(
-        root, str(device), options.resume, work=WORK, time_limit=limit, tensorboard=options.tensorboard
-    )
-    teacher = teacher_for(cell, options, root, device, WORK / "teachers")
+    settings = Options(root, str(device), options.resume, work=WORK, tensorboard=options.tensorboard)
+    kept: list[Path | None] = []
+
+    def keep(record: dict) -> None:
+        kept.append(records.keep(record, out))
+
     try:
-        prior = prior_for(cell, options, root, device)
-    except Stopped as stopped:
-        return fail(stopped, EXIT_PARTIAL)
-    try:
-        record = run(cell, *teacher, settings, prior)
+        record = declined(cell, settings, keep) if to_be_made(cell, options) else None
+        if record is None:
+            teacher = teacher_for(cell, options, root, device, WORK / "teachers", until)
+            prior = prior_for(cell, options, root, device, until)
+            manifest = task(options.data).manifest(root)
+            work = work_name(cell, teacher[1], manifest, device, prior and prior[1])
+            resumable = options.resume and (WORK / work / "state.pt").is_file()
+            # DVC has looked at all that itself before it begins a stage.
+            asked = options.again or resumable or in_stage()
+            path = records.path_of(cell.identity, out)
+            if not asked and is_finished(path, work, WORK):
+                print(f"finished: {path}; to run it once more: --again")
+                return 0
+            limit = max(1e-9, until - time.monotonic()) if options.time_limit else None
+            record = run(cell, *teacher, replace(settings, time_limit=limit), prior, keep)
     except UserError:
         raise
     except Exception as error:
-        if hasattr(error, "record"):
-            records.keep(error.record, out)
-        if not isinstance(error, DataFreeViolation):
+        if not isinstance(error, DataFreeViolation | Failed):
             traceback.print_exc()
         return fail(error, 1)
-    work = WORK / record["work"]
-    path = records.keep(record, out)
+    path, work = kept[-1], WORK / record["work"]
     report(record, path, work)
     if path is not None and out == (RESULTS / "records").resolve():
         keep_samples(record, work)
-        if "DVC_STAGE" not in os.environ:  # there the tables have a stage of their own
+        if not in_stage():  # there the tables have a stage of their own
             render_after_run()
     return EXIT_PARTIAL if record["status"] == "partial" else 0
+
+
+def to_be_made(cell: protocols.ResolvedCell, options: argparse.Namespace) -> bool:
+    """Whether the cell has a teacher or a diffusion model that is not there yet; somebody else's prior always is."""
+    own = TEACHERS / weights_name(options.data, cell.identity["teacher"])
+    prior = cell.prior is not None and "/" not in cell.prior and not (PRIORS / cell.prior).is_dir()
+    return prior or not (options.teacher_weights or own).is_file()
+
+
+def is_finished(path: Path, work: str, root: Path) -> bool:
+    """Whether this record is that of a run in this work folder, whose student is there.
+
+    The folder's name stands for configuration, code, data, teacher, prior and kind of device.
+    """
+    try:
+        record = records.read(path)
+    except (UserError, FileNotFoundError):
+        return False
+    there = record["status"] == "ok" and record["work"] == work
+    return there and (root / work / "student.safetensors").is_file()
 
 
 def teacher_for(
@@ -285,18 +339,29 @@ def teacher_for(
     root: Path,
     device: torch.device,
     converted: Path,
+    until: float,
 ) -> tuple[Path, dict]:
-    """The weights file and card of the run's teacher; somebody's own checkpoint is converted into `converted`."""
+    """The weights file and card of the run's teacher; somebody's own checkpoint is converted into `converted`.
+
+    A training of it that was stopped goes on, with --resume or without: it is the same teacher either way.
+    """
     from dfkd.teachers.provide import foreign, provide
 
     arch = cell.identity["teacher"]
     if options.teacher_weights:
         return foreign(options.data, arch, options.teacher_weights, converted, root, device)
-    return provide(options.data, arch, cell.teacher_recipe, TEACHERS, root, device, source=options.weights)
+    if not (TEACHERS / weights_name(options.data, arch)).is_file():
+        check_writable(TEACHERS)
+    given = {"source": options.weights, "until": until}
+    return provide(options.data, arch, cell.teacher_recipe, TEACHERS, root, device, **given)
 
 
 def prior_for(
-    cell: protocols.ResolvedCell, options: argparse.Namespace, root: Path, device: torch.device
+    cell: protocols.ResolvedCell,
+    options: argparse.Namespace,
+    root: Path,
+    device: torch.device,
+    until: float,
 ) -> tuple[Path | str, dict] | None:
     """Where the run's diffusion model lies, and its card; None for a method that uses none.
 
@@ -308,7 +373,7 @@ def prior_for(
 
     if "/" not in cell.prior and not (PRIORS / cell.prior).is_dir():
         check_writable(PRIORS)
-    return provide(cell.prior, PRIORS, root, device, source=options.weights)
+    return provide(cell.prior, PRIORS, root, device, source=options.weights, until=until)
 
 
 def default_protocol(data: str, device: str | None) -> str:
@@ -320,6 +385,11 @@ def default_protocol(data: str, device: str | None) -> str:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return "paper" if device.startswith("cuda") else "cpu"
+
+
+def in_stage() -> bool:
+    """Whether DVC called: it does where something changed, so what lies there already is made anew."""
+    return "DVC_STAGE" in os.environ
 
 
 def check_writable(folder: Path) -> None:
@@ -357,16 +427,20 @@ def keep_samples(record: dict, work: Path) -> None:
 
 
 def do_data(options: argparse.Namespace) -> int:
-    root = data_root(options.data_root)
+    root, copy = data_root(options.data_root), options.manifest
+    if copy:
+        if copy.exists() and not copy.is_file():
+            raise UserError(f"--manifest {copy} is no file")
+        check_writable(copy.parent)
     manifest, line = prepare(options.name, root, options.source)
     print(line)
-    if options.manifest:
-        text = json.dumps({**manifest, "digest": digest(manifest)}, indent=1)
-        replace_file(options.manifest, text + "\n")
+    if copy:
+        replace_file(copy, json.dumps({**manifest, "digest": digest(manifest)}, indent=1) + "\n")
     return 0
 
 
 def do_teacher(options: argparse.Namespace) -> int:
+    until = moment(options)
     from dfkd.engine.machine import device_of
     from dfkd.teachers.provide import provide
 
@@ -375,6 +449,8 @@ def do_teacher(options: argparse.Namespace) -> int:
     if protocol not in available:
         raise unknown("protocol", protocol, available)
     protocols.check_fits(options.data, options.arch)
+    if not (TEACHERS / weights_name(options.data, options.arch)).is_file():
+        check_writable(TEACHERS)
     path, card = provide(
         options.data,
         options.arch,
@@ -384,6 +460,9 @@ def do_teacher(options: argparse.Namespace) -> int:
         device_of(options.device),
         seed=options.seed,
         source=options.weights,
+        anew=in_stage(),
+        resume=options.resume,
+        until=until,
     )
     metric = task(options.data).metric
     print(f"{path}: {card['origin']}, {metric} {score(card['accuracy'], metric)} on the test set")
@@ -391,6 +470,7 @@ def do_teacher(options: argparse.Namespace) -> int:
 
 
 def do_prior(options: argparse.Namespace) -> int:
+    until = moment(options)
     from dfkd.priors import recipes
 
     name, recipe = recipes.recipe_for(options.data, options.size)
@@ -402,19 +482,14 @@ def do_prior(options: argparse.Namespace) -> int:
     from dfkd.engine.machine import device_of
     from dfkd.priors import load, provide
     from dfkd.priors.base import sample
-    from dfkd.priors.training import Stopped
     from dfkd.synthesis.buffer import to_bytes
 
     device, root = device_of(options.device), data_root(options.data_root)
-    grid, there = RESULTS / "plots" / "priors" / f"{name}.png", (PRIORS / name).is_dir()
+    grid, there = RESULTS / "plots" / "priors" / f"{name}.png", (PRIORS / name).is_dir() and not in_stage()
     if not there:
         check_writable(PRIORS)
-    try:
-        folder, card = provide(
-            name, PRIORS, root, device, source=options.weights, recipe=recipe, resume=options.resume
-        )
-    except Stopped as stopped:
-        return fail(stopped, EXIT_PARTIAL)
+    given = {"source": options.weights, "recipe": recipe, "resume": options.resume, "until": until}
+    folder, card = provide(name, PRIORS, root, device, anew=in_stage(), **given)
     if not (there and grid.is_file()):
         model = load(folder, card, device, "fp32")
         save_grid(to_bytes(sample(model, 72, torch.Generator(device).manual_seed(0))), grid, columns=12)
@@ -461,6 +536,8 @@ def do_plan(options: argparse.Namespace) -> int:
     ]
     index, count = shard(options.shard)
     total = 0.0
+    for command in lacking(missing[index::count]):
+        print(f"python bench.py {command}")
     for data, protocol, pair, method, seed in missing[index::count]:
         seconds = estimate(data, protocol, method)
         total += seconds
@@ -470,6 +547,25 @@ def do_plan(options: argparse.Namespace) -> int:
         )
     print(f"# {len(missing[index::count])} cells, about {duration(total)}", file=sys.stderr)
     return fail_each(problems)
+
+
+def lacking(cells: list[tuple]) -> list[str]:
+    """The commands that make the teachers and priors of these cells, as far as they are not there."""
+    found: dict[str, None] = {}  # each once, in order
+    methods, books = catalog.entries(), {data: protocols.recipes(data) for data in {cell[0] for cell in cells}}
+    for data, protocol, pair, method in dict.fromkeys(cell[:4] for cell in cells):
+        arch = protocols.check_pair(data, pair)[0]
+        if not (TEACHERS / weights_name(data, arch)).is_file():
+            found[f"teacher --data {data} --arch {arch} --protocol {protocol} --resume"] = None
+        entry = methods.get(books[data].get(method, {}).get("method", method))
+        if entry is None or entry.prior != "diffusion":
+            continue
+        prior = protocols.resolve(data, protocol, method, pair).prior
+        recipe = prior_recipes().get(prior)  # another one comes from the hub when it is first used
+        if recipe and not (PRIORS / prior).is_dir():
+            name = "" if recipe_for(recipe["data"], recipe["size"])[0] == prior else f" --name {prior}"
+            found[f"prior --data {recipe['data']} --size {recipe['size']}{name} --resume"] = None
+    return list(found)
 
 
 @functools.cache
@@ -587,6 +683,10 @@ def do_leaderboard(options: argparse.Namespace) -> int:
 
 def compare_with_commit() -> int:
     """The accuracy of each quick record beside the one in the last commit."""
+    try:
+        git("rev-parse", "HEAD")
+    except UserError as error:
+        print(f"committed values are left out, for they come from git ({error})")
     rows = []
     found = records.read_all(RESULTS / "records")
     for record in found.records:
@@ -607,11 +707,9 @@ def compare_with_commit() -> int:
 
 def committed_score(path: Path) -> float | None:
     """The score in the last commit's record; None where there is none, or none that can be read."""
-    command = ["git", "-C", str(ROOT), "show", f"HEAD:{path.as_posix()}"]
     try:
-        shown = subprocess.run(command, capture_output=True, encoding="utf-8")
-        return parse_json(shown.stdout)["metrics"]["last"] if shown.returncode == 0 else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return parse_json(git("show", f"HEAD:{path.as_posix()}"))["metrics"]["last"]
+    except (UserError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -653,7 +751,7 @@ def render_after_run() -> None:
 def do_doctor(options: argparse.Namespace) -> int:
     from dfkd.doctor import examine
 
-    status, marks = 0, {True: "ok     ", None: "absent ", False: "BROKEN "}
+    status, marks = 0, {True: "ok     ", None: "note   ", False: "BROKEN "}
     for good, line in examine(data_root(options.data_root), TEACHERS, PRIORS):
         print(marks[good] + line, flush=True)
         status = 1 if good is False else status

@@ -20,6 +20,9 @@ SCHEMAS: dict[str, str] = {
     "params": "dfkd.protocols:SPAN",
     "priors": "dfkd.priors.recipes:RECIPES",
     "published": "dfkd.leaderboard:ROW",
+    "manifest": "dfkd.tasks.store:SCHEMA",
+    "teacher-card": "dfkd.teachers.cards:SCHEMA",
+    "prior-card": "dfkd.priors.cards:SCHEMA",
 }
 
 

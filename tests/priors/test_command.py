@@ -56,7 +56,7 @@ def test_a_stopped_training_can_be_gone_on_with(command, interrupt):
     undo = interrupt(4)
     status, _, err = command(*TRAIN)
     assert status == bench.EXIT_PARTIAL
-    assert err == "bench.py: stopped by SIGINT at step 4 of 6; the same with --resume goes on\n"
+    assert err == "bench.py: stopped by SIGINT at step 4/6; the same with --resume goes on\n"
     undo()
     status, out, _ = command(*TRAIN, "--resume")
     assert status == 0 and "from step 4" in out

@@ -9,6 +9,7 @@ import torch
 from dfkd.errors import UserError
 from dfkd.priors import cards, load, training
 from dfkd.priors.recipes import changed, check, recipe_for, recipes
+from dfkd.signals import Stopped
 from dfkd.tasks import Task
 from tests.priors.conftest import TINY
 
@@ -62,7 +63,7 @@ def test_the_seed_decides(run):
 def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(run, tmp_path, interrupt):
     straight = run("straight")[1]["digest"]
     undo = interrupt(4)
-    with pytest.raises(training.Stopped, match="stopped by SIGINT at step 4 of 6; the same with --resume"):
+    with pytest.raises(Stopped, match="stopped by SIGINT at step 4/6; the same with --resume"):
         run()
     undo()
     assert not (tmp_path / "own").exists()
@@ -73,7 +74,7 @@ def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(run, tmp_path, interru
 
 def test_without_resume_it_starts_afresh(run, interrupt):
     undo, told = interrupt(4), []
-    with pytest.raises(training.Stopped):
+    with pytest.raises(Stopped):
         run()
     undo()
     run(resume=False, say=told.append)
@@ -82,7 +83,7 @@ def test_without_resume_it_starts_afresh(run, interrupt):
 
 def test_another_recipe_does_not_go_on_with_this_one_s_state(run, interrupt):
     undo, told = interrupt(4), []
-    with pytest.raises(training.Stopped):
+    with pytest.raises(Stopped):
         run()
     undo()
     run(lr=2e-3, say=told.append)
@@ -91,7 +92,7 @@ def test_another_recipe_does_not_go_on_with_this_one_s_state(run, interrupt):
 
 def test_a_damaged_state_is_named(run, tmp_path, interrupt):
     undo = interrupt(4)
-    with pytest.raises(training.Stopped):
+    with pytest.raises(Stopped):
         run()
     undo()
     (state,) = (tmp_path / "work" / "tiny").glob("*.pt")
@@ -131,7 +132,7 @@ def test_it_learns_and_averages(noise, arrays):
 
 
 def test_a_diverging_loss_stops(run):
-    with pytest.raises(UserError, match="training diverged before step 6; lower lr"):
+    with pytest.raises(UserError, match="training diverged before step 6/6: the loss is not finite; lower lr"):
         run(lr=1e30, warmup=0)
 
 
