@@ -5,17 +5,22 @@ Records, cards, manifests, recipes and protocols all come in through here.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dfkd.errors import UserError
+from dfkd.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
 
 SIZE = 32 * 2**20  # bytes; a curve of a hundred thousand points has some ten
 DEPTH = 32
@@ -46,10 +51,25 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_checked(path: str | Path, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """As `read_yaml`, of a file that must be there and satisfy the JSON schema."""
+    try:
+        content = read_yaml(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    check(content, schema, path)
+    return content
+
+
+def text_of(path: str | Path) -> str:
+    """The text of any other small file: UTF-8, with or without a byte-order mark. Raises as `read_json` does."""
+    return _read(Path(path), str)
+
+
 def parse_json(text: str) -> Any:
     """As `read_json`, of a text; raises ValueError with the reason."""
     try:
-        return _sane(json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant))
+        return sane(json.loads(text, object_pairs_hook=_without_duplicates))
     except RecursionError:
         raise _Refused("nested too deeply") from None
 
@@ -57,33 +77,85 @@ def parse_json(text: str) -> Any:
 def parse_yaml(text: str) -> Any:
     """As `read_yaml`, of a text that may hold any plain value; raises ValueError with the reason."""
     try:
-        return _sane(yaml.load(text, _Loader))
+        return sane(yaml.load(text, _Loader))
     except yaml.YAMLError as error:
         raise _Refused(" ".join(str(error).split())[:200]) from None
     except RecursionError:
         raise _Refused("nested too deeply") from None
 
 
+def sane(value: Any) -> Any:
+    """`value`, after a look at every part of it; raises ValueError, naming the key, for what plain JSON does not hold.
+
+    Not recursive: it is the depth that may be wrong.
+    """
+    pending: list[tuple[tuple, Any]] = [((), value)]
+    for seen in itertools.count(1):
+        if not pending:
+            return value
+        path, item = pending.pop()
+        if len(path) > DEPTH:
+            raise _Refused("nested too deeply")
+        if seen > NODES:
+            raise _Refused("too many entries")
+        if isinstance(item, dict):
+            pending += (((*path, key), part) for key, value in item.items() for part in (key, value))
+        elif isinstance(item, list | tuple):
+            pending += (((*path, index), part) for index, part in enumerate(item))
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise _Refused(f"{dotted(path)}{item} is no number that JSON knows")
+        elif isinstance(item, int) and not -INTEGER <= item < INTEGER:
+            raise _Refused(f"{dotted(path)}an integer beyond 64 bits")
+        elif isinstance(item, str) and not _encodable(item):
+            raise _Refused(f"{dotted(path)}text with a lone surrogate")
+        elif not isinstance(item, str | int | float | None):  # by an explicit tag of YAML: dates, sets, bytes
+            raise _Refused(f"{dotted(path)}a {type(item).__name__} is no plain value")
+
+
 def check(value: Any, schema: Mapping[str, Any], where: object) -> None:
-    """Raise UserError `where: key: what is wrong`, unless `value` satisfies the JSON schema."""
+    """Raise UserError `where: key: what is wrong`, unless `value` satisfies the JSON schema.
+
+    A key or word that is not in a closed list is answered with the nearest that is.
+    """
     from jsonschema.exceptions import best_match
 
     error = best_match(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
     if error is not None:
-        raise UserError(f"{where}: {dotted(error.absolute_path)}{error.message.splitlines()[0][:200]}")
+        raise UserError(f"{where}: {dotted(error.absolute_path)}{_reason(error)}")
+
+
+def _reason(error: ValidationError) -> str:
+    if error.validator == "additionalProperties" and error.validator_value is False:
+        known = error.schema.get("properties", {})
+        return str(unknown("key", next(key for key in error.instance if key not in known), known))
+    if error.validator == "enum" and isinstance(error.instance, str):
+        return str(unknown("value", error.instance, filter(None, error.validator_value)))
+    return error.message.splitlines()[0][:200]
 
 
 def dotted(path: Iterable[object]) -> str:
-    """`time.buffer: `, or nothing at the root."""
-    name = ".".join(map(str, path))
+    """`time.buffer: `, or nothing at the root; on one line, whatever the keys are."""
+    name = " ".join(".".join(map(str, path)).split())[:200]
     return f"{name}: " if name else ""
 
 
 @lru_cache(maxsize=32)
 def _validator(schema: str) -> Any:
-    from jsonschema import Draft202012Validator
+    from jsonschema import Draft202012Validator, validators
 
-    return Draft202012Validator(json.loads(schema))
+    # 5.0 is a whole number to the standard, and none to range().
+    types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    return validators.extend(Draft202012Validator, {"pattern": _matches}, type_checker=types)(
+        json.loads(schema)
+    )
+
+
+def _matches(validator: Any, pattern: str, text: Any, schema: Mapping[str, Any]) -> Iterator[Exception]:
+    """`$` is the end of the text, as the standard has it; Python's also stands before a last line break."""
+    from jsonschema import ValidationError
+
+    if isinstance(text, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), text):
+        yield ValidationError(f"{text!r} does not match {pattern!r}")
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
@@ -104,29 +176,6 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _sane(value: Any) -> Any:
-    """`value`, after a look at every part of it. Not recursive: it is the depth that may be wrong."""
-    pending, seen = [(value, 0)], 0
-    while pending:
-        item, depth = pending.pop()
-        seen += 1
-        if depth > DEPTH:
-            raise _Refused("nested too deeply")
-        if seen > NODES:
-            raise _Refused("too many entries")
-        if isinstance(item, dict):
-            pending += ((part, depth + 1) for pair in item.items() for part in pair)
-        elif isinstance(item, list):
-            pending += ((part, depth + 1) for part in item)
-        elif isinstance(item, float) and not math.isfinite(item):
-            raise _Refused(f"{item} is no number that JSON knows")
-        elif isinstance(item, int) and not -INTEGER <= item < INTEGER:
-            raise _Refused("an integer beyond 64 bits")
-        elif isinstance(item, str) and not _encodable(item):
-            raise _Refused("text with a lone surrogate")
-    return value
-
-
 def _encodable(text: str) -> bool:
     try:
         text.encode("utf-8")
@@ -143,12 +192,14 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(text: str) -> Any:
-    raise _Refused(f"{text} is no number that JSON knows")
-
-
 class _Loader(yaml.SafeLoader):
-    """Plain values, and no key twice."""
+    """Plain values as YAML 1.2 has them, and no key twice.
+
+    YAML 1.1 reads 010 as 8, 1_000 as 1000, 1:30 as 90, `no` as false, 1e-3 as a text and 2001-01-01 as a date. Here
+    decimal numbers are numbers, true and false are truth values, and all else is text.
+    """
+
+    yaml_implicit_resolvers = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -156,3 +207,15 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, str) and keys.count(key) > 1:
                 raise _Refused(f"{key!r} stands there twice")
         return super().construct_mapping(node, deep)
+
+
+_WHOLE = r"[-+]?(?:0|[1-9][0-9]*)"
+for tag, pattern, first in (
+    ("null", r"~|null|Null|NULL|", ("~", "n", "N", "")),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", _WHOLE, "-+0123456789"),
+    ("float", rf"(?:{_WHOLE}(?:\.[0-9]*)?|[-+]?\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.inf|\.nan", "-+."),  # to be refused by name
+    ("merge", "<<", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), first)

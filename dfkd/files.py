@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,27 +14,50 @@ from typing import IO
 
 from dfkd.errors import CannotWrite
 
+ABANDONED = 3600  # seconds without a byte after which the writer of a file must be dead
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` when the block ends well, and leaves no trace otherwise.
 
-    Raises CannotWrite where the system refuses: no space left, not writable.
+    Any number of processes may do so at once; the last one's file stays. Raises CannotWrite where the system
+    refuses: no space left, not writable.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        _clean(path)
+        with open(partial, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _sync(path.parent)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError):
             raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
         raise
+
+
+def _clean(path: Path) -> None:
+    """Remove what killed processes left of the same file."""
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError):  # somebody else may do the same
+            if time.time() - partial.stat().st_mtime > ABANDONED:
+                partial.unlink()
+
+
+def _sync(folder: Path) -> None:
+    """The file's new name, too, shall outlive a power cut."""
+    with suppress(OSError):  # not every file system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

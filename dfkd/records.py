@@ -3,13 +3,14 @@
 `root` is always the folder that holds the records (`results/records`, or the `--out` folder of a custom run).
 """
 
-import functools
+import itertools
 import json
-import math
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dfkd import documents
 from dfkd.errors import UserError
 from dfkd.files import replace_file
 
@@ -28,8 +29,9 @@ def _object(optional: dict | None = None, /, **properties: dict) -> dict:
 _TEXT = {"type": "string", "minLength": 1}
 _NOTE = {"type": ["string", "null"]}
 _FLAG = {"type": "boolean"}
-_COUNT = {"type": "integer", "minimum": 0}
-_SECONDS = {"type": "number", "minimum": 0}
+_COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}  # as far as every reader of JSON counts
+_SECONDS = {"type": "number", "minimum": 0, "maximum": 1e10}  # three centuries
+_NUMBER = {"type": "number", "minimum": -1e300, "maximum": 1e300}  # means of such numbers are numbers
 _VALUE = {"type": ["number", "null"]}
 _SHARE = {"type": "number", "minimum": 0, "maximum": 1}
 _FOLDER = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"}
@@ -40,9 +42,28 @@ _DIAGNOSTICS = _object(
     images=_COUNT,
     agreement=_SHARE | {"type": ["number", "null"]},
     classes={"type": "array", "items": _SHARE, "minItems": 1},
-    diversity={"type": ["number", "null"], "minimum": 0},  # 1: as diverse as the real test images
-    frechet={"type": "number", "minimum": 0},
+    diversity=_NUMBER | {"type": ["number", "null"], "minimum": 0},  # 1: as diverse as the real test images
+    frechet=_NUMBER | {"minimum": 0},
 )
+
+
+def _when(key: str, value: Any, then: dict, otherwise: dict | None = None) -> dict:
+    """A condition on an object that has `key` equal to `value`."""
+    said = {"properties": {key: {"const": value}}, "required": [key]}
+    return {"if": said, "then": then} | ({"else": otherwise} if otherwise else {})
+
+
+def _within(low: float, high: float) -> dict:
+    """The range of every score in `metrics`."""
+    value = {"minimum": low, "maximum": high}
+    curve = {"items": {"properties": {"value": value}}}
+    return {"properties": {"curve": curve} | dict.fromkeys(("last", "oracle_best", "teacher"), value)}
+
+
+def _metrics(**types: str) -> dict:
+    """A record's scores are of these types."""
+    return {"properties": {"metrics": {"properties": {key: {"type": name} for key, name in types.items()}}}}
+
 
 SCHEMA: dict = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -50,7 +71,10 @@ SCHEMA: dict = {
     **_object(
         {
             "diagnostics": _DIAGNOSTICS | {"type": ["object", "null"]},
-            "report": {"type": "object", "additionalProperties": {"type": "number"}},  # what the method says
+            "report": {"type": "object", "additionalProperties": _NUMBER},  # what the method says
+            "error": _NOTE,
+            "note": _NOTE,  # what the recipe says of itself
+            "work": _NOTE,
         },
         schema={"const": VERSION},
         status={"enum": ["ok", "diverged", "failed", "partial", "unsupported"]},
@@ -65,7 +89,8 @@ SCHEMA: dict = {
             oracle_best=_VALUE,
             teacher=_VALUE,
             curve={"type": "array", "items": _object(step=_COUNT, seconds=_SECONDS, value=_VALUE)},
-        ),
+        )
+        | {"allOf": [_when("name", "top1", _within(0, 100)), _when("name", "miou", _within(0, 1))]},
         time=_object(
             # Of `scored`, the prior apart: what serves every student of the teacher.
             {"shared": _SECONDS},
@@ -78,23 +103,23 @@ SCHEMA: dict = {
             images_synthesised=_COUNT,
             student_steps=_COUNT,
             teacher_forwards=_COUNT,  # images, not batches
-            peak_memory_bytes={"type": ["integer", "null"], "minimum": 0},
+            peak_memory_bytes=_COUNT | {"type": ["integer", "null"]},
         ),
         prior=_object(
             {
                 "name": _NOTE,
                 "origin": {"enum": ["trained", "adopted", "foreign", None]},
-                "seconds": {"type": ["number", "null"], "minimum": 0},  # its training; 0 where not known
+                "seconds": _SECONDS | {"type": ["number", "null"]},  # its training; 0 where not known
             },
             kind=_TEXT,
             trained_on=_NOTE,
             digest=_NOTE,
         ),
         provenance=_object(
-            code=_object(method=_TEXT, harness=_TEXT),
+            code=_object({"external": _FLAG}, method=_TEXT, harness=_TEXT),
             config=_TEXT,
             data=_object({"test_changed": _FLAG, "subset": _FLAG}, digest=_TEXT, changed=_NOTE),
-            teacher=_object(digest=_NOTE, origin=_NOTE, accuracy=_VALUE),
+            teacher=_object(digest=_NOTE, origin=_NOTE, accuracy=_NUMBER | _VALUE),
             commit=_NOTE,
             versions={"type": "object"},
             hardware=_object(**{"class": _TEXT, "details": {}}),
@@ -102,6 +127,11 @@ SCHEMA: dict = {
         ),
         config={"type": "object"},
     ),
+    "allOf": [
+        _when("status", "ok", _metrics(last="number", oracle_best="number"), _metrics(last="null")),
+        _when("status", "ok", {"properties": {"error": {"type": "null"}}}),
+        _when("status", "unsupported", {"required": ["error"], "properties": {"error": _TEXT}}),
+    ],
 }
 
 
@@ -135,105 +165,115 @@ def path_of(identity: Mapping[str, Any], root: str | Path) -> Path:
     return Path(root) / identity["data"] / pair / identity["method"] / name
 
 
-def validate(record: Any) -> None:
-    """Raise `UserError`, naming the key, unless `record` satisfies the schema and its clock adds up."""
-    from jsonschema.exceptions import best_match
+class Found(NamedTuple):
+    """What lies in a folder of records: those that can be read, and why the other files cannot."""
 
-    error = best_match(_validator().iter_errors(record))
-    if error is not None:
-        raise UserError(f"record: {_dotted(error.absolute_path)}{error.message.splitlines()[0][:200]}")
-    for path, number in _numbers(record):
-        if not math.isfinite(number):
-            raise UserError(f"record: {_dotted(path)}{number} is not a number that JSON knows; write null")
-    _check_clock(record["time"])
-    if record["status"] == "ok":
-        for key in ("last", "oracle_best"):
-            if record["metrics"][key] is None:
-                raise UserError(f"record: metrics.{key}: null, but the status is ok")
+    records: list[dict]
+    problems: list[UserError]
+
+
+def validate(record: Any, where: object = "record") -> None:
+    """Raise `UserError`, naming the key, unless `record` satisfies the schema and its numbers agree."""
+    try:
+        documents.sane(record)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    documents.check(record, SCHEMA, where)
+    for key, problem in (*_clock(record["time"]), *_curve(**record["metrics"])):
+        raise UserError(f"{where}: {key}: {problem}")
 
 
 def write(record: dict, root: str | Path) -> Path:
-    """Validate the record and put it in its place in one step; returns the path."""
-    validate(record)
-    path = path_of(record["identity"], root)
+    """Validate the record and put it in its place in one step, safe on the disk; returns the path."""
     try:
-        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    except TypeError as error:  # in parts that the schema leaves open, such as the configuration
+        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:  # in parts that the schema leaves open
         raise UserError(f"record: {error}") from error
+    text = text.encode("utf-8", "replace").decode()  # an error may name a file whose name is no text
+    try:
+        validate(documents.parse_json(text))
+    except ValueError as error:
+        raise UserError(f"record: {error}") from None
+    path = path_of(record["identity"], root)
     replace_file(path, text + "\n")
     return path
 
 
 def keep(record: dict, root: str | Path) -> Path | None:
-    """As `write`, but an interrupted or failed run never takes the place of a finished one (then None)."""
+    """As `write`, but an interrupted or failed run never takes the place of a finished one (then None).
+
+    A file in its place that is no record gives way, and is named.
+    """
     path = path_of(record["identity"], root)
-    if record["status"] not in FINISHED and path.is_file() and read(path)["status"] in FINISHED:
-        return None
-    return write(record, root)
+    try:
+        finished = read(path)["status"] in FINISHED
+    except FileNotFoundError:
+        finished = False
+    except UserError as error:
+        finished = False
+        print(f"replaced: {error}", file=sys.stderr)
+    return None if finished and record["status"] not in FINISHED else write(record, root)
 
 
 def read(path: str | Path) -> dict:
-    """The record in this file; `UserError` names the file, and the key that is wrong."""
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        validate(record)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable record: {error}") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    """The record in this file. Raises UserError, naming the file and the key that is wrong; FileNotFoundError."""
+    record = documents.read_json(path)
+    validate(record, f"{path}: record")
     return record
 
 
-def read_all(root: str | Path) -> list[dict]:
-    """Every record under `root`, in order of their paths; none where the folder is missing."""
-    records = []
-    for path in sorted(Path(root).glob("*/*/*/*.json")):
-        record = read(path)
-        if path_of(record["identity"], root) != path:
+def read_all(root: str | Path, pattern: str = "*/*/*/*.json") -> Found:
+    """Every record under `root` that fits the pattern, in order of their paths; none where the folder is missing.
+
+    Hidden files are passed over: macOS and editors leave such beside others.
+    """
+    found = Found([], [])
+    for path in sorted(Path(root).glob(pattern)):
+        if any(part.startswith(".") for part in path.relative_to(root).parts):
+            continue
+        try:
+            record = read(path)
             place = path_of(record["identity"], root)
-            raise UserError(f"{path}: record: identity: names another place, {place}")
-        records.append(record)
-    return records
+            if place != path:
+                raise UserError(f"{path}: record: identity: names another place, {place}")
+            found.records.append(record)
+        except FileNotFoundError:  # a link to nowhere, or it has just gone
+            found.problems.append(UserError(f"{path} cannot be read: there is no such file"))
+        except UserError as error:
+            found.problems.append(error)
+    return found
 
 
-@functools.cache
-def _validator() -> Any:
-    from jsonschema import Draft202012Validator
-
-    return Draft202012Validator(SCHEMA)
+Problems = Iterator[tuple[str, str]]  # key, and what is wrong with it
 
 
-def _check_clock(time: Mapping[str, float]) -> None:
+def _clock(time: Mapping[str, float]) -> Problems:
     spent = sum(time[account] for account in ACCOUNTS)
     tolerance = CLOCK_TOLERANCE * time["total"] + 1e-6
     if abs(spent - time["total"]) > tolerance:
-        raise UserError(f"record: time.total: {time['total']} s, but the accounts add up to {spent:.6g} s")
+        yield "time.total", f"{time['total']} s, but the accounts add up to {spent:.6g} s"
     scored = time["total"] - sum(time[account] for account in FREE_ACCOUNTS)
     if abs(scored - time["scored"]) > tolerance:
-        raise UserError(
-            f"record: time.scored: {time['scored']} s, but total less {' and '.join(FREE_ACCOUNTS)} "
-            f"is {scored:.6g} s"
+        yield (
+            "time.scored",
+            f"{time['scored']} s, but total less {' and '.join(FREE_ACCOUNTS)} is {scored:.6g} s",
         )
     shared = time.get("shared", 0.0)
     if time["prior"] + shared > time["scored"] + tolerance:
-        raise UserError(
-            f"record: time.shared: {shared} s and the prior's {time['prior']} s are more than "
-            f"time.scored, {time['scored']} s"
+        yield (
+            "time.shared",
+            f"{shared} s and the prior's {time['prior']} s are more than time.scored, {time['scored']} s",
         )
 
 
-def _numbers(value: Any, path: tuple = ()) -> Iterable[tuple[tuple, float]]:
-    if isinstance(value, float):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _numbers(item, (*path, key))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _numbers(item, (*path, index))
-
-
-def _dotted(path: Iterable[Any]) -> str:
-    """`time.buffer: `, or nothing at the root."""
-    name = ".".join(map(str, path))
-    return f"{name}: " if name else ""
+def _curve(curve: list[dict], last: float | None, oracle_best: float | None, **_: Any) -> Problems:
+    """The scores are taken from the curve, whose points come one after the other."""
+    values = [point["value"] for point in curve]
+    best = max((value for value in values if value is not None), default=None)
+    for earlier, later in itertools.pairwise(curve):
+        if earlier["step"] >= later["step"] or earlier["seconds"] > later["seconds"]:
+            yield "metrics.curve", f"step {later['step']} comes after step {earlier['step']}"
+    if last is not None and last != (values[-1] if values else None):
+        yield "metrics.last", f"{last} is not the last point of the curve"
+    if oracle_best != best:
+        yield "metrics.oracle_best", f"{oracle_best}, but the best point of the curve is {best}"

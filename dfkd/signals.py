@@ -7,6 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from dfkd.errors import UserError
+
+
+class Stopped(UserError):
+    """A signal, the time limit or a full disk made an end before it was reached; what has been done is kept."""
+
+    status = "partial"
+
 
 @contextmanager
 def stopping(ask: Callable[[str], None]) -> Iterator[None]:

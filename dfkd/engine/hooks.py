@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dfkd.engine import state
 from dfkd.engine.context import Context
 from dfkd.engine.guard import DataFreeViolation, guard
+from dfkd.files import replacing
 from dfkd.synthesis.buffer import to_bytes
 from dfkd.units import duration
 
@@ -140,8 +141,8 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
     for i, tile in enumerate(tiles):
         pixels = tile if tile.shape[2] == 3 else tile.repeat(3, 2)
         sheet.paste(Image.fromarray(pixels), ((i % columns) * (width + gap), (i // columns) * (height + gap)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    with replacing(path) as file:
+        sheet.save(file, "PNG", optimize=True)
 
 
 class CurveHook(Hook):

@@ -14,19 +14,13 @@ from torch import Tensor, nn
 
 from dfkd.engine.context import Context
 from dfkd.engine.method import Method, Stage
-from dfkd.signals import stopping
+from dfkd.signals import Stopped, stopping
 
 
 class Diverged(Exception):
     """A loss or a weight of the student was not finite."""
 
     status = "diverged"
-
-
-class Stopped(Exception):
-    """A signal, the time limit or a full disk stopped the run; its state has been saved."""
-
-    status = "partial"
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from dfkd import __version__
-from dfkd.catalog import ROOT
+from dfkd.checkout import git
 from dfkd.errors import UserError
 
 
@@ -103,22 +102,9 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The git commit of the project, with `+` where the working tree differs; None outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
-
+    code = ("dfkd", "methods", "baselines", "benchmarks")
     try:
-        changed = git(
-            "status",
-            "--porcelain",
-            "--untracked-files=no",
-            "--",
-            "dfkd",
-            "methods",
-            "baselines",
-            "benchmarks",
-        )
-        return git("rev-parse", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+        return git("rev-parse", "HEAD").strip() + ("+" if changed else "")
+    except UserError:
         return None

@@ -1,22 +1,71 @@
-"""Networks as the field of data-free distillation defines them (they are not torchvision's).
+"""Networks as the field of data-free distillation defines them (they are not torchvision's), one line each.
 
 Every network has `forward(x) -> logits` and `features(x) -> pooled vector`; x is B x 3 x H x W and normalised already
 (see `normalised.py`). Logits are B x classes x H x W of a segmentation network, and B x classes of a classifier, for
 which `forward(x) == fc(features(x))`; a classifier also has `maps(x)` -> the post-ReLU input of the pooling, and
 `stages`, the names of its stage modules in order.
+
+Importing this imports no torch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfkd.errors import unknown
-from dfkd.networks.names import ARCHITECTURES, CLASSIFIERS, SEGMENTERS
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ARCHITECTURES", "CLASSIFIERS", "SEGMENTERS", "build"]
+
+class Network(NamedTuple):
+    """The `kind` of task it is for, and what builds it: `module:callable` taking classes, size and `options`."""
+
+    kind: str
+    builder: str
+    options: dict[str, Any]
+
+
+def _classifier(builder: str, **options: Any) -> Network:
+    return Network("classification", f"dfkd.networks.{builder}", options)
+
+
+def _segmenter(builder: str, **options: Any) -> Network:
+    return Network("segmentation", f"dfkd.networks.segmentation:{builder}", options)
+
+
+NETWORKS: dict[str, Network] = {
+    "resnet8": _classifier("resnet:thin", depth=8),
+    "resnet20": _classifier("resnet:thin", depth=20),
+    "resnet56": _classifier("resnet:thin", depth=56),
+    "resnet18": _classifier("resnet:wide", depth=18),
+    "resnet34": _classifier("resnet:wide", depth=34),
+    "resnet50": _classifier("resnet:wide", depth=50),
+    "wrn16_1": _classifier("wrn:WideResNet", depth=16, widening=1),
+    "wrn16_2": _classifier("wrn:WideResNet", depth=16, widening=2),
+    "wrn28_1": _classifier("wrn:WideResNet", depth=28, widening=1),
+    "wrn40_1": _classifier("wrn:WideResNet", depth=40, widening=1),
+    "wrn40_2": _classifier("wrn:WideResNet", depth=40, widening=2),
+    "vgg11": _classifier("vgg:VGG11"),
+    "deeplabv3_resnet50": _segmenter("deeplabv3", encoder="resnet50"),
+    "deeplabv3_mobilenetv2": _segmenter("deeplabv3", encoder="mobilenet_v2"),
+    "deeplabv3plus_mobilenetv2": _segmenter("deeplabv3plus", encoder="mobilenet_v2"),
+    "deeplabv3plus_thin32": _segmenter("thin", width=32),
+    "deeplabv3plus_thin16": _segmenter("thin", width=16),
+}
+
+
+def network(arch: str) -> Network:
+    """The network of that name. Raises UserError naming the nearest one."""
+    if arch not in NETWORKS:
+        raise unknown("network", arch, NETWORKS)
+    return NETWORKS[arch]
+
+
+def fitting(kind: str) -> tuple[str, ...]:
+    """The names of the networks for tasks of this kind, "classification" or "segmentation"."""
+    return tuple(name for name, found in NETWORKS.items() if found.kind == kind)
 
 
 def build(arch: str, classes: int, size: int = 32) -> nn.Module:
@@ -24,22 +73,6 @@ def build(arch: str, classes: int, size: int = 32) -> nn.Module:
 
     The weights are drawn from torch's global generator. Raises UserError for an unknown `arch`.
     """
-    if arch not in ARCHITECTURES:
-        raise unknown("network", arch, ARCHITECTURES)
-    # torch is imported only here, so that listing names stays instant.
-    if arch in SEGMENTERS:
-        from dfkd.networks.segmentation import segmenter
-
-        return segmenter(arch, classes)
-    if arch.startswith("resnet"):
-        from dfkd.networks.resnet import resnet
-
-        return resnet(int(arch.removeprefix("resnet")), classes)
-    if arch.startswith("wrn"):
-        from dfkd.networks.wrn import WideResNet
-
-        depth, widening = arch.removeprefix("wrn").split("_")
-        return WideResNet(int(depth), int(widening), classes)
-    from dfkd.networks.vgg import VGG11
-
-    return VGG11(classes, size)
+    _, builder, options = network(arch)
+    module, name = builder.split(":")
+    return getattr(importlib.import_module(module), name)(classes=classes, size=size, **options)

@@ -13,9 +13,12 @@ from dfkd.errors import UserError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
+# What DataParallel and torch.compile put in anywhere, and what a network is called inside a module of others.
+WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:(?:module|_orig_mod)\.)+")
+OUTER = re.compile(r"^(?:(?:model|net|network)\.)+")
+
 # Spellings of chenyaofo/pytorch-cifar-models, karanchahal/distiller, the CMI and Fast programs, and smp.
 RENAMES = (
-    (re.compile(r"^(?:module\.)+"), ""),
     (re.compile(r"^(?:layer|block)(\d+)\.layer\."), r"layer\1."),
     (re.compile(r"\.(?:convShortcut|shortcut)\."), ".downsample."),
     (re.compile(r"^(?:linear|classifier)\."), "fc."),
@@ -26,30 +29,69 @@ RENAMES = (
 def adapt(state: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
     """The checkpoint `state` with the keys, and the floating-point type, of `network` (float32).
 
-    Raises UserError naming the first key that is missing, has another shape (in the network's order), or is
-    not the network's (in the checkpoint's order).
+    Raises UserError naming the first key that is missing, has another shape or holds what no weight can be (in the
+    network's order), or is not the network's (in the checkpoint's order).
     """
-    state = _unwrap(state)
-    spelled = {_rename(key): key for key in state}
+    state, own = _unwrap(state), network.state_dict()
+    spelled = _spelled(state, own)
     result: dict[str, Tensor] = {}
-    for key, expected in network.state_dict().items():
-        if key not in spelled:
+    for key, expected in own.items():
+        if key in spelled:
+            result[key] = _value(state[spelled[key]], expected, spelled[key])
+        elif key.endswith("num_batches_tracked"):
             # A counter that inference never reads; files from before torch 0.4.1 lack it.
-            if key.endswith("num_batches_tracked"):
-                result[key] = torch.zeros_like(expected)
-                continue
-            raise UserError(f"the checkpoint has no key {key!r}")
-        value = state[spelled[key]]
-        if not isinstance(value, Tensor):
-            raise UserError(f"the checkpoint's {spelled[key]!r} is no tensor but {type(value).__name__}")
-        if value.shape != expected.shape:
-            theirs, ours = tuple(value.shape), tuple(expected.shape)
-            raise UserError(f"the checkpoint's {spelled[key]!r} has shape {theirs}, not {ours}")
-        result[key] = value.to(expected.dtype)
+            result[key] = torch.zeros_like(expected)
+        else:
+            raise UserError(f"the checkpoint has no key {key!r}; {_listed(state)}")
     for key, spelling in spelled.items():
         if key not in result:
             raise UserError(f"the checkpoint's {spelling!r} is not a key of the network")
     return result
+
+
+def _spelled(state: Mapping[Any, Any], own: Mapping[str, Tensor]) -> dict[str, str]:
+    """The network's names of the checkpoint's keys, each with the key."""
+    found: dict[str, str] = {}
+    for key in state:
+        if not isinstance(key, str):
+            raise UserError(f"the checkpoint's key {str(key)[:80]} is no name; {_listed(state)}")
+        name = _rename(key, own)
+        if name in found:
+            raise UserError(f"the checkpoint's {found[name]!r} and {key!r} are one key of the network, {name!r}")
+        found[name] = key
+    return found
+
+
+def _value(value: Any, expected: Tensor, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise UserError(f"the checkpoint's {name!r} is no tensor but {type(value).__name__}")
+    if value.shape != expected.shape:
+        theirs, ours = tuple(value.shape), tuple(expected.shape)
+        raise UserError(f"the checkpoint's {name!r} has shape {theirs}, not {ours}")
+    if value.layout != torch.strided or value.is_meta:
+        raise UserError(f"the checkpoint's {name!r} is no plain tensor but {'meta' if value.is_meta else value.layout}")
+    if expected.is_floating_point() and not value.is_floating_point():
+        raise UserError(f"the checkpoint's {name!r} has type {value.dtype}, not {expected.dtype}")
+    value = value.to(expected.dtype)
+    check_finite({name: value})
+    return value
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Raise UserError naming the first tensor with nan, an infinity, or a variance below 0."""
+    for name, value in state.items():
+        if not value.is_floating_point():
+            continue
+        if not torch.isfinite(value).all():
+            raise UserError(f"{name!r} holds nan or infinity")
+        if name.endswith("running_var") and (value < 0).any():
+            raise UserError(f"{name!r} holds a variance below 0")
+
+
+def _listed(state: Mapping[Any, Any]) -> str:
+    """What a checkpoint has, in a few words."""
+    first = ", ".join(repr(key)[:60] for key in list(state)[:3])
+    return f"its {len(state)} keys are {first}{', …' if len(state) > 3 else ''}" if state else "it is empty"
 
 
 def mobilenetv2_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,7 +113,9 @@ def mobilenetv2_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unwrap(state: Any) -> Mapping[str, Any]:
-    while isinstance(state, Mapping):
+    for _ in range(8):  # one that holds itself never ends
+        if not isinstance(state, Mapping):
+            break
         inner = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), None)
         if inner is None:
             return state
@@ -79,7 +123,10 @@ def _unwrap(state: Any) -> Mapping[str, Any]:
     raise UserError(f"the checkpoint is no dictionary of tensors but {type(state).__name__}")
 
 
-def _rename(key: str) -> str:
-    for pattern, spelling in RENAMES:
+def _rename(key: str, own: Mapping[str, Tensor]) -> str:
+    """A key as the network spells it; what is a key of the network already stays."""
+    for pattern, spelling in ((WRAPPED, ""), (OUTER, ""), *RENAMES):
+        if key in own:
+            break
         key = pattern.sub(spelling, key)
     return key

@@ -98,9 +98,12 @@ class ResNet(nn.Module):
 WIDE_DEPTHS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3]}
 
 
-def resnet(depth: int, classes: int) -> ResNet:
-    """ResNet-18, 34, 50 (64 channels in the first stage), or the thin one of depth 6n + 2 (16 channels)."""
-    if depth in WIDE_DEPTHS:
-        block = Bottleneck if depth >= 50 else BasicBlock
-        return ResNet(block, WIDE_DEPTHS[depth], [64, 128, 256, 512], classes)
+def wide(depth: int, classes: int, size: int) -> ResNet:
+    """ResNet-18, 34 or 50, with 64 channels in the first stage; of any `size`."""
+    block = Bottleneck if depth >= 50 else BasicBlock
+    return ResNet(block, WIDE_DEPTHS[depth], [64, 128, 256, 512], classes)
+
+
+def thin(depth: int, classes: int, size: int) -> ResNet:
+    """The ResNet of depth 6n + 2 with 16 channels in the first stage; of any `size`."""
     return ResNet(BasicBlock, [(depth - 2) // 6] * 3, [16, 32, 64], classes)

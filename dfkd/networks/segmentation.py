@@ -14,42 +14,13 @@ networks too. The others here have output stride 16 and rates of which none is o
 
 from __future__ import annotations
 
+from typing import Any
+
 import segmentation_models_pytorch as smp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 DROPOUT = 0.1  # of the head (CMI and Fast; DFAD has 0.5)
-
-
-def _deeplabv3(encoder: str) -> dict:
-    return {"arch": "deeplabv3", "encoder_name": encoder, "decoder_atrous_rates": (12, 24, 36)}
-
-
-def _thin(width: int) -> dict:
-    """DeepLabV3+ on a ResNet-10 (one basic block a stage) of `width`, 2x, 4x, 8x `width` channels."""
-    return {
-        "arch": "deeplabv3plus",
-        "encoder_name": "tu-resnet18",
-        "layers": (1, 1, 1, 1),
-        "channels": (width, 2 * width, 4 * width, 8 * width),
-        "stem_type": "deep",
-        "stem_width": width // 2,
-        "decoder_channels": 3 * width,
-        "decoder_atrous_rates": (1, 2, 3),
-    }
-
-
-RECIPES = {
-    "deeplabv3_resnet50": _deeplabv3("resnet50"),
-    "deeplabv3_mobilenetv2": _deeplabv3("mobilenet_v2"),
-    "deeplabv3plus_mobilenetv2": {
-        "arch": "deeplabv3plus",
-        "encoder_name": "mobilenet_v2",
-        "decoder_atrous_rates": (2, 4, 6),
-    },
-    "deeplabv3plus_thin32": _thin(32),
-    "deeplabv3plus_thin16": _thin(16),
-}
 
 
 class Segmenter(nn.Module):
@@ -77,7 +48,26 @@ class Segmenter(nn.Module):
         return F.pad(x, (0, right, 0, below)) if below or right else x
 
 
-def segmenter(arch: str, classes: int) -> Segmenter:
+def deeplabv3(encoder: str, classes: int, size: int) -> Segmenter:
+    """DeepLabV3 at output stride 8."""
+    return _segmenter("deeplabv3", encoder, classes, (12, 24, 36))
+
+
+def deeplabv3plus(encoder: str, classes: int, size: int) -> Segmenter:
+    """DeepLabV3+ at output stride 16."""
+    return _segmenter("deeplabv3plus", encoder, classes, (2, 4, 6))
+
+
+def thin(width: int, classes: int, size: int) -> Segmenter:
+    """DeepLabV3+ on a ResNet-10 (one basic block a stage) of `width`, 2x, 4x, 8x `width` channels."""
+    channels = (width, 2 * width, 4 * width, 8 * width)
+    blocks = {"layers": (1, 1, 1, 1), "channels": channels, "stem_type": "deep", "stem_width": width // 2}
+    return _segmenter(
+        "deeplabv3plus", "tu-resnet18", classes, (1, 2, 3), decoder_channels=3 * width, **blocks
+    )
+
+
+def _segmenter(arch: str, encoder: str, classes: int, rates: tuple[int, ...], **options: Any) -> Segmenter:
     """A freshly initialised network; nothing is downloaded."""
-    options = {"decoder_aspp_dropout": DROPOUT, **RECIPES[arch]}
-    return Segmenter(smp.create_model(encoder_weights=None, classes=classes, **options))
+    options |= {"decoder_atrous_rates": rates, "decoder_aspp_dropout": DROPOUT}
+    return Segmenter(smp.create_model(arch, encoder, encoder_weights=None, classes=classes, **options))

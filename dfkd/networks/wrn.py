@@ -25,9 +25,9 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Three stages of (depth - 4) / 6 blocks with 16k, 32k, 64k channels, strides 1, 2, 2."""
+    """Three stages of (depth - 4) / 6 blocks with 16k, 32k, 64k channels, strides 1, 2, 2; images of any `size`."""
 
-    def __init__(self, depth: int, widening: int, classes: int) -> None:
+    def __init__(self, depth: int, widening: int, classes: int, size: int) -> None:
         super().__init__()
         blocks, channels = (depth - 4) // 6, 16
         self.conv1 = conv3x3(3, channels)

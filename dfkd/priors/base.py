@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfkd.errors import UserError
+from dfkd.networks.keys import check_finite
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Condition:
 class Prior:
     """A frozen diffusion model; images are B×3×size×size in [0, 1], latents B×latent_shape, eps is its ε̂.
 
-    Equation numbers are those of diffdfkd.md, section 1.4.
+    Equation numbers are those of diffdfkd.md 1.4.
     """
 
     card: dict[str, Any]
@@ -110,6 +112,15 @@ def check_strength(strength: float) -> None:
     """Raises UserError for a strength of image-to-image outside [0, 1]."""
     if not 0 <= strength <= 1:
         raise UserError(f"strength lies between 0 and 1, not at {strength:g}")
+
+
+def check_weights(folder: Path | str, parts: Mapping[str, Any]) -> None:
+    """Raises UserError, naming folder and key, where a network among the parts holds what no weight can be."""
+    for name, part in parts.items():
+        try:
+            check_finite(part.state_dict() if isinstance(part, torch.nn.Module) else {})
+        except UserError as error:
+            raise UserError(f"{Path(folder) / name}: {error}") from None
 
 
 @torch.no_grad()

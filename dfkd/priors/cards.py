@@ -12,45 +12,54 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
 
-from dfkd.errors import UserError, unknown
-from dfkd.files import replacing
+from dfkd import documents
+from dfkd.errors import UserError
+from dfkd.files import replace_file, replacing
+from dfkd.teachers.cards import DIGEST, POSITIVE, SECONDS, TEXT, complete, or_null
 
-CARD: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "kind": (str,),
-    "trained_on": (str,),  # one sentence, for people
-    "data": (str, NoneType),  # the pool
-    "data_digest": (str, NoneType),
-    "images": (dict, NoneType),  # IMAGES of the training images, as the pool has them
-    "size": (int,),  # pixels, of the images it makes
-    "recipe": (dict, NoneType),
-    "seed": (int, NoneType),
-    "seconds": (int, float),  # training time; 0 where nobody told, and for foreign weights
-    "origin": (str,),
-    "address": (str, NoneType),  # where the public may get the same weights
-    "digest": (str,),  # sha256 of the weights, of a pipeline those of its U-Net
-    "date": (str,),
-}
-IMAGES = {"count", "height", "width"}
-ORIGINS = ("trained", "adopted", "foreign")
 # The class that a folder's configuration names, and what that is here.
 KINDS = {
     "UNet2DModel": "pixel",
     "StableDiffusionPipeline": "stable-diffusion",
     "StableDiffusionImageVariationPipeline": "image-variations",
 }
+ORIGINS = ("trained", "adopted", "foreign")
+SCHEMA = complete(
+    {
+        "name": TEXT,
+        "kind": {"enum": list(KINDS.values())},
+        "trained_on": TEXT,  # one sentence, for people
+        "data": or_null(TEXT),  # the pool
+        "data_digest": or_null(TEXT),
+        # Of the training images, as the pool has them.
+        "images": or_null(
+            complete(dict.fromkeys(("count", "height", "width"), POSITIVE), additionalProperties=False)
+        ),
+        "size": POSITIVE,  # pixels, of the images it makes
+        "recipe": or_null({"type": "object"}),
+        "seed": or_null({"type": "integer"}),
+        "seconds": SECONDS,  # training time; 0 where nobody told, and for foreign weights
+        "origin": {"enum": list(ORIGINS)},
+        "address": or_null(TEXT),  # where the public may get the same weights
+        "digest": DIGEST,  # sha256 of the weights, of a pipeline those of its U-Net
+        "date": TEXT,
+    },
+    title="The card of a diffusion prior",
+)
+KEYS = list(SCHEMA["properties"])
 
 
 def kind_of(folder: Path) -> str:
     """What sort of model a folder holds. Raises UserError where none that is known."""
     for name in ("model_index.json", "config.json"):
         if (folder / name).is_file():
-            found = read_json(folder / name).get("_class_name")
+            config = read_json(folder / name)
+            documents.check(config, {"properties": {"_class_name": TEXT}}, folder / name)
+            found = config.get("_class_name")
             if found not in KINDS:
                 raise UserError(f"{folder} holds a {found}; a prior is one of: {', '.join(KINDS)}")
             return KINDS[found]
@@ -68,22 +77,26 @@ def weights_path(folder: Path) -> Path:
 
 
 def side_of(folder: Path) -> int:
-    """Side in pixels of the images that a model makes, from its configuration."""
-    if not (folder / "model_index.json").is_file():
-        return read_json(folder / "config.json").get("sample_size") or 0
-    vae = read_json(folder / "vae" / "config.json")
-    return read_json(folder / "unet" / "config.json")["sample_size"] * 2 ** (
-        len(vae["block_out_channels"]) - 1
-    )
+    """Side in pixels of the images that a model makes, from its configuration. UserError where it does not say."""
+    pipeline = (folder / "model_index.json").is_file()
+    path = folder / "unet" / "config.json" if pipeline else folder / "config.json"
+    config, side = read_json(path), complete({"sample_size": POSITIVE})
+    documents.check(config, side, path)
+    if not pipeline:
+        return config["sample_size"]
+    path = folder / "vae" / "config.json"
+    vae = read_json(path)
+    documents.check(vae, complete({"block_out_channels": {"type": "array", "minItems": 1}}), path)
+    return config["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError for anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} cannot be read (no dictionary)")
+        found = documents.read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    documents.check(found, {"type": "object"}, path)
     return found
 
 
@@ -101,7 +114,7 @@ def digests_path(folder: Path) -> Path | None:
 
 def new_card(name: str, kind: str, trained_on: str, origin: str, **facts: Any) -> dict[str, Any]:
     """A card of these facts; what is not given is unknown."""
-    card = dict.fromkeys(key for key, types in CARD.items() if NoneType in types)
+    card = dict.fromkeys(("data", "data_digest", "images", "recipe", "seed", "address"))
     card |= {"name": name, "kind": kind, "trained_on": trained_on, "origin": origin, "seconds": 0.0}
     return card | {"date": datetime.now(UTC).isoformat(timespec="seconds")} | facts
 
@@ -109,8 +122,7 @@ def new_card(name: str, kind: str, trained_on: str, origin: str, **facts: Any) -
 def write_card(path: Path, card: Mapping[str, Any]) -> None:
     """Write a complete card."""
     check(card, path)
-    with replacing(path) as file:
-        file.write((json.dumps({key: card[key] for key in CARD}, indent=1) + "\n").encode())
+    replace_file(path, json.dumps({key: card[key] for key in KEYS}, indent=1) + "\n")
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -123,28 +135,9 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def check(card: Mapping[str, Any], path: Path) -> None:
+def check(card: Any, path: Path) -> None:
     """Raise UserError naming the first key of a card that is missing or wrong."""
-    for key, types in CARD.items():
-        if key not in card:
-            raise UserError(f"{path} is no card of a prior: {key!r} is missing")
-        if not isinstance(card[key], types) or isinstance(card[key], bool) or not _sound(key, card[key]):
-            raise UserError(f"{path} is no card of a prior: {key!r} is {card[key]!r}")
-    if card["kind"] not in KINDS.values():
-        raise unknown("kind of prior", card["kind"], KINDS.values())
-    if card["origin"] not in ORIGINS:
-        raise unknown("origin", card["origin"], ORIGINS)
-
-
-def _sound(key: str, value: Any) -> bool:
-    """Whether a value of the right type can be meant."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except ValueError:
-        return False
-    if key == "images" and value is not None:
-        return value.keys() == IMAGES and all(type(number) is int and number > 0 for number in value.values())
-    return key != "seconds" or value >= 0
+    documents.check(card, SCHEMA, f"{path} is no card of a prior")
 
 
 def image_digests(images: np.ndarray) -> np.ndarray:

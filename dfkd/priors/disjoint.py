@@ -57,6 +57,6 @@ def _read(digests: Path) -> np.ndarray:
         seen = np.load(digests)
         if seen.dtype != np.uint64 or seen.ndim != 1:
             raise ValueError(f"{seen.dtype} {seen.shape}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{digests} holds no image digests ({error})") from None
     return seen

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from dfkd.errors import UserError
-from dfkd.priors.base import Condition, Prior, check_strength, guided, resize
+from dfkd.priors.base import Condition, Prior, check_strength, check_weights, guided, resize
 from dfkd.priors.cards import weights_path
 from dfkd.teachers import file_digest
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-# Stable Diffusion's, which every prior trained here has (diffdfkd.md, section 6).
+# Stable Diffusion's, which every prior trained here has (diffdfkd.md 6).
 SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -60,6 +60,7 @@ class PixelPrior(Prior):
             raise UserError(f"{folder} holds no UNet2DModel with a scheduler ({line})") from None
         if (unet.config.in_channels, unet.config.out_channels) != (3, 3) or not unet.config.sample_size:
             raise UserError(f"{folder}: a prior has 3 channels in and out and a `sample_size`")
+        check_weights(folder, {"": unet})
         return cls(unet.to(device), card, schedule)
 
     def condition(
@@ -101,7 +102,7 @@ class PixelPrior(Prior):
         labels: Tensor | None = None,
         guidance: float = 1.0,
     ) -> Tensor:
-        """As `Prior.augment`: noise up to `strength`, then DDIM (η = 0) back with ẑ_0 clipped (dda.md, section 4.2).
+        """As `Prior.augment`: noise up to `strength`, then DDIM (η = 0) back with ẑ_0 clipped (dda.md 4.2).
 
         `strength` 0 returns the images; 1 keeps nothing of them. `labels` (B) are for a class-conditional model.
         """
@@ -128,8 +129,9 @@ class PixelPrior(Prior):
     def _retained(self, timesteps: list[int], strength: float) -> list[int]:
         """The last of the timesteps, from the first that is as noisy as `strength` is on the linear schedule.
 
-        dda.md counts strength s by index there, the last ⌊25·s⌋ of 25 timesteps, and asks other schedules for equal
-        noise: the first timestep, upwards, whose ᾱ is at most that of the linear one. So s means the same for any N.
+        The linear schedule counts strength s by index, the last ⌊25·s⌋ of 25 timesteps; this one asks for equal noise
+        (dda.md 4.2): the first timestep, upwards, whose ᾱ is at most that of the linear one. So s means the same for
+        any N.
         """
         kept = int(25 * strength + 1e-9)
         if not kept:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dfkd import names
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file
+from dfkd.locks import alone
 from dfkd.priors import cards
 from dfkd.priors.disjoint import training_images
-from dfkd.priors.recipes import HUB, check_name, recipes
+from dfkd.priors.recipes import HUB, recipes
 from dfkd.tasks import store
-from dfkd.teachers import file_digest, weights_folders
+from dfkd.teachers import file_digest, given_folders
 
 if TYPE_CHECKING:
     import torch
@@ -55,43 +58,27 @@ def provide(
     source: Path | None = None,
     recipe: Mapping[str, Any] | None = None,
     resume: bool = True,
+    anew: bool = False,
+    until: float = math.inf,
     say: Callable[[str], None] = print,
 ) -> tuple[Path, dict[str, Any]]:
     """The folder and card of a prior; `name` is a name or the path of somebody's folder.
 
-    By name: found in `own`, else `prior_<name>` of `source` or `DFKD_WEIGHTS` (a pixel model is copied to `own`), else
-    from the hub, else trained, by `recipe` or that of `benchmarks/priors.yaml`; one process makes it while others wait.
-    Raises UserError, also where a prior that is there was trained by another recipe.
+    By name: found in `own` (unless it is to be made `anew`), else `prior_<name>` of `source` or `DFKD_WEIGHTS` (a pixel
+    model is copied to `own`), else from the hub, else trained, by `recipe` or that of `benchmarks/priors.yaml`; one
+    process makes it while others wait. Raises UserError, also where one that is there was trained by another recipe,
+    and `Stopped` at the moment `until` (of `time.monotonic`).
     """
     if "/" in name:
-        return _foreign(Path(name).expanduser())
-    check_name(name)
-    if not (own / name).is_dir():
-        with _alone(name, say):
-            if not (own / name).is_dir():
-                return _make(name, own, data_root, device, source, recipe, resume, say)
+        return _foreign(names.path(name))
+    names.check_name(name, "a prior's name")
+    if anew or not _is_folder(own / name):
+        from dfkd.priors.training import WORK
+
+        with alone(WORK / f"{name}.lock", f"prior {name}", until, say):
+            if anew or not (own / name).is_dir():
+                return _make(name, own, data_root, device, source, recipe, resume, until, say)
     return own / name, _found(own / name, recipe)
-
-
-@contextmanager
-def _alone(name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """While one process makes a prior, others that want it wait."""
-    import fcntl  # not on Windows, where the verbs that make nothing work
-
-    from dfkd.priors.training import WORK
-
-    try:
-        WORK.mkdir(parents=True, exist_ok=True)
-        lock = open(WORK / f"{name}.lock", "a", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"cannot write to the work folder {WORK}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"prior {name}: waiting for another process that makes it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _make(
@@ -102,6 +89,7 @@ def _make(
     source: Path | None,
     recipe: Mapping[str, Any] | None,
     resume: bool,
+    until: float,
     say: Callable[[str], None],
 ) -> tuple[Path, dict[str, Any]]:
     """What `provide` does where the prior is not in `own`."""
@@ -121,23 +109,28 @@ def _make(
         raise unknown("prior", name, {*recipes(), *HUB, *(path.stem for path in own.glob("*.json"))})
     from dfkd.priors.training import train
 
-    return train(name, recipe, own, data_root, device, resume=resume, say=say)
+    return train(name, recipe, own, data_root, device, resume=resume, until=until, say=say)
 
 
 def find(name: str, source: Path | None = None) -> Path | None:
     """The folder of a ready prior in `source` or `DFKD_WEIGHTS`, or None. UserError where that folder is missing."""
-    for folder in weights_folders(Path(), source)[1:]:
-        if not folder.is_dir():
-            raise UserError(f"there is no weights folder {folder} (--weights, DFKD_WEIGHTS)")
-        if (folder / f"prior_{name}").is_dir():
-            return folder / f"prior_{name}"
-    return None
+    folders = (folder / f"prior_{name}" for folder in given_folders(Path(), source)[1:])
+    return next((folder for folder in folders if _is_folder(folder)), None)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether there is a folder. Raises UserError for whatever else has its name."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"{path} is no folder, where a prior is expected")
+    return path.is_dir()
 
 
 def _found(folder: Path, recipe: Mapping[str, Any] | None) -> dict[str, Any]:
     if not cards.card_path(folder).is_file():
         raise UserError(f"{folder} has no card; remove it, or move it to a folder that DFKD_WEIGHTS names")
     card = cards.read_card(folder)
+    if card["name"] != folder.name:
+        raise UserError(f"{cards.card_path(folder)} is the card of the prior {card['name']!r}, not {folder.name!r}")
     wanted = recipe or (recipes().get(folder.name) if card["origin"] == "trained" else None)
     _check_recipe(card, wanted, folder)
     return card
@@ -182,6 +175,7 @@ def _adopt(
     ):
         copy_file(path, partial / path.relative_to(given))
     cards.write_card(beside, card)
+    shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)  # last, so that a folder in place always has its card
     return target, card
 
@@ -206,7 +200,7 @@ def _card_of(name: str, folder: Path, origin: str) -> dict[str, Any]:
             '{"trained_on": "one sentence on the images that the model was trained on"}'
         )
     # What can be seen is not taken from anybody's word.
-    told = {key: told[key] for key in cards.CARD.keys() & told.keys() - {"name", "kind", "origin"}}
+    told = {key: told[key] for key in set(cards.KEYS) & told.keys() - {"name", "kind", "origin"}}
     facts = {"digest": digest, "size": cards.side_of(folder)}
     card = cards.new_card(name, cards.kind_of(folder), told.get("trained_on", ""), origin) | told | facts
     if not card["trained_on"]:

@@ -22,7 +22,7 @@ from diffusers import (
 from torch import Tensor
 
 from dfkd.errors import UserError
-from dfkd.priors.base import Condition, Prior, check_strength, guided, resize
+from dfkd.priors.base import Condition, Prior, check_strength, check_weights, guided, resize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -73,6 +73,7 @@ class LatentPrior(Prior):
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{folder} holds no {cls.kind.__name__} ({line})") from None
+        check_weights(folder, pipeline.components)
         return cls(pipeline.to(device), card)
 
 

@@ -6,10 +6,11 @@ handed in by whoever may read them.
 """
 
 from dfkd.teachers.cards import (
-    CARD,
+    SCHEMA,
     card_path,
     file_digest,
     find,
+    given_folders,
     new_card,
     read_card,
     weights_folders,
@@ -19,11 +20,12 @@ from dfkd.teachers.cards import (
 from dfkd.teachers.weights import adopt, load, load_foreign, save, spec_of
 
 __all__ = [
-    "CARD",
+    "SCHEMA",
     "adopt",
     "card_path",
     "file_digest",
     "find",
+    "given_folders",
     "load",
     "load_foreign",
     "new_card",

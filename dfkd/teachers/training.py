@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfkd import resumable
 from dfkd.errors import UserError, unknown
 from dfkd.networks import build
+from dfkd.networks.keys import check_finite
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis import losses
 from dfkd.synthesis.augment import augment_for
@@ -89,49 +91,100 @@ def train(
     *,
     seed: int,
     device: str | torch.device = "cpu",
-    report: Callable[[float, int, float], None] = lambda epoch, epochs, seconds: None,
+    state: Path | None = None,
+    resume: bool = True,
+    until: float = math.inf,
+    say: Callable[[str], None] = lambda line: None,
 ) -> float:
     """Supervised training of a bare network by SGD, in place, to the last epoch; returns the seconds it took.
 
-    `on` gives normalisation and augmentation; `report(epoch, epochs, seconds)` is called after each epoch, and once
-    after ten batches with the fraction of the first epoch that they are, for an early estimate.
-    The network stays on the device, in eval mode. UserError for a bad recipe and where the loss diverges.
+    `on` gives normalisation and augmentation. With `resume` it goes on from what a stopped training left in `state`,
+    and ends with the same weights, bit for bit. The network stays on the device, in eval mode. UserError for a bad
+    recipe and where the loss diverges, `Stopped` as `resumable.finish` raises it.
     """
-    plan = rates(recipe)
-    start = time.perf_counter()
-    images, labels = on_device(images, labels, device)
-    model = Normalised(network, on.spec).to(device, memory_format=torch.channels_last).train()
-    augment = augment_for(on)
-    # Streams of their own: one draw more in one place must not move the others.
-    shuffling = torch.Generator().manual_seed(seed)
-    augmentation = torch.Generator(device).manual_seed(seed)
-    torch.manual_seed(seed)  # dropout takes no generator
-    optimiser = torch.optim.SGD(
-        network.parameters(), plan[0], recipe["momentum"], weight_decay=recipe["weight_decay"]
-    )
-    for epoch, lr in enumerate(plan, 1):
-        optimiser.param_groups[0]["lr"] = lr
-        total = torch.zeros((), device=device)
-        batches = torch.randperm(len(labels), generator=shuffling).to(device).split(recipe["batch"])
-        for number, index in enumerate(batches, 1):
-            if len(index) == 1 and labels.dim() > 1:  # pooled to 1x1 by ASPP, one image gives BatchNorm no variance
-                continue
-            batch, target = augment.pair(images[index], labels[index], augmentation)
-            loss = _loss(model(batch.float() / 255), target, recipe)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            total += loss.detach()
-            if epoch == 1 and number == 10 < len(batches):
-                report(number / len(batches), len(plan), time.perf_counter() - start)
-        # The only wait for the device, once an epoch.
-        if not math.isfinite(total.item()):
-            raise UserError(
-                f"training diverged in epoch {epoch}: the loss is not finite; lower the learning rate"
-            )
-        report(epoch, len(plan), time.perf_counter() - start)
+    training = Training(network, images, labels, on, recipe, seed, device)
+    if resume and state is not None and state.is_file():
+        training.load_state_dict(resumable.load(state, device))
+        say(f"going on from {training.progress()}")
+    resumable.finish(training, state, until, say)
+    try:
+        check_finite(network.state_dict())
+    except UserError as error:
+        raise UserError(f"training diverged: {error}; lower lr") from None
     network.eval()
-    return time.perf_counter() - start
+    return training.seconds
+
+
+class Training(resumable.Training):
+    """Of a classifier or a segmentation network."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        images: Array,
+        labels: Array,
+        on: Task,
+        recipe: Mapping[str, Any],
+        seed: int,
+        device: str | torch.device,
+    ) -> None:
+        super().__init__(device)
+        self.network, self.recipe, self.rates = network, recipe, rates(recipe)
+        self.images, self.labels = on_device(images, labels, device)
+        self.model = Normalised(network, on.spec).to(device, memory_format=torch.channels_last).train()
+        self.augment = augment_for(on)
+        batches, left = divmod(len(self.labels), recipe["batch"])
+        # Pooled to 1x1 by ASPP, one image gives BatchNorm no variance.
+        self.batches = batches + (left > (1 if self.labels.dim() > 1 else 0))
+        self.steps = self.batches * recipe["epochs"]
+        if not self.steps:
+            raise UserError(f"{on.name} has {len(self.labels)} training images: too few for a teacher")
+        # Streams of their own: one draw more in one place must not move the others.
+        self.shuffling = torch.Generator().manual_seed(seed)
+        self.augmentation = torch.Generator(device).manual_seed(seed)
+        torch.manual_seed(seed)  # dropout takes no generator
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.optimiser = torch.optim.SGD(
+            network.parameters(), self.rates[0], recipe["momentum"], weight_decay=recipe["weight_decay"]
+        )
+
+    def advance(self) -> None:
+        epoch, batch = divmod(self.step, self.batches)
+        if batch == 0:
+            self.order = torch.randperm(len(self.labels), generator=self.shuffling).to(self.device)
+        self.optimiser.param_groups[0]["lr"] = self.rates[epoch]
+        index = self.order[batch * self.recipe["batch"] : (batch + 1) * self.recipe["batch"]]
+        images, target = self.augment.pair(self.images[index], self.labels[index], self.augmentation)
+        loss = _loss(self.model(images.float() / 255), target, self.recipe)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        self.done(loss)
+
+    def progress(self) -> str:
+        return f"epoch {self.step / self.batches:.4g}/{len(self.rates)}"
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "order": self.order,
+            "shuffling": self.shuffling.get_state(),
+            "augmentation": self.augmentation.get_state(),
+            "host": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.order = state["order"]
+        self.shuffling.set_state(state["shuffling"].cpu())
+        self.augmentation.set_state(state["augmentation"].cpu())
+        torch.set_rng_state(state["host"].cpu())
+        if state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
 
 
 def _loss(logits: Tensor, labels: Tensor, recipe: Mapping[str, Any]) -> Tensor:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import pickle
+import tarfile
+import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkd.errors import UserError
-from dfkd.files import copy_file, replacing
+from dfkd.files import copy_file, replace_file
 from dfkd.networks import build
 from dfkd.tasks import InputSpec, task
-from dfkd.teachers.cards import card_path, file_digest, new_card, read_card, weights_name, write_card
+from dfkd.teachers.cards import (
+    card_of,
+    card_path,
+    file_digest,
+    new_card,
+    read_card,
+    there,
+    weights_name,
+    write_card,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,15 +52,18 @@ def spec_of(weights: Path, spec: InputSpec) -> InputSpec:
     """`spec` with the `mean` and `std` of the weights file's metadata, where it has them."""
     from safetensors import SafetensorError, safe_open
 
-    if Path(weights).suffix != ".safetensors":
+    if not _is_safetensors(weights):
         return spec
     try:
         with safe_open(weights, "numpy") as file:
             constants = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{weights} cannot be read ({error})") from None
+        raise UserError(f"{weights} cannot be read as weights ({error})") from None
     own = {key: constants[key].split() for key in ("mean", "std") if key in constants}
-    return InputSpec.from_dict({**spec.to_dict(), **own})
+    try:
+        return InputSpec.from_dict({**spec.to_dict(), **own})
+    except UserError as error:
+        raise UserError(f"{weights}: its metadata are {error}") from None
 
 
 def save(network: nn.Module, path: Path, card: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,9 +72,10 @@ def save(network: nn.Module, path: Path, card: Mapping[str, Any]) -> dict[str, A
 
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     metadata = {key: " ".join(map(str, card["spec"][key])) for key in ("mean", "std")}
-    with replacing(path) as file:
-        file.write(_in_order(pack(state, metadata)))
-    return write_card(path, card)
+    content = _in_order(pack(state, metadata))
+    card = write_card(path, card, hashlib.sha256(content).hexdigest())
+    replace_file(path, content)
+    return card
 
 
 def _in_order(packed: bytes) -> bytes:
@@ -80,67 +96,117 @@ def load(path: Path, arch: str, spec: InputSpec) -> nn.Module:
     not fit, naming the first mismatching key.
     """
     if card_path(path).is_file():
-        expected, found = read_card(path)["digest"], file_digest(path)
-        if found != expected:
-            raise UserError(f"{path} is damaged: sha256 {expected} expected, {found} found")
+        check_digest(path, read_card(path))
     return load_foreign(path, arch, spec)
 
 
-def load_foreign(path: Path, arch: str, spec: InputSpec) -> nn.Module:
-    """As `load`, for anybody's `.safetensors` or `.pth`, without a card. An unsafe pickle is refused."""
-    from dfkd.networks.keys import adapt
+def check_digest(path: Path, card: Mapping[str, Any]) -> None:
+    """Raise UserError where a weights file is not the one of its card."""
+    expected, found = card["digest"], file_digest(path)
+    if found != expected:
+        raise UserError(
+            f"{path} is damaged, or its card is another's: sha256 {expected} expected, {found} found; "
+            "remove it to have it made anew"
+        )
 
+
+def load_foreign(path: Path, arch: str, spec: InputSpec) -> nn.Module:
+    """As `load`, for anybody's safetensors file or PyTorch checkpoint, without a card. An unsafe pickle is refused."""
     network = build(arch, spec.classes, spec.size)
-    state = _read_state(Path(path))
-    try:
-        network.load_state_dict(adapt(state, network))
-    except UserError as error:
-        raise UserError(f"{path} does not fit {arch} with {spec.classes} classes: {error}") from None
+    _fill(network, path, _read_state(path), f"{arch} with {spec.classes} classes")
     return network.eval()
 
 
+def _fill(network: nn.Module, path: Path, state: Any, what: str) -> None:
+    from dfkd.networks.keys import adapt
+
+    try:
+        network.load_state_dict(adapt(state, network))
+    except UserError as error:
+        raise UserError(f"{path} does not fit {what}: {error}") from None
+
+
 def _read_state(path: Path) -> Any:
+    import pickle
+
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise UserError(f"{path} is missing")
+    path = Path(path)
+    ours = _is_safetensors(path)
     try:
-        if path.suffix == ".safetensors":
+        if ours:
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is refused: a pickle with more than tensors and plain containers could run code; "
-            "save its state_dict() alone, or convert it to safetensors"
-        ) from None
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as weights ({type(error).__name__}: {error})") from None
+        # Opened here, for torch goes by the name; and warnings would say once more what is said below.
+        with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if what := _what_else(path):
+            raise UserError(f"{path} is no weights file but {what}") from None
+        if isinstance(error, pickle.UnpicklingError) and _head(path).startswith((b"PK", b"\x80")):
+            raise UserError(
+                f"{path} is refused: a pickle with more than tensors and plain containers could run code; "
+                "save its state_dict() alone, or convert it to safetensors"
+            ) from None
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{path} cannot be read as weights ({reason})") from None
 
 
-def load_encoder(network: nn.Module, name: str, folders: Iterable[Path]) -> None:
-    """Start the encoder of a segmentation network from `<name>.safetensors` in one of `folders`.
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file looks like one, whatever its name: the length of a header, and the header. UserError for none."""
+    if not there(Path(path)):
+        raise UserError(f"{path} is missing")
+    return _head(path)[8:9] == b"{"
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(256)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _what_else(path: Path) -> str | None:
+    """What a file is that cannot be read as weights, where that can be seen."""
+    head = _head(path)
+    for start, what in {
+        b"version https://git-lfs": "a pointer of git-lfs: fetch the file itself (git lfs pull)",
+        b"\x1f\x8b": "a gzip archive: unpack it",
+        b"\x89HDF": "an HDF5 file: convert it to safetensors",
+    }.items():
+        if head.startswith(start):
+            return what
+    if not head:
+        return "an empty file"
+    if head.lstrip().startswith(b"<"):
+        return "a web page: the download went wrong"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "constants.pkl" in parts:
+            return "a TorchScript archive: save the state_dict() of the loaded module"
+        return None if "data.pkl" in parts else "a zip archive of something else"
+    return "a tar archive of something else" if tarfile.is_tarfile(path) else None
+
+
+def load_encoder(network: nn.Module, name: str, folders: Iterable[Path]) -> Path:
+    """Start the encoder of a segmentation network from `<name>.safetensors` in one of `folders`; returns that file.
 
     The file has torchvision's keys (a classifier in it is left out). Raises UserError where it is missing or does not
     fit.
     """
-    from dfkd.networks.keys import adapt, mobilenetv2_encoder
+    from dfkd.networks.keys import mobilenetv2_encoder
 
-    path = next(
-        (folder / f"{name}.safetensors" for folder in folders if (folder / f"{name}.safetensors").is_file()),
-        None,
-    )
+    path = next((path for path in (folder / f"{name}.safetensors" for folder in folders) if there(path)), None)
     if path is None:
         raise UserError(
             f"the teacher starts from {name}.safetensors, which is in no weights folder (DFKD_WEIGHTS); "
             "see the README of its table"
         )
     state = {k: v for k, v in _read_state(path).items() if not k.startswith(("classifier.", "fc."))}
-    try:
-        network.encoder.load_state_dict(adapt(mobilenetv2_encoder(state), network.encoder))
-    except UserError as error:
-        raise UserError(f"{path} does not fit the encoder: {error}") from None
+    _fill(network.encoder, path, mobilenetv2_encoder(state), "the encoder")
+    return path
 
 
 def adopt(
@@ -159,12 +225,13 @@ def adopt(
     from dfkd.networks.normalised import Normalised
 
     given = Path(source) / weights_name(data, arch)
+    if card_path(given).is_file():
+        card_of(given, data, arch)
     spec = spec_of(given, task(data).spec)
     network = Normalised(load(given, arch, spec), spec).eval()
     accuracy = measure(network) if measure else None
-    path = Path(own) / given.name
+    path, digest = Path(own) / given.name, file_digest(given)
+    facts = {"accuracy": accuracy, "address": ADDRESSES.get(digest), "data_digest": data_digest}
+    write_card(path, new_card(data, arch, spec, "adopted", **facts), digest)
     copy_file(given, path)
-    address = ADDRESSES.get(file_digest(path))
-    facts = {"accuracy": accuracy, "address": address, "data_digest": data_digest}
-    write_card(path, new_card(data, arch, spec, "adopted", **facts))
     return path

@@ -12,9 +12,9 @@ from dfkd.errors import UserError
 JSON = {
     "half": ('{"half', "cannot be read"),
     "duplicate": ('{"a": 1, "a": 2}', "'a' stands there twice"),
-    "NaN": ('{"a": NaN}', "NaN is no number"),
-    "overflow": ('{"a": 1e999}', "inf is no number"),
-    "integer": ('{"a": ' + "9" * 400 + "}", "beyond 64 bits"),
+    "NaN": ('{"a": NaN}', "a: nan is no number"),
+    "overflow": ('{"a": 1e999}', "a: inf is no number"),
+    "integer": ('{"a": ' + "9" * 400 + "}", "a: an integer beyond 64 bits"),
     "endless integer": ('{"a": ' + "9" * 5000 + "}", "cannot be read"),
     "deep list": ("[" * 200_000, "nested too deeply"),
     "deep but whole": ("[" * 500 + "]" * 500, "nested too deeply"),
@@ -29,11 +29,12 @@ YAML = {
     "duplicate": ("a: 1\na: 2", "'a' stands there twice"),
     "duplicate below": ("b: {a: 1, a: 2}", "'a' stands there twice"),
     "code": ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
-    "NaN": ("a: .nan", "nan is no number"),
+    "NaN": ("a: .nan", "a: nan is no number"),
     "tab": ("a:\n\t- b", "cannot be read"),
     "deep": ("a: " + "[" * 500 + "]" * 500, "nested too deeply"),
     "deeper": ("a: " + "[" * 50_000, "nested too deeply"),
-    "a date out of range": ("a: 2001-99-99", "cannot be read"),
+    "a date by its tag": ("a: !!timestamp 2001-01-01", "a: a date is no plain value"),
+    "a date out of range": ("a: !!timestamp 2001-99-99", "cannot be read"),
     "unhashable": ("? [1]\n: 2", "cannot be read"),
     "bomb": (
         "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
@@ -95,3 +96,53 @@ def test_a_schema_names_the_key(tmp_path):
     documents.check({"a": {"b": 1}}, schema, "f.json")
     with pytest.raises(UserError, match=r"^f.json: a.b: 'x' is not of type 'integer'$"):
         documents.check({"a": {"b": "x"}}, schema, "f.json")
+
+
+def test_the_end_of_a_name_is_its_end(tmp_path):
+    schema = {"properties": {"a": {"pattern": "^[a-z]+$"}}}
+    documents.check({"a": "b"}, schema, "f.json")
+    for name in ("b\n", "b\nc", "B"):
+        with pytest.raises(UserError, match=r"^f.json: a: '.*' does not match '\^\[a-z\]\+\$'$"):
+            documents.check({"a": name}, schema, "f.json")
+
+
+def test_a_key_of_two_lines_is_one_line():
+    with pytest.raises(UserError, match=r"^f: a b: 1 is not of type 'string'$"):
+        documents.check({"a\nb": 1}, {"additionalProperties": {"type": "string"}}, "f")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("10", 10),
+        ("-3", -3),
+        ("1e-3", 1e-3),
+        (".5", 0.5),
+        ("2.", 2.0),
+        ("0", 0),
+        ("true", True),
+        ("False", False),
+        ("~", None),
+        *((text, text) for text in ("010", "1_000", "0x10", "0o10", "1:30", "yes", "off", "2001-01-01", "00.5")),
+    ],
+)
+def test_a_number_of_yaml_is_decimal_and_all_else_is_text(text, value):
+    """YAML 1.1 makes 8, 1000, 16, 90, true and a date of such texts."""
+    found = documents.parse_yaml(f"a: {text}")["a"]
+    assert found == value and type(found) is type(value)
+
+
+def test_words_and_keys_of_a_closed_list_are_answered_with_the_nearest():
+    schema = {"properties": {"colour": {"enum": ["red", "green"]}}, "additionalProperties": False}
+    for value, reason in (
+        ({"color": "red"}, "here: unknown key 'color' (nearest: 'colour'; there are: colour)"),
+        ({"colour": "gren"}, "here: colour: unknown value 'gren' (nearest: 'green'; there are: green, red)"),
+    ):
+        with pytest.raises(UserError) as caught:
+            documents.check(value, schema, "here")
+        assert str(caught.value) == reason
+
+
+def test_a_fraction_is_no_whole_number():
+    with pytest.raises(UserError, match=r"here: n: 5\.0 is not of type 'integer'"):
+        documents.check({"n": 5.0}, {"properties": {"n": {"type": "integer"}}}, "here")

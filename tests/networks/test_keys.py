@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 from dfkd.errors import UserError
 from dfkd.networks import build
@@ -19,6 +20,13 @@ SPELLINGS = {
     "CMI ResNet": ("resnet20", [(r"\.downsample\.", ".shortcut."), (r"^fc", "linear")]),
     "CMI VGG": ("vgg11", [(r"^fc", "classifier")]),
     "data parallel": ("resnet8", [(r"^", "module.")]),
+    "compiled": ("resnet8", [(r"^", "_orig_mod.")]),
+    "compiled, then parallel": ("resnet8", [(r"^", "module._orig_mod.")]),
+    "parallel, then compiled": ("resnet8", [(r"^", "_orig_mod.module.")]),
+    "inside a module": ("resnet8", [(r"^", "model.")]),
+    "inside two": ("resnet8", [(r"^", "net.network.")]),
+    "all of it": ("vgg11", [(r"^fc", "classifier"), (r"^", "model._orig_mod.module.net._orig_mod.")]),
+    "a part compiled": ("resnet8", [(r"^layer2\.", "layer2._orig_mod."), (r"^layer1\.0\.", "layer1.0.module.")]),
 }
 
 
@@ -75,6 +83,32 @@ def test_the_first_mismatching_key_is_named():
         lambda s: s.update({"fc.bias": torch.zeros(100)})
     )
     assert "'conv1.weight' is no tensor but int" in refusal(lambda s: s.update({"conv1.weight": 3}))
+
+
+class Own(nn.Module):
+    """A network whose own names are what others' are renamed to ours from."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier, self.module = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.linear = nn.Sequential(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_what_is_a_key_of_the_network_is_not_renamed(prefix):
+    network = Own()
+    state = {prefix + key: value for key, value in network.state_dict().items()}
+    if prefix:
+        state = {key: value for key, value in state.items() if ".module." not in key} | {
+            f"module.{name}": value for name, value in network.module.state_dict().items()
+        }
+    assert adapt(state, network).keys() == network.state_dict().keys()
+
+
+def test_keys_that_become_one_are_refused():
+    for other in ("module.fc.bias", "linear.bias", "model.classifier.bias", "fc._orig_mod.bias"):
+        message = refusal(lambda state, other=other: state.update({other: torch.zeros(10)}))
+        assert f"'fc.bias' and '{other}' are one key of the network, 'fc.bias'" in message
 
 
 def test_anything_but_a_dictionary_is_refused():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfkd.errors import UserError
-from dfkd.networks import CLASSIFIERS, build
+from dfkd.networks import build, fitting
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import InputSpec
 
@@ -64,7 +64,7 @@ def test_thin_sizes(arch):
 
 
 @pytest.mark.parametrize("pixels", [16, 32, 64])
-@pytest.mark.parametrize("arch", CLASSIFIERS)
+@pytest.mark.parametrize("arch", fitting("classification"))
 def test_shapes_for_every_input_size(arch, pixels):
     network = on_meta(arch, 7, pixels).eval()
     images = torch.empty(2, 3, pixels, pixels, device="meta")

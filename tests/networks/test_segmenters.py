@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dfkd.errors import UserError
-from dfkd.networks import SEGMENTERS, build
+from dfkd.networks import build, fitting
 from dfkd.networks.keys import adapt, mobilenetv2_encoder
 from dfkd.teachers.weights import load_encoder
 
@@ -25,14 +25,14 @@ def on_meta(arch, classes=13):
         return build(arch, classes)
 
 
-@pytest.mark.parametrize("arch", SEGMENTERS)
+@pytest.mark.parametrize("arch", fitting("segmentation"))
 def test_sizes(arch):
     network = on_meta(arch)
     layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert (sum(p.numel() for p in network.parameters()), len(layers), network.stride) == TABLE[arch]
 
 
-@pytest.mark.parametrize("arch", SEGMENTERS)
+@pytest.mark.parametrize("arch", fitting("segmentation"))
 @pytest.mark.parametrize("sides", [(128, 128), (192, 256), (50, 71)])
 def test_logits_have_the_size_of_the_image(arch, sides):
     network, images = on_meta(arch, 7).eval(), torch.empty(2, 3, *sides, device="meta")

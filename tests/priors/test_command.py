@@ -56,7 +56,7 @@ def test_a_stopped_training_can_be_gone_on_with(command, interrupt):
     undo = interrupt(4)
     status, _, err = command(*TRAIN)
     assert status == bench.EXIT_PARTIAL
-    assert err == "bench.py: stopped by SIGINT at step 4 of 6; the same with --resume goes on\n"
+    assert err == "bench.py: stopped by SIGINT at step 4/6; the same with --resume goes on\n"
     undo()
     status, out, _ = command(*TRAIN, "--resume")
     assert status == 0 and "from step 4" in out
@@ -68,10 +68,10 @@ def test_a_stopped_training_can_be_gone_on_with(command, interrupt):
         (("prior", "--data=nois", "--size=4"), "unknown pool 'nois' (nearest: 'noise'"),
         (("prior", "--data=noise", "--size=3"), "1 halvings do not divide a 'size' of 3"),
         (("prior", "--data=noise", "--size=6"), "noise has 8 pixels, which 6 does not divide"),
-        (("prior", "--data=noise", "--size=0"), "do not divide a 'size' of 0"),
-        (("prior", "--data=noise", "--size=four"), "invalid int value"),
+        (("prior", "--data=noise", "--size=0"), "size: 0 is less than the minimum of 1"),
+        (("prior", "--data=noise", "--size=four"), "argument --size: a whole number from 0"),
         (("prior", "--data=noise"), "--size"),
-        ((*TRAIN, "--name=a/b"), "a prior's name has letters"),
+        ((*TRAIN, "--name=a/b"), "argument --name: a name has letters"),
         ((*TRAIN, "--name=stable-diffusion-v1-5"), "is another prior"),
         ((*TRAIN, "--name=other"), "other is another prior; choose a --name of its own"),
         ((*TRAIN, "--set=stepz=1"), "unknown --set key 'stepz' (nearest: 'steps'"),

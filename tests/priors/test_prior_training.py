@@ -9,6 +9,7 @@ import torch
 from dfkd.errors import UserError
 from dfkd.priors import cards, load, training
 from dfkd.priors.recipes import changed, check, recipe_for, recipes
+from dfkd.signals import Stopped
 from dfkd.tasks import Task
 from tests.priors.conftest import TINY
 
@@ -62,7 +63,7 @@ def test_the_seed_decides(run):
 def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(run, tmp_path, interrupt):
     straight = run("straight")[1]["digest"]
     undo = interrupt(4)
-    with pytest.raises(training.Stopped, match="stopped by SIGINT at step 4 of 6; the same with --resume"):
+    with pytest.raises(Stopped, match="stopped by SIGINT at step 4/6; the same with --resume"):
         run()
     undo()
     assert not (tmp_path / "own").exists()
@@ -73,7 +74,7 @@ def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(run, tmp_path, interru
 
 def test_without_resume_it_starts_afresh(run, interrupt):
     undo, told = interrupt(4), []
-    with pytest.raises(training.Stopped):
+    with pytest.raises(Stopped):
         run()
     undo()
     run(resume=False, say=told.append)
@@ -82,7 +83,7 @@ def test_without_resume_it_starts_afresh(run, interrupt):
 
 def test_another_recipe_does_not_go_on_with_this_one_s_state(run, interrupt):
     undo, told = interrupt(4), []
-    with pytest.raises(training.Stopped):
+    with pytest.raises(Stopped):
         run()
     undo()
     run(lr=2e-3, say=told.append)
@@ -91,7 +92,7 @@ def test_another_recipe_does_not_go_on_with_this_one_s_state(run, interrupt):
 
 def test_a_damaged_state_is_named(run, tmp_path, interrupt):
     undo = interrupt(4)
-    with pytest.raises(training.Stopped):
+    with pytest.raises(Stopped):
         run()
     undo()
     (state,) = (tmp_path / "work" / "tiny").glob("*.pt")
@@ -131,7 +132,7 @@ def test_it_learns_and_averages(noise, arrays):
 
 
 def test_a_diverging_loss_stops(run):
-    with pytest.raises(UserError, match="training diverged before step 6; lower lr"):
+    with pytest.raises(UserError, match="training diverged before step 6/6: the loss is not finite; lower lr"):
         run(lr=1e30, warmup=0)
 
 
@@ -181,17 +182,18 @@ def test_a_pool_without_a_recipe(noise, tmp_path):
         ("stepz=3", "unknown --set key 'stepz' .nearest: 'steps'"),
         ("size=8", "unknown --set key 'size'"),
         ("steps", "--set takes key=value"),
-        ("steps=many", "'steps' is 'many', not a int"),
-        ("steps=1.5", "'steps' is 1.5"),
-        ("steps=0", "'steps' must be at least 1"),
+        ("steps=many", "--set steps takes a value of type int, not 'many'"),
+        ("steps=1.5", "type int, not '1.5'"),
+        ("steps=0", "steps: 0 is less than the minimum of 1"),
         ("steps=[1", "is not a value"),
-        ("lr=-1", "'lr' must be above 0"),
-        ("lr=.nan", "'lr' must be above 0"),
-        ("ema=1.5", "'ema' lies between 0 and 1"),
-        ("channels=[12]", "'channels' are multiples of 8"),
-        ("channels=[]", "'channels' are multiples of 8"),
+        ("lr=-1", "lr: -1.0 is less than or equal to the minimum of 0"),
+        ("lr=.nan", "--set lr: '.nan' is not a value: nan is no number"),
+        ("ema=1.5", "ema: 1.5 is greater than the maximum of 1"),
+        ("channels=[12]", "channels.0: 12 is not a multiple of 8"),
+        ("channels=[]", "channels: .. should be non-empty"),
         ("channels=[8,8,8,8,8,8,8]", "6 halvings do not divide a 'size' of 32"),
-        ("batch=true", "'batch' is True"),
+        ("batch=true", "type int, not 'true'"),
+        ("steps=010", "type int, not '010'"),
     ],
 )
 def test_a_bad_value_is_named(change, message):

@@ -4,16 +4,18 @@ import json
 import re
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dfkd.catalog import ROOT
 from dfkd.errors import UserError
 from dfkd.priors import cards, digests_path, load, provide, training
 from dfkd.priors.recipes import HUB, recipes
 from dfkd.priors.sources import KNOWN, find
-from dfkd.tasks import store
+from dfkd.tasks import pool, store
 from dfkd.teachers import file_digest
 from tests.priors.conftest import TINY, pixel_unet, save_pixel
 
@@ -216,6 +218,86 @@ def test_a_damaged_prior_is_refused_when_it_is_loaded(given, ask):
         load(folder, card, "cpu", "fp32")
 
 
+def spoiled(folder, key, value):
+    """The weights of a pixel model with one number changed."""
+    path = folder / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state[key].view(-1)[0] = value
+    save_file(state, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_not_adopted(given, ask, tmp_path, value):
+    describe(given)
+    spoiled(given, "conv_in.weight", value)
+    for name in ("tiny", str(given)):
+        with pytest.raises(UserError, match=r"prior_tiny: 'conv_in\.weight' holds nan or infinity"):
+            load(*ask(name), "cpu", "fp32")
+    assert not (tmp_path / "own").exists()
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_every_network_of_a_pipeline_is_looked_at(stable_diffusion_folder, tmp_path, ask, part):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(stable_diffusion_folder, folder)
+    (path,) = (folder / part).glob("*.safetensors")
+    state = load_file(path)
+    key = next(key for key, value in state.items() if value.is_floating_point())
+    state[key].view(-1)[0] = float("nan")
+    save_file(state, path, {"format": "pt"})
+    describe(folder)
+    with pytest.raises(UserError, match=rf"pipeline/{part}: '.*' holds nan or infinity"):
+        load(*ask(str(folder)), "cpu", "fp32")
+
+
+def test_the_card_of_another_prior_is_named(given, ask, tmp_path):
+    describe(given)
+    folder, card = ask("tiny")
+    cards.write_card(folder.with_suffix(".json"), card | {"name": "other"})
+    with pytest.raises(UserError, match=r"tiny\.json is the card of the prior 'other', not 'tiny'"):
+        ask("tiny")
+
+
+@pytest.mark.parametrize("where", ["own/tiny", "weights/prior_tiny"])
+def test_what_is_no_folder_is_named(ask, tmp_path, monkeypatch, where):
+    monkeypatch.setenv("DFKD_WEIGHTS", str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+    for make in (Path.touch, lambda path: path.symlink_to("nowhere")):
+        path = tmp_path / where
+        path.parent.mkdir(exist_ok=True)
+        make(path)
+        with pytest.raises(UserError, match=f"{path.name} is no folder, where a prior is expected"):
+            ask("tiny")
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("card.json", "[]", "is not of type 'object'"),
+        ("card.json", "[" * 100_000, "nested too deeply"),
+        ("card.json", '{"trained_on": 3}', "trained_on: 3 is not of type 'string'"),
+        ("card.json", '{"trained_on": "cats", "recipe": 3}', "recipe: 3 is not of type"),
+        ("config.json", "[]", "is not of type 'object'"),
+        ("config.json", '{"_class_name": "UNet2DModel"}', "'sample_size' is a required property"),
+        ("config.json", '{"_class_name": ["UNet2DModel"], "sample_size": 8}', "_class_name: .* not of type 'string'"),
+        ("config.json", "{" + '"a": 1, ' * 9 + '"b": 1}', "'a' stands there twice"),
+    ],
+)
+def test_a_bad_card_or_configuration_is_named(given, ask, name, content, message):
+    describe(given)
+    (given / name).write_text(content)
+    for asked in ("tiny", str(given)):
+        with pytest.raises(UserError, match=message) as caught:
+            ask(asked)
+        assert str(given / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_home_of_nobody(ask):
+    with pytest.raises(UserError, match="~nobody-here/prior"):
+        ask("~nobody-here/prior")
+
+
 def test_a_folder_of_our_own_without_a_card(given, ask, tmp_path):
     shutil.copytree(given, tmp_path / "own" / "tiny")
     with pytest.raises(
@@ -237,7 +319,7 @@ def test_somebody_s_folder_is_used_where_it_lies(given, ask, tmp_path):
 
 def test_a_wrong_value_on_somebody_s_card_is_named(given, ask):
     describe(given, seconds="long")
-    with pytest.raises(UserError, match=r"card\.json is no card of a prior: 'seconds' is 'long'"):
+    with pytest.raises(UserError, match=r"card\.json is no card of a prior: seconds: 'long' is not of type 'number'"):
         ask(str(given))
 
 
@@ -316,7 +398,7 @@ def test_the_shared_prior_of_natural_images_is_known(ask, tmp_path):
         given = find("public32")
     except UserError:
         given = None
-    if given is None or store.check(store.data_root(), "public_images"):
+    if given is None or pool("public_images").problems(store.data_root()):
         pytest.skip("prior_public32 or public_images is not there")
     folder, card = provide("public32", tmp_path, store.data_root(), "cpu", say=lambda line: None)
     assert (card["seconds"], card["data"], card["size"]) == (7201.0, "public_images", 32)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfkd import files
 from dfkd.errors import UserError
 from dfkd.tasks import store
 
@@ -33,7 +34,6 @@ def test_round_trip(root, arrays):
         assert stored_images.dtype == stored_labels.dtype == np.uint8
         assert np.array_equal(stored_images, images)
         assert np.array_equal(stored_labels, labels)
-    assert store.check(root, "toy") == []
     names = sorted(path.name for path in (root / "toy").iterdir())
     expected = ["manifest.json", "test_images.npy", "test_labels.npy", "train_images.npy", "train_labels.npy"]
     assert names == expected
@@ -72,7 +72,6 @@ def test_a_damaged_array_is_named_with_both_digests(root):
         UserError, match=f"test_images.npy is damaged: sha256 {expected} expected, [0-9a-f]{{64}} found"
     ):
         store.read(root, "toy", "test")
-    assert len(store.check(root, "toy")) == 1
     store.read(root, "toy", "train")
 
 
@@ -100,17 +99,12 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(root):
         store.read(root, "toy", "validation")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"splits": 3}'])
-def test_a_broken_manifest_is_named(root, text):
-    (root / "toy" / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match=r"manifest\.json is no manifest"):
-        store.manifest(root, "toy")
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
-def test_a_full_disk_leaves_nothing_behind(tmp_path, arrays):
-    (tmp_path / "toy").mkdir()
-    (tmp_path / "toy" / "test_images.npy.partial").symlink_to("/dev/full")
+def test_a_full_disk_leaves_nothing_behind(tmp_path, arrays, monkeypatch):
+    def full(path, mode):
+        return open("/dev/full" if path.name.startswith("test_images") else path, mode.replace("x", "w"))
+
+    monkeypatch.setattr(files, "open", full, raising=False)
     large = (np.zeros((100, 32, 32, 3), np.uint8), np.zeros(100, np.int64))
     with pytest.raises(UserError, match=r"cannot write .*test_images\.npy: No space left on device"):
         store.write(tmp_path, "toy", {**arrays, "test": large}, ["a"])

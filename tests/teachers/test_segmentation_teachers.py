@@ -85,6 +85,7 @@ def test_the_encoder_starts_from_the_named_file_and_the_card_says_so(arrays, tmp
     folder.mkdir()
     save_file(source, folder / "some_encoder.safetensors")
     monkeypatch.setattr(providing, "train", lambda *arguments, **options: 1.0)
+    monkeypatch.setattr(providing, "WORK", tmp_path / "work")
     recipe = RECIPE | {"encoder": "some_encoder"}
     wanted = ("digit-scenes", "deeplabv3plus_mobilenetv2", recipe, tmp_path / "own", tmp_path, torch.device("cpu"))
     path, card = providing.provide(*wanted, source=folder, say=lambda line: None)

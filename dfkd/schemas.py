@@ -1,0 +1,40 @@
+"""The JSON schemas of the files that people write and share, published as `docs/schemas/<name>.json`.
+
+`python -m dfkd.schemas` writes them anew from the code, which is what checks the files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pkgutil import resolve_name
+
+from dfkd.files import replace_file
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schemas"
+# Name → where the schema stands. As text, so that asking for one imports no other.
+SCHEMAS: dict[str, str] = {
+    "record": "dfkd.records:SCHEMA",
+    "recipe": "dfkd.protocols:RECIPE",
+    "protocols": "dfkd.protocols:PROTOCOLS",
+    "params": "dfkd.protocols:SPAN",
+    "priors": "dfkd.priors.recipes:RECIPES",
+    "published": "dfkd.leaderboard:ROW",
+    "manifest": "dfkd.tasks.store:SCHEMA",
+    "teacher-card": "dfkd.teachers.cards:SCHEMA",
+    "prior-card": "dfkd.priors.cards:SCHEMA",
+}
+
+
+def published(name: str) -> str:
+    """The text of `docs/schemas/<name>.json`."""
+    return json.dumps(resolve_name(SCHEMAS[name]), indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    for name in SCHEMAS:
+        replace_file(FOLDER / f"{name}.json", published(name))
+
+
+if __name__ == "__main__":
+    main()

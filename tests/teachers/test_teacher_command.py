@@ -1,0 +1,183 @@
+"""`bench.py teacher`, and `run` and `plan` where they concern teachers and priors."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+import bench
+from dfkd import protocols, resumable
+from dfkd.tasks import task
+from dfkd.teachers import cards, read_card, training, weights_name
+from dfkd.teachers import provide as providing
+
+TEACHER = ("teacher", "--data=digits", "--arch=resnet8", "--device=cpu")
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """command(*arguments): (exit status, output, error stream) of bench.py; a teacher takes three steps."""
+    digits, whole = type(task("digits")), type(task("digits")).load
+    monkeypatch.setattr(digits, "load", lambda self, *a: tuple(part[:64] for part in whole(self, *a)))
+    plain = protocols.protocols
+
+    def shorter(data):
+        found = plain(data)
+        if data == "digits":
+            found["quick"]["teacher"] |= {"epochs": 3}
+        return found
+
+    monkeypatch.setattr(protocols, "protocols", shorter)
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(bench, "TEACHERS", tmp_path / "results" / "teachers")
+    monkeypatch.setattr(bench, "PRIORS", tmp_path / "results" / "priors")
+    monkeypatch.setattr(bench, "CUSTOM", tmp_path / "custom")
+    monkeypatch.setattr("dfkd.engine.run.WORK", tmp_path / "work")
+    monkeypatch.setattr(providing, "WORK", tmp_path / "work" / "teachers")
+    monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
+    monkeypatch.setenv("DFKD_DATA", str(tmp_path / "data"))
+
+    def call(*arguments):
+        status = bench.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_a_teacher_is_trained_once(command, tmp_path):
+    status, out, _ = command(*TEACHER)
+    path = tmp_path / "results" / "teachers" / "digits_resnet8.safetensors"
+    assert status == 0 and "epoch 3/3" in out and f"{path}: trained, top1 " in out
+    assert command(*TEACHER)[1].splitlines() == out.splitlines()[-1:]
+    assert read_card(path)["recipe"]["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    "verb", [TEACHER, ("run", "--method=template", "--data=digits", "--pair=resnet8-resnet8")]
+)
+def test_a_time_limit_and_a_signal_are_told_by_the_status(command, tmp_path, monkeypatch, verb):
+    status, _, err = command(*verb, "--time-limit=1e-9")
+    assert (status, err) == (
+        75,
+        "bench.py: the time limit was reached at epoch 1/3; the same with --resume goes on\n",
+    )
+    advance = training.Training.advance
+
+    def interrupted(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        advance(self)
+
+    monkeypatch.setattr(training.Training, "advance", interrupted)
+    status, out, err = command(*verb, "--resume")
+    assert (status, err) == (
+        75,
+        "bench.py: stopped by SIGTERM at epoch 2/3; the same with --resume goes on\n",
+    )
+    assert "going on from epoch 1/3" in out
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+    monkeypatch.setattr(training.Training, "advance", advance)
+    assert command(*TEACHER, "--resume")[0] == 0
+
+
+def test_the_limit_of_a_run_counts_from_its_start(command, monkeypatch):
+    """What teacher and prior have used up is not there for the run, which still goes one step."""
+    seen = {}
+
+    def teacher(*arguments, until, **options):
+        seen["teacher"] = until - time.monotonic()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(providing, "provide", teacher)
+    status, _, _ = command("--method=template", "--data=digits", "--time-limit=5", "--device=cpu")
+    assert status == 130 and 0 < seen["teacher"] <= 300
+
+
+def test_the_prior_of_the_tutorial_is_limited_too(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("dfkd.priors.training.WORK", tmp_path / "work" / "priors")
+    status, _, err = command("prior", "--data=glyphs", "--size=16", "--device=cpu", "--time-limit=1e-9")
+    assert (status, err) == (
+        75,
+        "bench.py: the time limit was reached at step 1/280; the same with --resume goes on\n",
+    )
+
+
+@pytest.mark.parametrize("verb", ["run", "teacher", "prior"])
+@pytest.mark.parametrize("value", ["nan", "0", "-1", "inf", "1e400", "soon", "", "9" * 5000])
+def test_a_time_limit_that_is_none(command, verb, value):
+    status, _, err = command(verb, f"--time-limit={value}")
+    assert status == 2 and err.startswith("bench.py: argument --time-limit: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999", "1.5", "x"])
+def test_a_seed_that_is_none(command, tmp_path, seed):
+    status, _, err = command(*TEACHER, f"--seed={seed}")
+    assert status == 2 and "seed" in err and err.count("\n") == 1
+    assert not list((tmp_path / "results").rglob("*.*"))
+
+
+def test_a_folder_of_teachers_that_cannot_be_written_is_found_before_one_is_trained(command, tmp_path):
+    (tmp_path / "results").write_text("")
+    status, out, err = command(*TEACHER)
+    assert (
+        status == 2
+        and err.startswith(f"bench.py: cannot write to {bench.TEACHERS}: ")
+        and err.count("\n") == 1
+    )
+    assert "training" not in out
+
+
+# --- plan
+
+
+def plan(command, *arguments):
+    lines = command("plan", *arguments)[1].splitlines()
+    makes = [line.split()[2:] for line in lines if "--method" not in line]
+    assert lines[: len(makes)] == [f"python bench.py {' '.join(words)}" for words in makes]  # they come first
+    return makes
+
+
+def test_a_plan_begins_with_the_teachers_and_priors_that_are_missing(command):
+    both = plan(command, "--data=digits")
+    assert [words[0] for words in both] == ["teacher", "prior"]
+    options = bench.parser().parse_args(both[0])
+    assert (options.data, options.arch, options.protocol, options.resume) == (
+        "digits",
+        "wrn16_2",
+        "quick",
+        True,
+    )
+    options = bench.parser().parse_args(both[1])
+    assert (options.data, options.size, options.name, options.resume) == ("glyphs", 16, None, True)
+    bench.TEACHERS.mkdir(parents=True)
+    (bench.TEACHERS / weights_name("digits", "wrn16_2")).touch()
+    assert plan(command, "--data=digits") == both[1:]
+    (bench.PRIORS / "glyphs16").mkdir(parents=True)
+    assert plan(command, "--data=digits") == []
+
+
+def test_each_shard_makes_what_its_cells_lack(command):
+    """So they may run in any order, at once or not; where two make the same, one waits."""
+    for index in range(1, 8):
+        lines = command("plan", f"--shard={index}/7")[1].splitlines()
+        cells = [
+            bench.parser().parse_args(["run", *line.partition("#")[0].split()[2:]])
+            for line in lines
+            if "--method" in line
+        ]
+        needed = {(cell.data, cell.pair.split("-")[0]) for cell in cells}
+        made = [bench.parser().parse_args(line.split()[2:]) for line in lines if " teacher --data" in line]
+        assert {(options.data, options.arch) for options in made} == needed
+
+
+def test_cards_of_the_project_satisfy_their_schemas():
+    for path in (bench.ROOT / "results" / "teachers").glob("*.json"):
+        data, _, arch = path.stem.partition("_")
+        assert cards.card_of(path.with_suffix(".safetensors"), data, arch) == json.loads(
+            path.read_text("utf-8")
+        )
+
+
+def test_states_are_kept_where_work_is():
+    assert resumable.WORK == bench.ROOT / "work"
