@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from dfkd.errors import UserError, shown
@@ -42,3 +45,38 @@ def path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UserError(f"{shown(text)} is no path: {error}") from None
+
+
+def minutes(text: str) -> float:
+    """A length of time above 0. Raises UserError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UserError(f"takes minutes above 0, not {text[:40]}")
+    return value
+
+
+def several(read: Callable[[str], object]) -> Callable[[str], list]:
+    """What reads a list with commas, of different things."""
+
+    def convert(text: str) -> list:
+        found = [read(part) for part in text.split(",")]
+        if len(set(found)) < len(found):
+            raise UserError(f"{shown(text)} names one twice")
+        return found
+
+    return convert
+
+
+def option(read: Callable[[str], object]) -> Callable[[str], object]:
+    """A type of command-line options, whose refusals are argparse's, which names the option."""
+
+    def convert(text: str) -> object:
+        try:
+            return read(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert

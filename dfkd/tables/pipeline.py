@@ -93,6 +93,13 @@ def write_inputs(pipeline: str) -> Path:
     return folder
 
 
+def write_maps() -> list[Path]:
+    """Write the file of each pipeline; returns them."""
+    for pipeline in PIPELINES:
+        replace_file(file_of(pipeline), text(pipeline))
+    return [file_of(pipeline) for pipeline in PIPELINES]
+
+
 def _add_teacher(teachers: dict[str, dict], run: Run) -> None:
     """The teacher's stage is that of the protocol that trains it longest."""
     key = f"{run.data}-{run.teacher}"

@@ -10,6 +10,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from dfkd import catalog, documents
 from dfkd.changes import EXAMPLES, coerce, parse_changes, value_of
 from dfkd.errors import UserError, unknown
@@ -54,6 +56,15 @@ class Resolved:
         """The diffusion model of the run: a name, or a path to somebody's own."""
         name = self.config.get("prior", NO_PRIOR)
         return None if name == NO_PRIOR else name
+
+    def document(self) -> str:
+        """All that decides the numbers of the run, as YAML."""
+        names = (*self.run._fields, "args", "class")
+        content: dict[str, Any] = {"run": self.run._asdict(), "method": self.entry.name}
+        content["args"] = {**self.entry.arguments, **self.config["args"]}
+        content |= {key: value for key, value in self.config.items() if key not in names}
+        content |= {"teacher": dict(self.protocol.teacher), "custom": self.custom, "hash": self.digest}
+        return "---\n" + yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
 
     @property
     def task(self) -> Task:
