@@ -12,10 +12,12 @@ import functools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -27,6 +29,7 @@ from dfkd import catalog, leaderboard, plots, protocols, records
 from dfkd.documents import check, parse_json, read_json
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file, replace_file
+from dfkd.names import check_name, device, path, whole
 from dfkd.networks import fitting
 from dfkd.priors.cards import card_path as prior_card
 from dfkd.priors.cards import read_card as read_prior_card
@@ -36,7 +39,7 @@ from dfkd.signals import Stopped
 from dfkd.tasks import POOLS, TASKS, prepare, task
 from dfkd.tasks.store import data_root, digest
 from dfkd.teachers import read_card, weights_name
-from dfkd.units import duration, score
+from dfkd.units import duration, memory, score
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +72,21 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+def typed(read: Callable[[str], object]) -> Callable[[str], object]:
+    """A type of options, whose refusals are argparse's, which names the option."""
+
+    def convert(text: str) -> object:
+        try:
+            return read(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+NAME, PATH, WHOLE, DEVICE = map(typed, (check_name, path, whole, device))
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; `run` is the verb where none is named."""
     main = Parser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,28 +94,32 @@ def parser() -> argparse.ArgumentParser:
     add = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
 
     run = add["run"]
-    run.add_argument("--method", required=True, help="a recipe or method, see `list`")
-    run.add_argument("--data", required=True, help=f"one of: {', '.join(TASKS)}")
-    run.add_argument("--pair", help="TEACHER-STUDENT, such as wrn40_2-wrn16_1 (default: the table's first)")
-    run.add_argument("--seed", type=int, default=0, help="repetition (default 0)")
-    run.add_argument("--protocol", help="default: paper with CUDA, else cpu, or quick for embedded data")
+    run.add_argument("--method", type=NAME, required=True, help="a recipe or method, see `list`")
+    run.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
+    run.add_argument(
+        "--pair", type=NAME, help="TEACHER-STUDENT, such as wrn40_2-wrn16_1 (default: the table's first)"
+    )
+    run.add_argument("--seed", type=WHOLE, default=0, help="repetition (default 0)")
+    run.add_argument(
+        "--protocol", type=NAME, help="default: paper with CUDA, else cpu, or quick for embedded data"
+    )
     run.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         dest="changes",
-        help="change a hyper-parameter; the record is marked custom and kept out of the tables",
+        help="change a hyper-parameter (docs/protocol.md); the record is custom and kept out of the tables",
     )
     run.add_argument(
         "--precision", choices=("fp32", "tf32", "bf16"), help="as --set, where the protocol differs"
     )
     run.add_argument("--resume", action="store_true", help="go on from the state an interrupted run left")
     run.add_argument(
-        "--out", type=Path, help="folder for the record (default: results/records, custom: work/custom)"
+        "--out", type=PATH, help="folder for the record (default: results/records, custom: work/custom)"
     )
     run.add_argument(
-        "--teacher-weights", type=Path, metavar="FILE", help="your own checkpoint; marked custom"
+        "--teacher-weights", type=PATH, metavar="FILE", help="your own checkpoint; marked custom"
     )
     run.add_argument(
         "--import", dest="extra", metavar="FILE|MODULE", help="a method from outside the repository"
@@ -106,25 +128,27 @@ def parser() -> argparse.ArgumentParser:
         "--tensorboard", action="store_true", help="write curves for TensorBoard to the work folder"
     )
 
-    add["data"].add_argument("name", help=f"one of: {', '.join((*TASKS, *POOLS))}")
+    add["data"].add_argument("name", type=NAME, help=f"one of: {', '.join((*TASKS, *POOLS))}")
     add["data"].add_argument(
         "--from",
         dest="source",
-        type=Path,
+        type=PATH,
         metavar="PATH",
         help="convert files you have: for nyuv2 the official .mat with its split and class mappings, or a folder of "
         "images and 13-class PNG labels",
     )
-    add["data"].add_argument("--manifest", type=Path, help="also copy the manifest there")
+    add["data"].add_argument("--manifest", type=PATH, help="also copy the manifest there")
     teacher = add["teacher"]
-    teacher.add_argument("--data", required=True)
-    teacher.add_argument("--arch", required=True)
-    teacher.add_argument("--protocol", help="whose recipe trains it (default as for run)")
-    teacher.add_argument("--seed", type=int, default=0)
+    teacher.add_argument("--data", type=NAME, required=True)
+    teacher.add_argument("--arch", type=NAME, required=True)
+    teacher.add_argument("--protocol", type=NAME, help="whose recipe trains it (default as for run)")
+    teacher.add_argument("--seed", type=WHOLE, default=0)
     prior = add["prior"]
-    prior.add_argument("--data", required=True, help=f"the pool it learns from: {', '.join(POOLS)}")
-    prior.add_argument("--size", type=int, required=True, help="side of its images in pixels")
-    prior.add_argument("--name", help="default: the pool's and the size, such as public32")
+    prior.add_argument(
+        "--data", type=NAME, required=True, help=f"the pool it learns from: {', '.join(POOLS)}"
+    )
+    prior.add_argument("--size", type=WHOLE, required=True, help="side of its images in pixels")
+    prior.add_argument("--name", type=NAME, help="default: the pool's and the size, such as public32")
     prior.add_argument(
         "--set",
         action="append",
@@ -142,18 +166,20 @@ def parser() -> argparse.ArgumentParser:
             metavar="MINUTES",
             help="save and stop this long after the start, whatever is being trained; resumable",
         )
-        verb.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
         verb.add_argument(
-            "--weights", type=Path, help="folder of ready teachers and priors (default: DFKD_WEIGHTS)"
+            "--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA where there is one)"
+        )
+        verb.add_argument(
+            "--weights", type=PATH, help="folder of ready teachers and priors (default: DFKD_WEIGHTS)"
         )
     for name in ("run", "data", "teacher", "prior", "doctor"):
         add[name].add_argument(
-            "--data-root", type=Path, help="where data lie (default: DFKD_DATA, else a cache)"
+            "--data-root", type=PATH, help="where data lie (default: DFKD_DATA, else a cache)"
         )
-    add["plan"].add_argument("--data", help="only this table")
-    add["plan"].add_argument("--protocol", help="only this protocol")
+    add["plan"].add_argument("--data", type=NAME, help="only this table")
+    add["plan"].add_argument("--protocol", type=NAME, help="only this protocol")
     add["plan"].add_argument(
-        "--cells", type=Path, metavar="DIR", help="write what each cell depends on, for DVC"
+        "--cells", type=PATH, metavar="DIR", help="write what each cell depends on, for DVC"
     )
     add["plan"].add_argument(
         "--shard",
@@ -210,7 +236,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fail(error: Exception, status: int = 2) -> int:
-    print(f"bench.py: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    """Say it in one line, whatever was quoted in it."""
+    line = re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], str(error))
+    print(f"bench.py: {line[:4000]}", file=sys.stderr)
     return status
 
 
@@ -334,7 +362,7 @@ def check_writable(folder: Path) -> None:
         if not os.access(folder, os.W_OK):
             raise PermissionError(None, "permission denied")
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def report(record: dict, path: Path | None, work: Path) -> None:
@@ -346,7 +374,8 @@ def report(record: dict, path: Path | None, work: Path) -> None:
     parts = ", ".join(
         f"{account} {duration(seconds[account])}" for account in ("synthesis", "distillation", "total")
     )
-    print(f"time: {parts}; memory {record['cost']['peak_memory_bytes'] / 2**20:.0f} MiB")
+    size = record["cost"]["peak_memory_bytes"]
+    print(f"time: {parts}" + ("" if size is None else f"; memory {memory(size)}"))
     print(f"record: {path or 'not written: a finished one is there already'}")
     if (work / "student.safetensors").is_file():
         print(f"student: {work / 'student.safetensors'}")
@@ -510,6 +539,7 @@ def estimate(data: str, protocol: str, method: str) -> float:
 
 def write_cells(options: argparse.Namespace) -> None:
     """One small file a cell with the digests of all that its runs depend on, so that DVC runs what changed alone."""
+    check_writable(options.cells)
     for data, protocol, pair, method in {cell[:4] for cell in protocols.span()}:
         if (data, protocol) != (options.data, options.protocol):
             continue
@@ -538,7 +568,7 @@ def write_cells(options: argparse.Namespace) -> None:
 def shard(text: str | None) -> tuple[int, int]:
     """`I/N` as (offset, stride)."""
     try:
-        index, count = (int(part) for part in (text or "1/1").split("/"))
+        index, count = (int(part) for part in ("1/1" if text is None else text).split("/"))
     except ValueError:
         index, count = 0, 0
     if not 1 <= index <= count:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError, shown, unknown
+from dfkd.names import check_name
+from dfkd.names import path as typed_path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("methods", "baselines")
@@ -47,7 +49,7 @@ def entries(extra: str | None = None) -> dict[str, Entry]:
 
     Raises UserError for a file that cannot be read or two methods of one name.
     """
-    paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
+    paths = files()
     if extra is not None:
         paths.append(locate(extra))
     found: dict[str, Entry] = {}
@@ -61,6 +63,11 @@ def entries(extra: str | None = None) -> dict[str, Entry]:
     return found
 
 
+def files() -> list[Path]:
+    """The repository's method files."""
+    return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("[!.]*.py"))]
+
+
 def entry(name: str, extra: str | None = None) -> Entry:
     known = entries(extra)
     if name not in known:
@@ -70,19 +77,22 @@ def entry(name: str, extra: str | None = None) -> Entry:
 
 def locate(name: str) -> Path:
     """The file of `--import NAME`: a path, or a module on the search path. Nothing is imported, packages neither."""
-    path = Path(name)
+    try:
+        path = typed_path(name)
+    except UserError as error:
+        raise UserError(f"--import: {error}") from None
     if path.suffix == ".py" or path.is_file():
         if not path.is_file():
-            raise UserError(f"--import: there is no file {name}")
+            raise UserError(f"--import: there is no file {shown(name)}")
         return path.resolve()
     spec, places = None, None
-    for i in range(1, name.count(".") + 2):
+    for i in range(1, name.count(".") + 2 if all(map(str.isidentifier, name.split("."))) else 0):
         spec = PathFinder.find_spec(".".join(name.split(".")[:i]), places)
         if spec is None:
             break
         places = spec.submodule_search_locations
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        raise UserError(f"--import: there is no module {name!r}")
+        raise UserError(f"--import: there is no module {shown(name)}")
     return Path(spec.origin)
 
 
@@ -94,6 +104,7 @@ def _read(path: Path) -> list[Entry]:
         name = next(filter(None, map(_registered_name, node.decorator_list)), None)
         if name is None:
             continue
+        check_name(name, f"{path}: the name of a method")
         lineage = _lineage(node, classes)
         constants = {k: v for cls in reversed(lineage) for k, v in _constants(cls).items()}
         try:
@@ -132,8 +143,8 @@ def _classes(path: Path) -> dict[str, ast.ClassDef]:
 def _parse(path: Path) -> ast.Module:
     try:
         return _tree(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as Python: {error}") from error
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"{path} cannot be read as Python: {error or type(error).__name__}") from error
 
 
 @functools.cache
@@ -142,7 +153,7 @@ def _tree(text: str, name: str) -> ast.Module:
     return ast.parse(text, name)
 
 
-def _registered_name(decorator: ast.expr) -> str | None:
+def _registered_name(decorator: ast.expr) -> object:
     """`name` of `@METHODS.register_module("name")` or `(name="name")`."""
     if not (
         isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("METHODS.register_module")

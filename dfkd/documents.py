@@ -13,11 +13,14 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dfkd.errors import UserError
+from dfkd.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
 
 SIZE = 32 * 2**20  # bytes; a curve of a hundred thousand points has some ten
 DEPTH = 32
@@ -48,7 +51,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def read_text(path: str | Path) -> str:
+def read_checked(path: str | Path, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """As `read_yaml`, of a file that must be there and satisfy the JSON schema."""
+    try:
+        content = read_yaml(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    check(content, schema, path)
+    return content
+
+
+def text_of(path: str | Path) -> str:
     """The text of any other small file: UTF-8, with or without a byte-order mark. Raises as `read_json` does."""
     return _read(Path(path), str)
 
@@ -95,15 +108,29 @@ def sane(value: Any) -> Any:
             raise _Refused(f"{dotted(path)}an integer beyond 64 bits")
         elif isinstance(item, str) and not _encodable(item):
             raise _Refused(f"{dotted(path)}text with a lone surrogate")
+        elif not isinstance(item, str | int | float | None):  # by an explicit tag of YAML: dates, sets, bytes
+            raise _Refused(f"{dotted(path)}a {type(item).__name__} is no plain value")
 
 
 def check(value: Any, schema: Mapping[str, Any], where: object) -> None:
-    """Raise UserError `where: key: what is wrong`, unless `value` satisfies the JSON schema."""
+    """Raise UserError `where: key: what is wrong`, unless `value` satisfies the JSON schema.
+
+    A key or word that is not in a closed list is answered with the nearest that is.
+    """
     from jsonschema.exceptions import best_match
 
     error = best_match(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
     if error is not None:
-        raise UserError(f"{where}: {dotted(error.absolute_path)}{error.message.splitlines()[0][:200]}")
+        raise UserError(f"{where}: {dotted(error.absolute_path)}{_reason(error)}")
+
+
+def _reason(error: ValidationError) -> str:
+    if error.validator == "additionalProperties" and error.validator_value is False:
+        known = error.schema.get("properties", {})
+        return str(unknown("key", next(key for key in error.instance if key not in known), known))
+    if error.validator == "enum" and isinstance(error.instance, str):
+        return str(unknown("value", error.instance, filter(None, error.validator_value)))
+    return error.message.splitlines()[0][:200]
 
 
 def dotted(path: Iterable[object]) -> str:
@@ -116,7 +143,11 @@ def dotted(path: Iterable[object]) -> str:
 def _validator(schema: str) -> Any:
     from jsonschema import Draft202012Validator, validators
 
-    return validators.extend(Draft202012Validator, {"pattern": _matches})(json.loads(schema))
+    # 5.0 is a whole number to the standard, and none to range().
+    types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    return validators.extend(Draft202012Validator, {"pattern": _matches}, type_checker=types)(
+        json.loads(schema)
+    )
 
 
 def _matches(validator: Any, pattern: str, text: Any, schema: Mapping[str, Any]) -> Iterator[Exception]:
@@ -162,7 +193,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values, and no key twice."""
+    """Plain values as YAML 1.2 has them, and no key twice.
+
+    YAML 1.1 reads 010 as 8, 1_000 as 1000, 1:30 as 90, `no` as false, 1e-3 as a text and 2001-01-01 as a date. Here
+    decimal numbers are numbers, true and false are truth values, and all else is text.
+    """
+
+    yaml_implicit_resolvers = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -170,3 +207,15 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, str) and keys.count(key) > 1:
                 raise _Refused(f"{key!r} stands there twice")
         return super().construct_mapping(node, deep)
+
+
+_WHOLE = r"[-+]?(?:0|[1-9][0-9]*)"
+for tag, pattern, first in (
+    ("null", r"~|null|Null|NULL|", ("~", "n", "N", "")),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", _WHOLE, "-+0123456789"),
+    ("float", rf"(?:{_WHOLE}(?:\.[0-9]*)?|[-+]?\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.inf|\.nan", "-+."),  # to be refused by name
+    ("merge", "<<", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), first)

@@ -10,6 +10,12 @@ class UserError(Exception):
     """Bad input or a missing resource: `bench.py` prints its one line and exits with status 2."""
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value as a message quotes it: on one line, and cut where it is long."""
+    text = repr(value[: most + 1] if isinstance(value, str) else value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None where none is alike."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)), None)
@@ -18,6 +24,6 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not known, e.g. `raise unknown("method", "sskd", METHODS)`."""
     names = sorted(known)
-    close = nearest(name, names)
+    close = nearest(name[:100], names)  # its cost is the square of the length
     hint = f"nearest: {close!r}; " if close else ""
-    return UserError(f"unknown {kind} {name!r} ({hint}there are: {', '.join(names) or 'none'})")
+    return UserError(f"unknown {kind} {shown(name)} ({hint}there are: {', '.join(names) or 'none'})")

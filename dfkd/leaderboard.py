@@ -1,19 +1,19 @@
 """`results/LEADERBOARD.md`, `results/tables/<data>.md`: pure functions of records and published numbers."""
 
 import csv
+import io
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tabulate import tabulate
-
-from dfkd import plots
+from dfkd import documents, markdown, plots
 from dfkd.errors import UserError
 from dfkd.files import replace_file
+from dfkd.markdown import link, plain
 from dfkd.records import Cell, cell_of
 from dfkd.statistics import KD_BOUND, Cost, Result, Summary, gap_to_kd, gather
-from dfkd.units import duration
+from dfkd.units import duration, memory
 
 Digests = Mapping[Cell, Mapping[str, str]]
 Reasons = Mapping[Cell, str]
@@ -93,19 +93,66 @@ ONCE = ("once per teacher", "per student")  # columns of tables in which somethi
 REFERENCE_ORDER = ("teacher", "student-real", KD_BOUND)  # the rest by name
 
 
+_CELL = {"type": "string", "minLength": 1}
+_FLAG = {"enum": ["yes", "no"]}
+_RANGES = {"top1": 100, "miou": 1}
+ROW: dict = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "Line of published.csv",
+    "type": "object",
+    "properties": {
+        **dict.fromkeys(("data", "teacher", "method", "metric"), _CELL),
+        "student": {"type": "string"},  # none where the number is a teacher's
+        "value": {"type": "number"},
+        "source": _CELL,
+        "url": {"type": "string", "pattern": "^https?://"},
+        **dict.fromkeys(("verified", "primary"), _FLAG),
+        "note": {"type": "string"},
+    },
+    "allOf": [
+        {
+            "if": {"properties": {"metric": {"const": name}}},
+            "then": {"properties": {"value": {"minimum": 0, "maximum": most}}},
+        }
+        for name, most in _RANGES.items()
+    ],
+}
+SEPARATORS = ",;\t"
+
+
 def read_published(path: str | Path) -> Published:
-    """The rows of `published.csv`; `UserError` names the first line that is wrong."""
+    """The rows of `published.csv`, as a spreadsheet may have saved it: separated by commas, semicolons or tabs.
+
+    UserError names the first line and column that is wrong.
+    """
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    for line, row in enumerate(rows, start=2):
-        try:
-            float(row["value"])
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: line {line}: value: not a number") from None
+        text = documents.text_of(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    head = text.partition("\n")[0]
+    separator = max(SEPARATORS, key=head.count)
+    reader = csv.DictReader(io.StringIO(text), delimiter=separator, strict=True)
+    rows = []
+    try:
+        lacking = [name for name in ROW["properties"] if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise UserError(f"{path}: line 1: {lacking[0]}: there is no such column")
+        for row in reader:
+            where = f"{path}: line {reader.line_num}"
+            if None in row:
+                raise UserError(f"{where}: more cells than columns")
+            row = {name: (cell or "").strip() for name, cell in row.items()}
+            if separator != ",":  # then a comma can only be the decimal sign
+                row["value"] = row["value"].replace(",", ".")
+            documents.check({**row, "value": _number_in(row["value"])}, ROW, where)
+            rows.append(row)
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: {error}") from None
     return rows
+
+
+def _number_in(text: str) -> float | str:
+    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,2})?", text, re.IGNORECASE) else text
 
 
 def render(
@@ -194,9 +241,10 @@ def _differing(folder: Path, files: Mapping[str, str]) -> list[str]:
     differing = [
         name
         for name, text in files.items()
-        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
+        if not (folder / name).is_file() or (folder / name).read_bytes() != text.encode()
     ]
-    present = (path.relative_to(folder).as_posix() for path in folder.glob("tables/*.md"))
+    tables = (path for path in folder.glob("tables/*.md") if path.is_file())
+    present = (path.relative_to(folder).as_posix() for path in tables)
     return sorted([*differing, *(name for name in present if name not in files)])
 
 
@@ -211,7 +259,7 @@ def _pair(result: Result) -> tuple[str, ...]:
 def _overview(results: list[Result]) -> str:
     """One line for each pair of each table: where the best method stands between nothing and real data."""
     rows = []
-    for (data, protocol, teacher, student), group in itertools.groupby(results, key=_pair):
+    for (data, protocol, *_), group in itertools.groupby(results, key=_pair):
         pair = list(group)
         kd = next((result for result in pair if result.cell.method == KD_BOUND), None)
         best = next(iter(_ordered(result for result in pair if result.ranked)), None)
@@ -219,17 +267,17 @@ def _overview(results: list[Result]) -> str:
             [
                 f"[{data}](#{data})",
                 protocol,
-                f"{teacher} → {student}",
+                _names(pair[0].cell),
                 METRICS[pair[0].metric][1],
                 _score(kd.last, kd.metric) if kd else "–",
-                best.cell.method if best else "–",
+                plain(best.cell.method) if best else "–",
                 _score(best.last, best.metric) if best else "–",
                 _signed(gap_to_kd(best, pair), best.metric) if best else "–",
             ]
         )
     rows.sort(key=lambda row: (row[0], _protocol_order(row[1])))
     headers = ["data", "protocol", "pair", "metric", "KD on real data", "best method", "last", "gap"]
-    return _markdown(headers, rows, right={"KD on real data", "last", "gap"})
+    return markdown.table(headers, rows, right={"KD on real data", "last", "gap"})
 
 
 def _table(results: list[Result], primary: Mapping[tuple, dict], reasons: Reasons, plots_folder: str) -> str:
@@ -248,12 +296,12 @@ def _table(results: list[Result], primary: Mapping[tuple, dict], reasons: Reason
     words = METRICS[results[0].metric][0]
     meaning = f" {PROTOCOLS[protocol]}." if protocol in PROTOCOLS else ""
     text = f"### {protocol}\n\n{words}.{meaning}\n\n"
-    text += _markdown(headers, [[row[header] for header in headers] for row in rows], right=_NUMBERS)
+    text += markdown.table(headers, [[row[header] for header in headers] for row in rows], right=_NUMBERS)
     if any(plots.drawable(result) for result in results):
         name = plots.name_of(results[0].cell)
         text += f"\n![accuracy against total time]({plots_folder}/{name}.png)\n"
     notes = _notes(results, joined) + [
-        f"`{cell.method}`, {cell.teacher} → {cell.student}, does not apply: {_line(reasons[cell])}"
+        f"`{cell.method}`, {_names(cell)}, does not apply: {plain(reasons[cell])}"
         for cell in _declining(results, reasons)
     ]
     text += "\n" + "".join(f"- {note}\n" for note in notes) if notes else ""
@@ -268,20 +316,20 @@ def _synthetic(results: list[Result], plots_folder: str) -> str:
             found, cell = result.diagnostics, result.cell
             rows.append(
                 {
-                    "pair": f"{cell.teacher} → {cell.student}",
-                    "method": cell.method + (" (stale)" if result.state == "stale" else ""),
+                    "pair": _names(cell),
+                    "method": plain(cell.method) + (" (stale)" if result.state == "stale" else ""),
                     "images": f"{found.images:,.0f}",
                     "agreement": _percent(found.agreement),
                     "rarest class": _percent(found.smallest),
                     "commonest class": _percent(found.largest),
                     "diversity": "–" if found.diversity is None else f"{found.diversity:.2f}",
-                    "Fréchet": _plain(found.frechet),
+                    "Fréchet": _figure(found.frechet),
                     "samples": f"[grid]({plots_folder}/{plots.grid_of(cell)})",
                 }
             )
     if not rows:
         return ""
-    table = _markdown(list(rows[0]), [list(row.values()) for row in rows], right=_NUMBERS)
+    table = markdown.table(list(rows[0]), [list(row.values()) for row in rows], right=_NUMBERS)
     return f"\n#### What the synthetic images are like\n\n{table}"
 
 
@@ -310,11 +358,11 @@ def _rows(result: Result, pair: list[Result], rank: int | None, joined: "_Publis
     cell, metric = result.cell, result.metric
     last = _score(result.last, metric)
     row = {
-        "pair": f"{cell.teacher} → {cell.student}",
+        "pair": _names(cell),
         "teacher": _number(result.teacher, metric),
         "#": "ref" if result.reference else str(rank or "–"),
-        "method": f"*{cell.method}*" if result.reference else cell.method,
-        "prior": "–" if result.reference else result.prior,  # a bound is no competitor
+        "method": f"*{plain(cell.method)}*" if result.reference else plain(cell.method),
+        "prior": "–" if result.reference else plain(result.prior),  # a bound is no competitor
         "last": f"**{last}**" if rank == 1 else last,
         "oracle": _number(result.oracle and result.oracle.mean, metric),
         "gap": _signed(gap_to_kd(result, pair), metric),
@@ -323,7 +371,7 @@ def _rows(result: Result, pair: list[Result], rank: int | None, joined: "_Publis
         **_cost(result.costs[0], alone=len(result.costs) == 1),
         "status": result.status,
     }
-    further = dict.fromkeys(row, "") | {"pair": row["pair"], "method": f"↳ {cell.method}"}
+    further = dict.fromkeys(row, "") | {"pair": row["pair"], "method": f"↳ {plain(cell.method)}"}
     return [row, *(further | _cost(cost, alone=False) for cost in result.costs[1:])]
 
 
@@ -335,8 +383,8 @@ def _cost(cost: Cost, alone: bool) -> dict[str, str]:
         **dict(zip(ONCE, map(duration, (cost.once, cost.per_student)), strict=True)),
         "images": f"{cost.images:,.0f}",
         "steps": f"{cost.steps:,.0f}",
-        "memory": _memory(cost.memory),
-        "hardware": cost.hardware if alone else f"{cost.hardware} ({cost.n} seed{'s' * (cost.n > 1)})",
+        "memory": "–" if cost.memory is None else memory(cost.memory),
+        "hardware": plain(cost.hardware) + ("" if alone else f" ({cost.n} seed{'s' * (cost.n > 1)})"),
     }
 
 
@@ -349,19 +397,22 @@ def _declining(results: list[Result], reasons: Reasons) -> list[Cell]:
 
 def _declined(cell: Cell, neighbour: Result) -> dict[str, str]:
     row = dict.fromkeys(_rows(neighbour, [neighbour], None, _Published([], {}))[0], "")
-    pair = f"{cell.teacher} → {cell.student}"
-    return row | {"pair": pair, "#": "–", "method": cell.method, "status": "n/a"}
+    return row | {"pair": _names(cell), "#": "–", "method": plain(cell.method), "status": "n/a"}
+
+
+def _names(cell: Cell) -> str:
+    return plain(f"{cell.teacher} → {cell.student}")
 
 
 def _notes(results: list[Result], joined: "_Published") -> list[str]:
     changed = sorted({text for result in results for text in result.changed})
-    notes = [f"Data: {_line(text)}" for text in changed]
-    notes += [_line(note) for note in sorted({note for result in results for note in result.prior_notes})]
+    notes = [f"Data: {plain(text)}" for text in changed]
+    notes += [note for note in sorted({note for result in results for note in result.prior_notes})]
     said = {(result.cell.method, result.note) for result in results if result.note}
-    notes += [f"`{method}`: {_line(note)}" for method, note in sorted(said)]
+    notes += [f"`{method}`: {plain(note)}" for method, note in sorted(said)]
     for cell, report in ((result.cell, result.report) for result in results if result.report):
-        numbers = ", ".join(f"{name} {_plain(value)}" for name, value in report.items())
-        notes.append(f"`{cell.method}`, {cell.teacher} → {cell.student}, reports {numbers}")
+        numbers = ", ".join(f"{plain(name)} {_figure(value)}" for name, value in report.items())
+        notes.append(f"`{cell.method}`, {_names(cell)}, reports {numbers}")
     if results[0].cell.protocol == PAPER and not all(result.comparable for result in results):
         notes.append(
             "No published numbers beside runs on a subset, or on data changed in a way that may touch the "
@@ -388,7 +439,7 @@ class _Published:
         self._tags: dict[str, str] = {}  # source → tag
         for row in self._rows.values():
             if row["source"] not in self._tags:
-                name = re.match(r"[\w-]+", row["source"]).group()
+                name = re.search(r"[\w-]+|$", row["source"]).group().strip("_") or "source"
                 taken = sum(tag.split()[0] == name for tag in self._tags.values())
                 self._tags[row["source"]] = f"{name} {taken + 1}" if taken else name
 
@@ -412,9 +463,10 @@ class _Published:
     def notes(self) -> list[str]:
         urls = {row["source"]: row["url"] for row in self._rows.values()}
         remarks = dict.fromkeys(
-            f"\\* `{cell.method}`: {row['note']}" for cell, row in self._rows.items() if row["note"]
+            f"\\* `{cell.method}`: {plain(row['note'])}" for cell, row in self._rows.items() if row["note"]
         )
-        return [f"[{tag}] {source}. <{urls[source]}>" for source, tag in self._tags.items()] + list(remarks)
+        sources = [f"[{tag}] {plain(source)}. {link(urls[source])}" for source, tag in self._tags.items()]
+        return [*sources, *remarks]
 
 
 def _published_key(row: Mapping[str, str]) -> tuple:
@@ -438,15 +490,10 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def _plain(number: float) -> str:
+def _figure(number: float) -> str:
     """A number of which nothing is known: three significant digits, or all before the point."""
-    return f"{number:,.0f}" if abs(number) >= 1000 or number == round(number) else f"{number:.3g}"
-
-
-def _memory(size: float | None) -> str:
-    if size is None:
-        return "–"
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    whole = abs(number) < 1e15 and (abs(number) >= 1000 or number == round(number))
+    return f"{number:,.0f}" if whole else f"{number:.3g}"
 
 
 def _number(value: float | None, metric: str) -> str:
@@ -463,13 +510,3 @@ def _score(summary: Summary | None, metric: str) -> str:
         return "–"
     spread = "" if summary.std is None else f" ± {_number(summary.std, metric)}"
     return f"{_number(summary.mean, metric)}{spread} ({summary.n})"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], right: set[str]) -> str:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    align = ["right" if header in right else "left" for header in headers]
-    return tabulate(cells, headers, tablefmt="pipe", colalign=align, disable_numparse=True) + "\n"

@@ -119,6 +119,7 @@ def _draw(shown: list[Result], digest: str) -> tuple[bytes, bytes]:
     classes = sorted({cost.hardware for result in points for cost in result.costs})
     markers = dict(zip(classes, itertools.cycle(MARKERS), strict=False))
     style = {"svg.hashsalt": "dfkd", "svg.fonttype": "path", "font.size": 9, "font.family": "DejaVu Sans"}
+    style |= {"text.parse_math": False}  # a dollar in the name of a machine is a dollar
     with matplotlib.rc_context(style):
         columns = min(3, len(pairs))
         rows = -(-len(pairs) // columns)

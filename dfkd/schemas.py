@@ -17,6 +17,11 @@ SCHEMAS: dict[str, str] = {
     "record": "dfkd.records:SCHEMA",
     "teacher-card": "dfkd.teachers.cards:SCHEMA",
     "prior-card": "dfkd.priors.cards:SCHEMA",
+    "recipe": "dfkd.protocols:RECIPE",
+    "protocols": "dfkd.protocols:PROTOCOLS",
+    "params": "dfkd.protocols:SPAN",
+    "priors": "dfkd.priors.recipes:RECIPES",
+    "published": "dfkd.leaderboard:ROW",
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from dfkd.markdown import code, plain
 from dfkd.records import Cell, cells
 from dfkd.units import duration
 
@@ -177,7 +178,7 @@ def _alike(runs: list[dict]) -> tuple[list[dict], int]:
     """The runs that share the most frequent teacher, prior and data, and how many do not: they are never averaged."""
 
     def given(run: dict) -> tuple:
-        return (*_inputs(run), run["prior"]["digest"])
+        return (*_inputs(run), run["prior"]["digest"], run["metrics"]["name"])
 
     common, count = Counter(map(given, runs)).most_common(1)[0]
     return [run for run in runs if given(run) == common], len(runs) - count
@@ -198,7 +199,7 @@ def _prior(run: dict) -> str:
 
 
 def _prior_note(run: dict) -> str | None:
-    """What everybody should know of the prior who compares its row with others."""
+    """What everybody should know of the prior who compares its row with others, as Markdown."""
     prior = run["prior"]
     if prior["trained_on"] is None:
         return None
@@ -206,7 +207,7 @@ def _prior_note(run: dict) -> str | None:
     origin = {"adopted": " (adopted)", "foreign": " (foreign weights)"}.get(prior.get("origin"), "")
     seconds = prior.get("seconds") or run["time"]["prior"]
     training = f"its training took {duration(seconds)}" if seconds else "training time unknown, billed 0"
-    return f"Prior `{name}`{origin}, trained on: {trained_on}; {training}"
+    return f"Prior {code(name)}{origin}, trained on: {plain(trained_on)}; {training}"
 
 
 def _status(state: str, by_state: Mapping[str, list[dict]]) -> str:

@@ -22,3 +22,8 @@ def score(value: float | None, metric: str) -> str:
     if value is None:
         return "none"
     return f"{value:.2f} %" if metric == "top1" else f"{value:.3f}"
+
+
+def memory(size: float) -> str:
+    """Bytes for people: `312 MiB`, `1.5 GiB`."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -236,7 +235,6 @@ def _runner(
 ) -> Runner:
     """mmengine's Runner around the data-free loop and the judge."""
     training, stages = cell.config["training"], method.schedule(ctx.budget)
-    _check_training(training)
     counted = sum(stage.rounds * stage.steps for stage in stages if stage.counted)
     if counted != ctx.budget.steps and not (cell.entry.reference and counted == 0):
         granted = f"the protocol grants {ctx.budget.steps}"
@@ -314,18 +312,6 @@ def _runner(
     )
     runner.model.to(ctx.device)  # mmengine moves it to CUDA wherever there is one
     return runner
-
-
-def _check_training(training: dict) -> None:
-    """Refuse an unknown optimiser or schedule, or arguments they do not take, before anything is built on them."""
-    try:
-        optimiser = OPTIMIZERS.build(dict(training["optimizer"], params=[torch.zeros(1, requires_grad=True)]))
-        schedule = {**training["schedule"], "optimizer": optimiser}
-        if schedule.pop("per") not in ("step", "round"):
-            raise ValueError("schedule.per is 'step' or 'round'")
-        PARAM_SCHEDULERS.build(schedule | ({"T_max": 1} if schedule["type"] == "CosineAnnealingLR" else {}))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the student's optimizer or schedule: {str(error).splitlines()[0]}") from error
 
 
 def _schedule(schedule: dict, per: str, budget: Budget) -> dict:

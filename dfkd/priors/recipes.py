@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from dfkd import documents
 from dfkd.catalog import ROOT
+from dfkd.changes import EXAMPLES, parse_changes, value_of
 from dfkd.errors import UserError, unknown
+from dfkd.names import NAME, check_name
+from dfkd.optimisers import NOT_NEGATIVE, POSITIVE, SHARE, mapping
 from dfkd.tasks import pool
 
 PATH = ROOT / "benchmarks" / "priors.yaml"
@@ -30,27 +31,43 @@ HUB: dict[str, dict[str, Any]] = {
     },
 }
 
-RECIPE: dict[str, tuple[type, ...]] = {
-    "data": (str,),  # the pool
-    "size": (int,),  # side of the images; the pool's is a multiple of it
-    "channels": (list,),  # of the U-Net's levels, from the outside in; multiples of 8
-    "layers": (int,),  # residual blocks a level
-    "steps": (int,),
-    "batch": (int,),
-    "lr": (int, float),
-    "weight_decay": (int, float),
-    "warmup": (int,),  # steps in which the rate rises
-    "decay": (int, float),  # share of the steps, at the end, in which it falls to a fiftieth (cosine)
-    "ema": (int, float),
+_COUNT = {"type": "integer", "minimum": 1, "maximum": 10**9}
+# What `--set` may change.
+CHANGEABLE: dict[str, Any] = {
+    # Of the U-Net's levels, from the outside in.
+    "channels": {"type": "array", "items": _COUNT | {"multipleOf": 8}, "minItems": 1, "maxItems": 16},
+    "layers": _COUNT,  # residual blocks a level
+    "steps": _COUNT,
+    "batch": _COUNT | {"maximum": 2**20},
+    "lr": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "warmup": _COUNT | {"minimum": 0},  # steps in which the rate rises
+    "decay": SHARE,  # of the steps, at the end, in which it falls to a fiftieth (cosine)
+    "ema": SHARE,
+}
+RECIPE = {
+    "title": "The recipe of a diffusion prior",
+    **mapping(
+        " ".join(("data", "size", *CHANGEABLE)),
+        data={"type": "string", "pattern": NAME},  # the pool
+        size=_COUNT | {"maximum": 2**16},  # side of the images; the pool's is a multiple of it
+        **CHANGEABLE,
+    ),
+}
+RECIPES = {
+    "title": "The recipes of the diffusion priors that are trained here: benchmarks/priors.yaml",
+    "type": "object",
+    "propertyNames": {"pattern": NAME},
+    "additionalProperties": RECIPE,
 }
 
 
 def recipes() -> dict[str, dict[str, Any]]:
     """Every recipe by the prior's name."""
-    try:
-        return yaml.safe_load(PATH.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{PATH} cannot be read: {str(error).splitlines()[0]}") from error
+    found = documents.read_checked(PATH, RECIPES)
+    for name, recipe in found.items():
+        _check_size(recipe, f"{PATH}: {name}")
+    return found
 
 
 def recipe_for(data: str, size: int) -> tuple[str, dict[str, Any]]:
@@ -67,17 +84,9 @@ def recipe_for(data: str, size: int) -> tuple[str, dict[str, Any]]:
     return f"{data.split('_')[0]}{size}", recipe | {"size": size}
 
 
-def check_name(name: str) -> None:
-    """Raise UserError for a name that a prior cannot have."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(
-            f"a prior's name has letters and digits, after the first also '.', '_' and '-', unlike {name!r}"
-        )
-
-
 def check_free(name: str, recipe: Mapping[str, Any]) -> None:
     """Raise UserError for a name that a prior of that recipe cannot have, such as another one's."""
-    check_name(name)
+    check_name(name, "a prior's name")
     if name in HUB or recipes().get(name, recipe) != recipe:
         raise UserError(f"{name} is another prior; choose a --name of its own")
 
@@ -85,43 +94,21 @@ def check_free(name: str, recipe: Mapping[str, Any]) -> None:
 def changed(recipe: Mapping[str, Any], changes: list[str]) -> dict[str, Any]:
     """The recipe with each `key=value` of `--set` put in, checked. Raises UserError."""
     result = dict(recipe)
-    for change in changes:
-        key, separator, text = change.partition("=")
-        if not separator:
-            raise UserError(f"--set takes key=value, not {change!r}")
-        if key not in RECIPE or key in ("data", "size"):
-            raise unknown("--set key", key, RECIPE.keys() - {"data", "size"})
-        try:
-            result[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {key}: {text!r} is not a value") from None
-        if isinstance(result[key], str):  # 1e-3 is a string to YAML
-            try:
-                result[key] = float(text)
-            except ValueError:
-                pass  # `check` names it
+    for key, text in parse_changes(changes).items():
+        if key not in CHANGEABLE:
+            raise unknown("--set key", key, CHANGEABLE)
+        result[key] = value_of(key, text, EXAMPLES[CHANGEABLE[key]["type"]])
     check(result)
     return result
 
 
 def check(recipe: Mapping[str, Any]) -> None:
     """Raise UserError for a missing or unknown key and for a value that cannot be meant."""
-    for key in recipe.keys() - RECIPE.keys():
-        raise unknown("key of a prior's recipe", key, RECIPE)
-    for key, types in RECIPE.items():
-        if not isinstance(recipe.get(key), types) or isinstance(recipe[key], bool):
-            raise UserError(f"a prior's recipe: {key!r} is {recipe.get(key)!r}, not a {types[-1].__name__}")
-    channels = recipe["channels"]
-    if not channels or not all(isinstance(c, int) and c > 0 and c % 8 == 0 for c in channels):
-        raise UserError(f"a prior's recipe: 'channels' are multiples of 8, not {channels!r}")
-    size, halvings = recipe["size"], len(channels) - 1
-    if size < 1 or size % 2**halvings:
-        raise UserError(f"a prior's recipe: {halvings} halvings do not divide a 'size' of {size}")
-    for key, least in {"layers": 1, "steps": 1, "batch": 1, "warmup": 0, "weight_decay": 0}.items():
-        if recipe[key] < least:
-            raise UserError(f"a prior's recipe: {key!r} must be at least {least}, not {recipe[key]}")
-    if not 0 < recipe["lr"] < float("inf"):
-        raise UserError(f"a prior's recipe: 'lr' must be above 0, not {recipe['lr']}")
-    for key in ("decay", "ema"):
-        if not 0 <= recipe[key] <= 1:
-            raise UserError(f"a prior's recipe: {key!r} lies between 0 and 1, not at {recipe[key]}")
+    documents.check(recipe, RECIPE, "a prior's recipe")
+    _check_size(recipe, "a prior's recipe")
+
+
+def _check_size(recipe: Mapping[str, Any], where: str) -> None:
+    halvings = len(recipe["channels"]) - 1
+    if recipe["size"] % 2**halvings:
+        raise UserError(f"{where}: {halvings} halvings do not divide a 'size' of {recipe['size']}")

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dfkd import names
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file
 from dfkd.locks import alone
 from dfkd.priors import cards
 from dfkd.priors.disjoint import training_images
-from dfkd.priors.recipes import HUB, check_name, recipes
+from dfkd.priors.recipes import HUB, recipes
 from dfkd.tasks import store
 from dfkd.teachers import file_digest, given_folders
-from dfkd.teachers.cards import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +69,8 @@ def provide(
     `until` (of `time.monotonic`).
     """
     if "/" in name:
-        return _foreign(expanded(name))
-    check_name(name)
+        return _foreign(names.path(name))
+    names.check_name(name, "a prior's name")
     if not _is_folder(own / name):
         from dfkd.priors.training import WORK
 

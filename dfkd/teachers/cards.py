@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dfkd import documents
+from dfkd import documents, names
 from dfkd.errors import UserError
 from dfkd.files import replace_file
 from dfkd.tasks import InputSpec
@@ -63,7 +63,7 @@ SCHEMA = complete(
 def weights_folders(own: Path, option: str | Path | None = None) -> list[Path]:
     """The folders searched for weights, in order: the project's own, then the option, else `DFKD_WEIGHTS`."""
     given = option or os.environ.get("DFKD_WEIGHTS")
-    return [Path(own), *([expanded(given)] if given else [])]
+    return [Path(own), *([names.path(str(given))] if given else [])]
 
 
 def given_folders(own: Path, option: str | Path | None = None) -> list[Path]:
@@ -74,14 +74,6 @@ def given_folders(own: Path, option: str | Path | None = None) -> list[Path]:
             what = f"{folder} is no folder" if os.path.lexists(folder) else f"there is no weights folder {folder}"
             raise UserError(f"{what} (--weights, DFKD_WEIGHTS)")
     return folders
-
-
-def expanded(path: str | Path) -> Path:
-    """A path with its `~` expanded. Raises UserError for the home of nobody."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def there(path: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfkd import resumable
+from dfkd import names, resumable
 from dfkd.errors import UserError
 from dfkd.locks import alone
 from dfkd.networks.normalised import Normalised
@@ -133,7 +133,7 @@ def foreign(
     data: str, arch: str, path: Path, folder: Path, data_root: Path, device: torch.device
 ) -> tuple[Path, dict]:
     """Somebody's own checkpoint, converted into `folder` and measured; returns the weights file and its card."""
-    path = cards.expanded(path)
+    path = names.path(str(path))
     spec = weights.spec_of(path, task(data).spec)
     network = weights.load_foreign(path, arch, spec)
     measured = _measure(Normalised(network, spec), data, task(data).load("test", data_root), device)

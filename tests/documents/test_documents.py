@@ -33,7 +33,8 @@ YAML = {
     "tab": ("a:\n\t- b", "cannot be read"),
     "deep": ("a: " + "[" * 500 + "]" * 500, "nested too deeply"),
     "deeper": ("a: " + "[" * 50_000, "nested too deeply"),
-    "a date out of range": ("a: 2001-99-99", "cannot be read"),
+    "a date by its tag": ("a: !!timestamp 2001-01-01", "a: a date is no plain value"),
+    "a date out of range": ("a: !!timestamp 2001-99-99", "cannot be read"),
     "unhashable": ("? [1]\n: 2", "cannot be read"),
     "bomb": (
         "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
@@ -108,3 +109,40 @@ def test_the_end_of_a_name_is_its_end(tmp_path):
 def test_a_key_of_two_lines_is_one_line():
     with pytest.raises(UserError, match=r"^f: a b: 1 is not of type 'string'$"):
         documents.check({"a\nb": 1}, {"additionalProperties": {"type": "string"}}, "f")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("10", 10),
+        ("-3", -3),
+        ("1e-3", 1e-3),
+        (".5", 0.5),
+        ("2.", 2.0),
+        ("0", 0),
+        ("true", True),
+        ("False", False),
+        ("~", None),
+        *((text, text) for text in ("010", "1_000", "0x10", "0o10", "1:30", "yes", "off", "2001-01-01", "00.5")),
+    ],
+)
+def test_a_number_of_yaml_is_decimal_and_all_else_is_text(text, value):
+    """YAML 1.1 makes 8, 1000, 16, 90, true and a date of such texts."""
+    found = documents.parse_yaml(f"a: {text}")["a"]
+    assert found == value and type(found) is type(value)
+
+
+def test_words_and_keys_of_a_closed_list_are_answered_with_the_nearest():
+    schema = {"properties": {"colour": {"enum": ["red", "green"]}}, "additionalProperties": False}
+    for value, reason in (
+        ({"color": "red"}, "here: unknown key 'color' (nearest: 'colour'; there are: colour)"),
+        ({"colour": "gren"}, "here: colour: unknown value 'gren' (nearest: 'green'; there are: green, red)"),
+    ):
+        with pytest.raises(UserError) as caught:
+            documents.check(value, schema, "here")
+        assert str(caught.value) == reason
+
+
+def test_a_fraction_is_no_whole_number():
+    with pytest.raises(UserError, match=r"here: n: 5\.0 is not of type 'integer'"):
+        documents.check({"n": 5.0}, {"properties": {"n": {"type": "integer"}}}, "here")

@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
+from filelock import FileLock
 
 import bench
 from dfkd import catalog, protocols, records
@@ -248,12 +251,11 @@ def test_a_guest_is_taken_as_it_is(record):
     assert bench.current_digests([made])[records.cell_of(made)] == {"method": "m1", "config": "c1"}
 
 
-def test_a_committed_record_that_cannot_be_read_has_no_score(monkeypatch):
-    for text in ("{", "[]", '{"metrics": {}}'):
-        monkeypatch.setattr(
-            bench.subprocess, "run", lambda *_, **__: type("Done", (), dict(returncode=0, stdout=text))
-        )
-        assert bench.committed_score(catalog.ROOT / "x.json") is None
+@pytest.mark.parametrize("text", ["{", "[]", '{"metrics": {}}'])
+def test_a_committed_record_that_cannot_be_read_has_no_score(text, monkeypatch):
+    done = type("Done", (), dict(returncode=0, stdout=text))
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: done)
+    assert bench.committed_score(catalog.ROOT / "x.json") is None
 
 
 def test_records_written_by_a_run_raise_before_anything_is_written(record, tmp_path):
@@ -262,3 +264,34 @@ def test_records_written_by_a_run_raise_before_anything_is_written(record, tmp_p
         broken["metrics"]["last"] = 89.0
         records.write(broken, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_four_leaderboards_at_once_all_succeed(record, tmp_path):
+    """Each process with the records there are when its turn comes: the last one writes what all records give."""
+    for seed in range(4):
+        records.write(record(**CELL, seed=seed), tmp_path / "records")
+    shutil.copy(bench.ROOT / "results" / "published.csv", tmp_path)
+    code = (
+        "import sys, bench; from pathlib import Path\n"
+        f"bench.RESULTS = Path({str(tmp_path)!r}); sys.exit(bench.main(['leaderboard']))"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=bench.ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
+    outcomes = [(process.communicate()[1], process.returncode) for process in started]
+    assert outcomes == [(b"", 0)] * 4
+    assert not list(tmp_path.rglob("*.partial"))
+    assert "(4)" in (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8")
+
+
+def test_a_process_that_keeps_the_tables_to_itself_does_not_fail_a_run(
+    good, command, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(bench, "RENDERING", 0.1)
+    with FileLock(tmp_path / ".lock"):
+        bench.render_after_run()
+        assert command("leaderboard")[0] == 2
+    assert not (tmp_path / "LEADERBOARD.md").exists()

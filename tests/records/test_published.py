@@ -1,3 +1,4 @@
+import csv
 from collections import Counter
 from pathlib import Path
 
@@ -81,10 +82,69 @@ def test_the_copying_error_keeps_its_note(rows):
     assert [row["value"] for row in suspect] == ["95.2"] * 5
 
 
+GOOD = {
+    "data": "cifar10", "teacher": "wrn40_2", "student": "wrn16_1", "method": "fast-10", "metric": "top1",
+    "value": "89.29", "source": "Fast; Table 1", "url": "https://example.org", "verified": "yes", "primary": "yes",
+    "note": "a\nb",
+}  # fmt: skip
+
+
+def saved(path, rows, separator=",", columns=tuple(GOOD), encoding="utf-8"):
+    """The rows as a spreadsheet saves them."""
+    with open(path, "w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, columns, delimiter=separator, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_what_a_spreadsheet_saved_is_read(tmp_path, separator, encoding):
+    value = "89.29" if separator == "," else "89,29"
+    path = saved(tmp_path / "published.csv", [GOOD | {"value": value}] * 2, separator, encoding=encoding)
+    assert read_published(path) == [GOOD] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"value": "ninety"}, "value: 'ninety' is not of type 'number'"),
+        ({"value": ""}, "value: '' is not of type 'number'"),
+        ({"value": "89,29"}, "value: '89,29' is not of type 'number'"),
+        ({"value": "nan"}, "value: 'nan' is not of type 'number'"),
+        ({"value": "893"}, "value: 893.0 is greater than the maximum of 100"),
+        ({"metric": "miou"}, "value: 89.29 is greater than the maximum of 1"),
+        ({"method": " "}, "method: '' should be non-empty"),
+        ({"primary": "TRUE"}, "primary: 'TRUE' is not one of ['yes', 'no']"),
+        ({"url": "javascript:alert(1)"}, "url: 'javascript:alert(1)' does not match"),
+    ],
+)
+def test_a_broken_line_is_named_with_its_column(tmp_path, change, reason):
+    path = saved(tmp_path / "published.csv", [GOOD, GOOD | change])
+    with pytest.raises(UserError) as caught:
+        read_published(path)
+    assert str(caught.value).startswith(f"{path}: line 5: {reason}")  # a note of two lines stands before it
+
+
 def test_a_broken_file_is_one_line(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         read_published(tmp_path / "none.csv")
-    broken = tmp_path / "published.csv"
-    broken.write_text("data,value\ncifar10,93.1\ncifar10,ninety\n")
-    with pytest.raises(UserError, match=r"published\.csv: line 3: value"):
-        read_published(broken)
+    path = saved(tmp_path / "published.csv", [GOOD], columns=[name for name in GOOD if name != "source"])
+    with pytest.raises(UserError, match=r"published\.csv: line 1: source: there is no such column$"):
+        read_published(path)
+    whole = saved(path, [GOOD]).read_text()
+    for text, reason in (
+        ("", "line 1: data: there is no such column"),
+        (whole + "too,short\n", r"line 4: \w+: '' "),
+        (whole + "," * 20 + "\n", "line 4: more cells than columns"),
+        (whole + '"open', "line 3: unexpected end of data"),
+        (whole + "x" * 200_000, "line 3: field larger than field limit"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=reason) as caught:
+            read_published(path)
+        assert "\n" not in str(caught.value)
+    saved(path, [GOOD | {"note": "é"}], encoding="cp1252")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_published(path)

@@ -1,0 +1,44 @@
+"""Names, whole numbers and paths as people type them: checked where they are read, before anything is opened."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dfkd.errors import UserError, shown
+
+# Of methods, recipes, data, protocols, networks and priors: they become parts of paths. Also a JSON schema's pattern.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+LARGEST = 2**63 - 1
+
+
+def check_name(name: object, what: str = "a name") -> str:
+    """`name`, which is one. Raises UserError, also for what is no text."""
+    if not isinstance(name, str) or not re.fullmatch(NAME[1:-1], name):
+        rule = "letters and digits, after the first also '.', '_' and '-', a hundred at most"
+        raise UserError(f"{what} has {rule}, unlike {shown(name)}")
+    return name
+
+
+def whole(text: str) -> int:
+    """A decimal number from 0 that fits into 64 bits, such as a seed. Raises UserError."""
+    if not re.fullmatch(r"0|[1-9][0-9]{0,18}", text) or int(text) > LARGEST:
+        raise UserError(f"a whole number from 0 to {LARGEST} is expected, not {shown(text)}")
+    return int(text)
+
+
+def device(text: str) -> str:
+    """How a device is written; whether there is one, torch knows. Raises UserError."""
+    if not re.fullmatch(r"[a-z]+(:[0-9]{1,3})?", text):
+        raise UserError(f"a device is written cpu, cuda or cuda:1, unlike {shown(text)}")
+    return text
+
+
+def path(text: str) -> Path:
+    """A path, `~` and `~user` being home folders. Raises UserError for what none can be."""
+    if not text or "\0" in text:
+        raise UserError(f"{shown(text)} is no path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{shown(text)} is no path: {error}") from None

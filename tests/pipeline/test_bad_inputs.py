@@ -1,0 +1,708 @@
+"""Bad input of every kind, to every option of every verb and in every kind of file: one line, and nothing is left.
+
+A fault that comes up is a row more. Files are written below the folder that the command runs in, which has its own
+benchmarks/, params.yaml and results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import bench
+from dfkd import catalog, protocols
+from dfkd.priors import recipes as priors
+from tests.conftest import BUDGET, PAIR, TINY
+
+SMALL = (*(f"--set={change}" for change in TINY["template"]), *(f"--set={change}" for change in BUDGET))
+QUICK = ("run", "--data=digits", f"--pair={PAIR}", "--device=cpu")
+RUN = (*QUICK, "--method=template")  # of which what a row sets may come a second time: the last one counts
+CIFAR = (
+    "run",
+    "--data=cifar10",
+    "--pair=resnet8-resnet8",
+    "--device=cpu",
+    "--protocol=cpu",
+    "--method=template",
+)
+TEACHER = ("teacher", "--data=digits", "--arch=resnet8", "--device=cpu")
+PRIOR = ("prior", "--data=glyphs", "--size=16", "--device=cpu")
+LONG = "x" * 100_000
+DEEP = "[" * 100_000
+BILLION = "a0: &a0 [x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]\n" for i in range(1, 12)
+)
+BROKEN: dict[str, str | bytes] = {
+    "half": '{"half',
+    "a list": "[]",
+    "deep": DEEP,
+    "not UTF-8": b"\xff",
+    "empty": "",
+    "nothing": "{}",
+}
+RECORD = "results/records/digits/wrn16_2-wrn16_1/fast-5/quick-seed0.json"
+
+
+class Row(NamedTuple):
+    """What is written first (None deletes a file), what is run, and what it must come to."""
+
+    arguments: tuple[str, ...]
+    part: str
+    files: dict[str, str | bytes | None] = {}
+    status: int = 2
+
+
+def row(*arguments: str, part: str, status: int = 2, **files: str | bytes | None) -> Row:
+    return Row(arguments, part, files.get("files", {}), status)
+
+
+def each(base: tuple[str, ...], option: str, **values: tuple[str, str]) -> dict[str, Row]:
+    """A row for each value of an option: name=(value, part of the line)."""
+    verb = base[0]
+    return {
+        f"{verb} {option} {name.replace('_', ' ')}": Row((*base, f"{option}={value}"), part)
+        for name, (value, part) in values.items()
+    }
+
+
+def names(base: tuple[str, ...], option: str, unknown: str, nearest: str) -> dict[str, Row]:
+    """Rows for an option that takes a name."""
+    said = f"argument {option}"
+    return each(
+        base,
+        option,
+        empty=("", said),
+        path=("../../x", said),
+        line_break=("x\n", said),
+        nul=("x\0", said),
+        space=("a b", said),
+        long=(LONG, said),
+        hidden=(".x", said),
+        unknown=(unknown, nearest),
+    )
+
+
+def paths(base: tuple[str, ...], option: str, **more: tuple[str, str]) -> dict[str, Row]:
+    """Rows for an option that takes a path."""
+    return each(
+        base, option, empty=("", option), nul=("x\0y", option), nobody=("~no-such-user/x", option), **more
+    )
+
+
+def wholes(base: tuple[str, ...], option: str) -> dict[str, Row]:
+    """Rows for an option that takes a whole number."""
+    said = f"argument {option}: a whole number"
+    values = dict(
+        empty="",
+        word="one",
+        fraction="1.5",
+        negative="-1",
+        padded="01",
+        grouped="1_0",
+        spaced=" 1",
+        sign="+1",
+        other_digits="١",
+        beyond_64_bits="9223372036854775808",
+        endless="9" * 6000,
+    )
+    return each(base, option, **{name: (value, said) for name, value in values.items()})
+
+
+def sets(**values: tuple[str, str]) -> dict[str, Row]:
+    """Rows for `run --set` of Fast."""
+    return each((*QUICK, "--method=fast-5"), "--set", **values)
+
+
+def recipe(text: str | bytes, part: str, *arguments: str, name: str = "mine") -> Row:
+    """A recipe of that text is refused by a verb, here `run`, which asks for another one."""
+    path = f"benchmarks/digits/recipes/{name}.yaml"
+    return Row(arguments or RUN, part, {path: text})
+
+
+def protocol(old: str, new: str, part: str) -> Row:
+    """The protocols of digits, with a piece of the text replaced."""
+    text = (catalog.ROOT / "benchmarks/digits/protocol.yaml").read_text(encoding="utf-8")
+    assert old in text
+    return Row(RUN, part, {"benchmarks/digits/protocol.yaml": text.replace(old, new)})
+
+
+def params(text: str, part: str, *arguments: str) -> Row:
+    return Row(arguments or ("plan",), part, {"params.yaml": text})
+
+
+def span(**changes: object) -> str:
+    """A params.yaml of one table."""
+    quick = {"pairs": ["wrn16_2-wrn16_1"], "recipes": ["fast-5"], "seeds": [0]}
+    return json.dumps({"digits": {"quick": quick | changes}})
+
+
+def outside(text: str | bytes, part: str) -> Row:
+    """A method's file that `--import` names."""
+    return Row((*QUICK, "--method=fast-5", "--import=guest.py"), part, {"guest.py": text})
+
+
+def checkpoint(content: str | bytes, part: str) -> Row:
+    return Row((*RUN, *SMALL, "--teacher-weights=own.pth"), part, {"own.pth": content})
+
+
+REGISTERED = '@METHODS.register_module({})\nclass Guest(Method):\n    """A guest."""\n'
+
+ROWS: dict[str, Row] = {
+    "no such verb": row("leaderbord", part="unknown verb 'leaderbord' (nearest: 'leaderboard'"),
+    "no such option": row("plan", "--dat", "digits", "--nonsense", part="unrecognized arguments: --nonsense"),
+    "nothing to run": row("run", part="the following arguments are required: --method, --data"),
+    # --- run
+    **names(QUICK, "--method", "sskd", "unknown method 'sskd' (nearest: 'ssdkd'"),
+    **names(RUN, "--data", "cifar11", "unknown data 'cifar11' (nearest: 'cifar10'"),
+    **names(RUN, "--pair", "resnet8-resnet9", "unknown network 'resnet9' (nearest: 'resnet8'"),
+    **names(RUN, "--protocol", "quik", "unknown protocol 'quik' (nearest: 'quick'"),
+    **wholes(RUN, "--seed"),
+    **each(
+        RUN,
+        "--pair",
+        one=("resnet8", "TEACHER-STUDENT"),
+        three=("resnet8-resnet8-resnet8", "TEACHER-STUDENT"),
+        another_task=("resnet8-deeplabv3plus_thin16", "deeplabv3plus_thin16 does not fit digits"),
+    ),
+    **sets(
+        no_value=("k", "--set takes key=value, not 'k'"),
+        empty=("k=", "--set k lacks a value"),
+        no_key=("=1", "unknown --set key ''"),
+        unknown=("kk=3", "unknown --set key 'kk' (nearest: 'k'"),
+        unknown_below=("training.stepz=3", "unknown --set key 'training.stepz' (nearest: 'training.steps'"),
+        line_break=("k\n=1", r"unknown --set key 'k\n'"),
+        long_key=(f"{LONG}=1", "unknown --set key 'xxx"),
+        long_value=(f"k={LONG}", "--set k takes a value of type int, not 'xxx"),
+        a_whole_part=("training={}", "unknown --set key 'training'"),
+        word=("k=many", "--set k takes a value of type int, not 'many'"),
+        fraction=("k=1.5", "--set k takes a value of type int, not '1.5'"),
+        padded=("k=010", "--set k takes a value of type int, not '010'"),
+        grouped=("k=1_000", "not '1_000'"),
+        hexadecimal=("k=0x10", "not '0x10'"),
+        octal=("k=0o10", "not '0o10'"),
+        sexagesimal=("k=1:30", "not '1:30'"),
+        date=("k=2001-01-01", "not '2001-01-01'"),
+        yes=("k=yes", "--set k takes a value of type int, not 'yes'"),
+        truth=("k=true", "--set k takes a value of type int, not 'true'"),
+        null=("k=null", "--set k takes a value of type int, not 'null'"),
+        mapping=("k={a: 1}", "--set k takes a value of type int"),
+        half_a_list=("k=[1", "--set k: '[1' is not a value"),
+        deep=(f"k={DEEP}", "is not a value: nested too deeply"),
+        beyond_64_bits=("k=9223372036854775808", "an integer beyond 64 bits"),
+        endless=(f"k={'9' * 6000}", "--set k: '999"),
+        word_for_a_rate=("lr_g=fast", "--set lr_g takes a value of type float, not 'fast'"),
+        nan=("lr_g=.nan", "--set lr_g: '.nan' is not a value"),
+        nan_as_python_writes_it=("lr_g=nan", "--set lr_g takes a value of type float, not 'nan'"),
+        infinite=("lr_g=.inf", "--set lr_g: '.inf' is not a value"),
+        overflow=("lr_g=1e999", "--set lr_g: '1e999' is not a value"),
+        code=("k=!!python/object/apply:os.getcwd []", "is not a value"),
+        a_value_that_the_method_refuses=("meta=maml", "maml"),
+        no_batch=("training.batch=0", "training.batch: 0 is less than the minimum of 1"),
+        huge_batch=(
+            "training.batch=1000000000000",
+            "training.batch: 1000000000000 is greater than the maximum",
+        ),
+        huge_synthesis=("synthesis_batch=1000000000000", "synthesis_batch: 1000000000000 is greater than"),
+        huge_steps=("training.steps=1000000000000", "training.steps: 1000000000000 is greater than"),
+        no_rounds=("rounds=0", "rounds: 0 is less than the minimum of 1"),
+        no_evaluations=("evaluations=0", "evaluations: 0 is less than the minimum of 1"),
+        indivisible=("training.steps=401", "401 student steps do not divide into 10 rounds"),
+        precision=("precision=fp63", "precision: unknown value 'fp63'"),
+        optimizer=("training.optimizer.type=SGDD", "unknown optimizer 'SGDD' (nearest: 'SGD'"),
+        # What mmengine's registry would import and call.
+        dotted_optimizer=("training.optimizer.type=torch.optim.SGD", "unknown optimizer 'torch.optim.SGD'"),
+        dotted_schedule=("training.schedule.type=os.getcwd", "unknown schedule 'os.getcwd'"),
+        schedule=(
+            "training.schedule.type=CosineLR",
+            "unknown schedule 'CosineLR' (nearest: 'CosineAnnealingLR'",
+        ),
+        schedule_without_its_steps=("training.schedule.type=StepLR", "'step_size' is a required property"),
+        another_types_argument=("training.schedule.gamma=0.1", "unknown --set key 'training.schedule.gamma'"),
+        per=("training.schedule.per=epoch", "training.schedule.per: unknown value 'epoch'"),
+        negative_rate=(
+            "training.optimizer.lr=-1",
+            "training.optimizer.lr: -1.0 is less than the minimum of 0",
+        ),
+        much_momentum=("training.optimizer.momentum=2", "training.optimizer.momentum: 2.0 is greater than"),
+        an_optimizer_as_a_mapping=(
+            "training.optimizer={type: SGD}",
+            "unknown --set key 'training.optimizer'",
+        ),
+        prior_of_a_method_without_one=("prior=glyphs16", "unknown --set key 'prior'"),
+    ),
+    "run --set twice": row(*RUN, "--set=steps=1", "--set=steps=2", part="--set 'steps' is given twice"),
+    "run --set what the new type does not take": row(
+        *RUN,
+        "--set=training.optimizer.momentum=0.5",
+        "--set=training.optimizer.type=AdamW",
+        part="unknown --set key 'training.optimizer.momentum'",
+    ),
+    "run --set betas that are none": row(
+        *RUN,
+        "--set=training.optimizer.betas=[0.9, 1.5]",
+        "--set=training.optimizer.type=AdamW",
+        part="training.optimizer.betas.1: 1.5",
+    ),
+    "run --set nesterov without momentum": row(
+        *RUN,
+        "--set=training.optimizer.nesterov=true",
+        "--set=training.optimizer.momentum=0",
+        part="training.optimizer.momentum: 0.0 is less than or equal to the minimum of 0",
+    ),
+    "run --set prior of nobody": row(
+        *QUICK, "--method=diffdfkd", *SMALL[1:], "--set=prior=nowhere/at-all", part="nowhere/at-all"
+    ),
+    "run --precision unknown": row(*RUN, "--precision=fp64", part="argument --precision: invalid choice"),
+    "run --precision and --set": row(
+        *RUN, "--precision=bf16", "--set=precision=fp32", part="pass one of them"
+    ),
+    **paths(RUN, "--out", below_a_file=("file/out", "cannot write to"), a_file=("file", "cannot write to")),
+    "run --out long": row(*RUN, f"--out={LONG}", part="cannot write to"),
+    "run --out records": row(*RUN, *SMALL, "--out=results/records", part="a custom run has no place in"),
+    **paths((*RUN, *SMALL), "--teacher-weights", missing=("no.pth", "no.pth"), folder=("results", "results")),
+    **paths(
+        RUN,
+        "--import",
+        missing=("no.py", "there is no file 'no.py'"),
+        module=("no.such.module", "there is no module 'no.such.module'"),
+        relative=("..x", "there is no module '..x'"),
+        folder=("results", "there is no module 'results'"),
+        line_break=("a\nb", r"there is no module 'a\nb'"),
+    ),
+    **each(
+        (*RUN, *SMALL),
+        "--time-limit",
+        nan=("nan", "time-limit"),
+        infinite=("inf", "time-limit"),
+        zero=("0", "time-limit"),
+        negative=("-1", "time-limit"),
+        word=("soon", "time-limit"),
+        empty=("", "time-limit"),
+    ),
+    # --- run, teacher, prior
+    **{
+        name: found
+        for base in ((*RUN, *SMALL), TEACHER, PRIOR)
+        for name, found in each(
+            base,
+            "--device",
+            nonsense=("gpu", "--device"),
+            meta=("meta", "--device"),
+            many=("cuda:99", "--device"),
+            empty=("", "--device"),
+            line_break=("cpu\n", "--device"),
+        ).items()
+    },
+    **{
+        name: found
+        for base in ((*RUN, *SMALL), TEACHER, PRIOR)
+        for name, found in paths(
+            base, "--weights", missing=("nowhere", "nowhere"), file=("file", "file")
+        ).items()
+    },
+    **paths(CIFAR, "--data-root", missing=("nowhere", "make it with: python bench.py data cifar10")),
+    # --- teacher
+    **names(TEACHER, "--data", "digitz", "unknown data 'digitz' (nearest: 'digits'"),
+    **names(TEACHER, "--arch", "resnet9", "unknown network 'resnet9' (nearest: 'resnet8'"),
+    **names(TEACHER, "--protocol", "quik", "unknown protocol 'quik' (nearest: 'quick'"),
+    **wholes(TEACHER, "--seed"),
+    **paths(
+        (*TEACHER, "--data=cifar10", "--protocol=cpu"), "--data-root", missing=("nowhere", "bench.py data")
+    ),
+    "teacher of another task": row(*TEACHER, "--arch=deeplabv3plus_thin16", part="does not fit digits"),
+    # --- prior
+    **names(PRIOR, "--data", "glyph", "unknown pool 'glyph' (nearest: 'glyphs'"),
+    **names(PRIOR, "--name", "stable-diffusion-v1-5", "is another prior"),
+    **wholes(PRIOR, "--size"),
+    **paths(
+        (*PRIOR, "--data=public_images", "--size=32", "--name=x", "--set=steps=1"),
+        "--data-root",
+        missing=("nowhere", "make it with: python bench.py data public_images"),
+    ),
+    "prior --size that does not divide": row(
+        "prior", "--data=glyphs", "--size=3", part="do not divide a 'size'"
+    ),
+    "prior --size nothing": row("prior", "--data=glyphs", "--size=0", part="size: 0 is less than"),
+    **each(
+        PRIOR,
+        "--set",
+        unknown=("stepz=1", "unknown --set key 'stepz' (nearest: 'steps'"),
+        padded=("steps=010", "--set steps takes a value of type int, not '010'"),
+        empty=("steps=", "--set steps lacks a value"),
+        no_value=("steps", "--set takes key=value"),
+        zero=("steps=0", "steps: 0 is less than the minimum of 1"),
+        huge=("batch=1000000000000", "batch: 1000000000000 is greater than"),
+        own_name=("steps=1", "choose a --name of its own"),
+    ),
+    # --- data
+    "data unknown": row("data", "nyuv", part="unknown data 'nyuv' (nearest: 'nyuv2'"),
+    "data path": row("data", "../digits", part="argument name: a name has"),
+    "data nothing": row("data", part="the following arguments are required: name"),
+    **paths(("data", "nyuv2"), "--from", missing=("nowhere", "nowhere"), file=("file", "file")),
+    **paths(("data", "digits"), "--manifest", folder=("results", "results"), below_a_file=("file/x", "file")),
+    **paths(("data", "nyuv2", "--from=results"), "--data-root", file=("file", "results")),
+    # --- plan, list, leaderboard, doctor
+    **names(("plan",), "--data", "cifar12", "unknown data 'cifar12'"),
+    **names(("plan",), "--protocol", "papr", "unknown protocol 'papr'"),
+    **paths(("plan", "--data=digits", "--protocol=quick"), "--cells", below_a_file=("file/x", "file")),
+    "plan --cells of all": row("plan", "--cells=x", part="plan --cells needs --data and --protocol"),
+    **{
+        f"plan --shard {text!r}": row("plan", f"--shard={text}", part=f"I/N with 1 <= I <= N, not {text!r}")
+        for text in ("", "0/2", "3/2", "1", "a/b", "1/2/3", "1/0", "-1/2", "1.0/2")
+    },
+    **paths(("list",), "--import", missing=("no.py", "there is no file 'no.py'")),
+    **paths(("doctor",), "--data-root"),
+    # --- files: recipes
+    "recipe: a list": recipe("[1]", "mine.yaml cannot be read: a mapping from names is expected"),
+    "recipe: a text": recipe("text", "mine.yaml cannot be read: a mapping from names is expected"),
+    "recipe: not UTF-8": recipe("note: é".encode("latin-1"), "mine.yaml cannot be read: not UTF-8"),
+    "recipe: half": recipe("args: {k: 1", "mine.yaml cannot be read"),
+    "recipe: deep": recipe(f"args: {DEEP}", "mine.yaml cannot be read: nested too deeply"),
+    "recipe: aliases": recipe(BILLION, "mine.yaml cannot be read: too many entries"),
+    "recipe: huge": recipe(b" " * (33 * 2**20), "mine.yaml cannot be read: more than"),
+    "recipe: a key twice": recipe("note: a\nnote: b", "mine.yaml cannot be read: 'note' stands there twice"),
+    "recipe: code": recipe("note: !!python/name:os.getcwd", "mine.yaml cannot be read"),
+    "recipe: its own base": recipe("base: mine", "mine.yaml: base: unknown recipe 'mine'"),
+    "recipe: two bases of each other": Row(
+        RUN,
+        "base: unknown recipe",
+        {"benchmarks/digits/recipes/a.yaml": "base: b", "benchmarks/digits/recipes/b.yaml": "base: a"},
+    ),
+    "recipe: no such base": recipe(
+        "base: fast-6", "mine.yaml: base: unknown recipe 'fast-6' (nearest: 'fast-5'"
+    ),
+    "recipe: a base that is none": recipe(
+        "base: [fast-5]", "mine.yaml: base: ['fast-5'] is not of type 'string'"
+    ),
+    "recipe: a base that is a path": recipe("base: ../fast", "mine.yaml: base: '../fast' does not match"),
+    "recipe: unknown key": recipe("arg: {k: 1}", "mine.yaml: unknown key 'arg' (nearest: 'args'"),
+    "recipe: unknown method": recipe(
+        "method: fst", "mine.yaml 'fst' (nearest: 'fast'", *QUICK, "--method=mine"
+    ),
+    "recipe: unknown argument": recipe(
+        "method: fast\nargs: {kk: 1}", "mine.yaml: args: unknown argument of fast 'kk'"
+    ),
+    "recipe: a fraction": recipe(
+        "method: fast\nargs: {k: 1.5}", "mine.yaml: args: k takes a value of type int"
+    ),
+    "recipe: zero-padded": recipe("method: fast\nargs: {k: 010}", "k takes a value of type int, not '010'"),
+    "recipe: nan": recipe(
+        "method: fast\nargs: {bn: .nan}", "mine.yaml cannot be read: args.bn: nan is no number"
+    ),
+    "recipe: a name that is none": recipe(
+        "method: fast", "a recipe's name has letters and digits", name="a b"
+    ),
+    "recipe: a list of arguments": recipe("args: [1]", "mine.yaml: args: [1] is not of type 'object'"),
+    "recipe: arguments in a mapping": recipe(
+        "args: {k: {a: 1}}", "mine.yaml: args.k: {'a': 1} is not of type"
+    ),
+    "recipe: unknown pair": recipe(
+        "pairs: {resnet8-resnet9: {}}", "mine.yaml: pairs: unknown network 'resnet9'"
+    ),
+    "recipe: another task's pair": recipe(
+        "pairs: {deeplabv3plus_thin32-deeplabv3plus_thin16: {}}",
+        "mine.yaml: pairs: deeplabv3plus_thin32 does not fit",
+    ),
+    "recipe: unknown protocol": recipe(
+        "protocols: {quik: {}}", "mine.yaml: protocols: unknown protocol 'quik'"
+    ),
+    "recipe: unknown argument below a protocol": recipe(
+        "method: fast\nprotocols: {quick: {args: {kk: 1}}}",
+        "mine.yaml: protocols.quick.args: unknown argument",
+    ),
+    "recipe: unknown setting": recipe(
+        "protocols: {quick: {round: 1}}", "protocols.quick: unknown key 'round'"
+    ),
+    "recipe: what the protocol fixes": recipe(
+        "method: fast\nprotocols: {quick: {precision: bf16}}",
+        "fixes 'precision' for all",
+        *QUICK,
+        "--method=mine",
+    ),
+    "recipe: a fraction of a round": recipe(
+        "protocols: {quick: {rounds: 4.0}}", "protocols.quick.rounds: 4.0 is not of type 'integer'"
+    ),
+    **{
+        f"recipe: a list, for {verb}": recipe("[1]", "mine.yaml cannot be read", verb)
+        for verb in ("list", "plan", "leaderboard")
+    },
+    # --- files: protocols
+    "protocols: a list": Row(RUN, "protocol.yaml cannot be read", {"benchmarks/digits/protocol.yaml": "[1]"}),
+    "protocols: not UTF-8": Row(RUN, "not UTF-8", {"benchmarks/digits/protocol.yaml": b"quick: \xff"}),
+    "protocols: their own base": Row(
+        RUN, "base: 'digits' is no", {"benchmarks/digits/protocol.yaml": "base: digits"}
+    ),
+    "protocols: a base that is a path": Row(
+        RUN, "is no table", {"benchmarks/digits/protocol.yaml": "base: ../x"}
+    ),
+    "protocols: a base that is a list": Row(
+        RUN, "is no table", {"benchmarks/digits/protocol.yaml": "base: [x]"}
+    ),
+    "protocols: two bases of each other": Row(
+        RUN,
+        "is no table that this one could start from",
+        {
+            "benchmarks/digits/protocol.yaml": "base: cifar10",
+            "benchmarks/cifar10/protocol.yaml": "base: digits",
+        },
+    ),
+    "protocols: a text for one": Row(
+        RUN, "quick: 'x' is not of type", {"benchmarks/digits/protocol.yaml": "quick: x"}
+    ),
+    "protocols: unknown key": protocol("rounds:", "round:", "protocol.yaml: quick: unknown key 'round'"),
+    "protocols: nothing": protocol(
+        "  rounds: 10", "", "protocol.yaml: quick: 'rounds' is a required property"
+    ),
+    "protocols: a fraction": protocol(
+        "rounds: 10", "rounds: 10.0", "quick.rounds: 10.0 is not of type 'integer'"
+    ),
+    "protocols: zero-padded": protocol(
+        "rounds: 10", "rounds: 010", "quick.rounds: '010' is not of type 'integer'"
+    ),
+    "protocols: dotted optimizer": protocol(
+        "type: SGD", "type: os.getcwd", "type: unknown value 'os.getcwd'"
+    ),
+    "protocols: its argument": protocol(
+        "{type: SGD,", "{type: SGD, beta: 1,", "optimizer: unknown key 'beta'"
+    ),
+    "protocols: no per": protocol("per: step, ", "", "training.schedule: 'per' is a required property"),
+    "protocols: teacher": protocol(
+        "epochs: 15", "epochs: 0", "quick.teacher.epochs: 0 is less than the minimum"
+    ),
+    "protocols: teacher's schedule": protocol("schedule: cosine", "schedule: sine", "unknown value 'sine'"),
+    "protocols: what a recipe may set": protocol(
+        "[rounds,", "[round,", "recipe_may_set.0: unknown value 'round'"
+    ),
+    # --- files: params.yaml
+    "params: a list": params("[1]", "params.yaml cannot be read: a mapping"),
+    "params: not there": Row(("plan",), "params.yaml is missing", {"params.yaml": None}),
+    "params: unknown data": params(
+        span().replace("digits", "digitz"), "params.yaml: digitz: unknown data 'digitz'"
+    ),
+    "params: unknown protocol": params(
+        span().replace("quick", "quik"), "digits.quik: unknown protocol 'quik'"
+    ),
+    "params: unknown recipe": params(
+        span(recipes=["fst"]), "params.yaml: digits.quick: unknown method 'fst'"
+    ),
+    "params: unknown network": params(span(pairs=["a-b"]), "params.yaml: digits.quick: unknown network 'a'"),
+    "params: unknown teacher": params(span(teachers=["a"]), "params.yaml: digits.quick: unknown network 'a'"),
+    "params: a pair of one": params(span(pairs=["resnet8"]), "params.yaml: digits.quick: a pair is written"),
+    "params: no seeds": params(span(seeds=[]), "digits.quick.seeds: [] should be non-empty"),
+    "params: a negative seed": params(span(seeds=[-1]), "digits.quick.seeds.0: -1 is less than"),
+    "params: a seed as a text": params(
+        span(seeds=["0"]), "digits.quick.seeds.0: '0' is not of type 'integer'"
+    ),
+    "params: a recipe twice": params(span(recipes=["fast-5"] * 2), "has non-unique elements"),
+    "params: unknown key": params(span(seed=[0]), "digits.quick: unknown key 'seed' (nearest: 'seeds'"),
+    "params: unknown recipe, for list": params(span(recipes=["fst"]), "unknown method 'fst'", "list"),
+    "params: unknown recipe, for run": params(
+        span(recipes=["fst"]),
+        "unknown method 'fst'",
+        "run",
+        "--data=digits",
+        "--method=fast-5",
+        "--device=cpu",
+    ),
+    # --- files: benchmarks/priors.yaml
+    "priors: a list": Row(PRIOR, "priors.yaml cannot be read", {"benchmarks/priors.yaml": "[1]"}),
+    "priors: not there": Row(PRIOR, "priors.yaml is missing", {"benchmarks/priors.yaml": None}),
+    "priors: a name": Row(PRIOR, "'../x' does not match", {"benchmarks/priors.yaml": "../x: {data: glyphs}"}),
+    "priors: a key": Row(PRIOR, "unknown key 'date'", {"benchmarks/priors.yaml": "x: {date: glyphs}"}),
+    # --- files: methods
+    "method: no Python": outside("class (", "guest.py cannot be read as Python"),
+    "method: not UTF-8": outside(b"# \xff", "guest.py cannot be read as Python"),
+    "method: a NUL": outside("x = '\0'", "guest.py cannot be read as Python"),
+    "method: deep": outside("x = " + "(" * 100_000, "guest.py cannot be read as Python"),
+    "method: a name that is a path": outside(
+        REGISTERED.format("'../../x'"), "guest.py: the name of a method has"
+    ),
+    "method: a name of two lines": outside(
+        REGISTERED.format(r"'a\nb'"), "guest.py: the name of a method has"
+    ),
+    "method: a name that is no text": outside(REGISTERED.format("5"), "guest.py: the name of a method has"),
+    "method: a name that there is": outside(REGISTERED.format("'fast'"), "'fast' is registered in both"),
+    # --- files: published.csv, records
+    "published.csv: no columns": Row(
+        ("leaderboard",), "published.csv", {"results/published.csv": "a,b\n1,2\n"}
+    ),
+    "published.csv: not UTF-8": Row(
+        ("leaderboard",), "published.csv", {"results/published.csv": b"data,\xff\n"}
+    ),
+    **{
+        f"record: {name}, for {' '.join(verb)}": Row(verb, "quick-seed0.json", {RECORD: content}, 1)
+        for verb in (("leaderboard",), ("leaderboard", "--check"), ("list",), ("plan",))
+        for name, content in BROKEN.items()
+    },
+    # --- files: cards, manifests, arrays, images, checkpoints
+    **{
+        f"card of a teacher: {name}": Row(
+            (*RUN, *SMALL), "digits_resnet8.json", {"results/teachers/digits_resnet8.json": content}
+        )
+        for name, content in BROKEN.items()
+    },
+    **{
+        f"card of a prior: {name}": Row(
+            (*QUICK, "--method=diffdfkd", *SMALL[1:]),
+            "glyphs16.json",
+            {"results/priors/glyphs16.json": content, "results/priors/glyphs16/config.json": "{}"},
+        )
+        for name, content in BROKEN.items()
+    },
+    **{
+        f"manifest: {name}": Row(CIFAR, "manifest.json", {"data/cifar10/manifest.json": content})
+        for name, content in BROKEN.items()
+    },
+    "array: no array": Row(
+        ("data", "nyuv2", "--from=images", "--data-root=data"), "images", {"images/train/a.png": "no image"}
+    ),
+    "image: a folder of none": Row(("data", "nyuv2", "--from=images"), "images", {"images/notes.txt": "x"}),
+    "checkpoint: empty": checkpoint(b"", "own.pth"),
+    "checkpoint: a text": checkpoint("no weights", "own.pth"),
+    "checkpoint: a page": checkpoint("<!DOCTYPE html><html>not found</html>", "own.pth"),
+    "checkpoint: half a safetensors file": checkpoint(struct.pack("<Q", 10**12) + b"{}", "own.pth"),
+    "checkpoint: a pickle of nothing": checkpoint(b"\x80\x02N.", "own.pth"),
+}
+
+
+def options() -> list[tuple[str, argparse.Action]]:
+    """Every (verb, option) of the parser but the help."""
+    (verbs,) = (
+        action for action in bench.parser()._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    return [
+        (verb, action)
+        for verb, its in verbs.choices.items()
+        for action in its._actions
+        if action.dest != "help"
+    ]
+
+
+# A switch takes no value, whatever it is called.
+ROWS |= {
+    f"{verb} {action.option_strings[0]}": row(
+        verb, f"{action.option_strings[0]}=1", part="ignored explicit argument"
+    )
+    for verb, action in options()
+    if action.nargs == 0
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, request):
+    """A folder to break things in, which the command takes for the repository and runs in."""
+    from dfkd.engine import run as engine
+    from dfkd.priors import training
+
+    for name in ("params.yaml", "results/published.csv", RECORD):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(catalog.ROOT / name, tmp_path / name)
+    shutil.copytree(
+        catalog.ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("speed", "*.lock")
+    )
+    (tmp_path / "file").write_text("a file", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(protocols, "BENCHMARKS", tmp_path / "benchmarks")
+    monkeypatch.setattr(protocols, "PARAMS", tmp_path / "params.yaml")
+    monkeypatch.setattr(priors, "PATH", tmp_path / "benchmarks" / "priors.yaml")
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(bench, "TEACHERS", tmp_path / "results" / "teachers")
+    monkeypatch.setattr(bench, "PRIORS", tmp_path / "results" / "priors")
+    monkeypatch.setattr(bench, "CUSTOM", tmp_path / "work" / "custom")
+    monkeypatch.setattr(engine, "WORK", tmp_path / "work")
+    monkeypatch.setattr(training, "WORK", tmp_path / "work" / "priors")
+    monkeypatch.setenv("DFKD_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def with_teacher(place, teacher):
+    """The teacher of `RUN`, so that nothing has to be trained before a fault can show."""
+    from dfkd.teachers import write_card
+
+    own = place / "results" / "teachers" / teacher[0].name
+    own.parent.mkdir(parents=True)
+    shutil.copyfile(teacher[0], own)
+    write_card(own, {**teacher[1], "recipe": protocols.protocols("digits")["quick"]["teacher"]})
+    return place
+
+
+def call(arguments: tuple[str, ...]) -> int:
+    try:
+        return bench.main(list(arguments))
+    except SystemExit as end:
+        return end.code
+
+
+def left(place: Path) -> set[Path]:
+    """Records, teachers, priors and data, and files half written."""
+    found = {path for folder in ("results", "data", "work/custom") for path in (place / folder).rglob("*")}
+    return {
+        path
+        for path in found
+        if path.is_file() and path.suffix in (".json", ".safetensors", ".npy", ".partial")
+    }
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_bad_input_is_told_in_one_line(name, with_teacher, capsys):
+    arguments, part, files, status = ROWS[name]
+    for path, content in files.items():
+        path = with_teacher / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+    before = left(with_teacher)
+    found = call(arguments)
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("# ")]  # `plan` counts its cells there
+    assert (found, len(lines)) == (status, 1), (found, err[-2000:])
+    assert lines[0].startswith("bench.py: ") and part in lines[0] and len(lines[0]) < 5000
+    assert "Traceback" not in out + err
+    assert left(with_teacher) - before == set()
+
+
+def test_every_option_has_a_row():
+    tried = {(row.arguments[0], word.partition("=")[0]) for row in ROWS.values() for word in row.arguments}
+    there = {(verb, action.option_strings[0]) for verb, action in options() if action.option_strings}
+    assert there - tried == set()
+
+
+@pytest.mark.parametrize("variable", ["DFKD_DATA", "DFKD_WEIGHTS"])
+def test_a_variable_that_names_no_folder(variable, with_teacher, monkeypatch, capsys):
+    monkeypatch.setenv(variable, "~no-such-user/x")
+    (with_teacher / "results" / "teachers" / "digits_resnet8.safetensors").unlink()
+    assert call(CIFAR if variable == "DFKD_DATA" else (*RUN, *SMALL)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "~no-such-user" in line
+
+
+def test_a_tilde_is_a_home_folder(place, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    for verb, action in options():
+        if action.type is bench.PATH and action.option_strings:
+            required = [
+                f"{a.option_strings[0]}=1"
+                for v, a in options()
+                if v == verb and a.required and a.option_strings
+            ]
+            names = ["digits"] if verb == "data" else []
+            found = bench.parser().parse_args([verb, *names, *required, f"{action.option_strings[0]}=~/x"])
+            assert getattr(found, action.dest) == place / "x"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="whoever may do everything is refused nothing")
+def test_a_folder_that_may_not_be_written_to(place, capsys):
+    (place / "out").mkdir(mode=0o500)
+    assert call((*RUN, "--out=out")) == 2
+    assert "permission denied" in capsys.readouterr().err.lower()
