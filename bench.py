@@ -513,7 +513,7 @@ def lacking(cells: list[tuple]) -> list[str]:
     found: dict[str, None] = {}  # each once, in order
     methods, books = catalog.entries(), {data: protocols.recipes(data) for data in {cell[0] for cell in cells}}
     for data, protocol, pair, method in dict.fromkeys(cell[:4] for cell in cells):
-        arch = protocols.split_pair(pair)[0]
+        arch = pair.split("-")[0]
         if not (TEACHERS / weights_name(data, arch)).is_file():
             found[f"teacher --data {data} --arch {arch} --protocol {protocol} --resume"] = None
         entry = methods.get(books[data].get(method, {}).get("method", method))
