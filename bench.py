@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 import time
 import traceback
@@ -26,6 +25,7 @@ from filelock import FileLock, Timeout
 from tabulate import tabulate
 
 from dfkd import catalog, leaderboard, plots, protocols, records
+from dfkd.checkout import git
 from dfkd.documents import check, parse_json, read_json
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file, replace_file
@@ -115,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
         "--precision", choices=("fp32", "tf32", "bf16"), help="as --set, where the protocol differs"
     )
     run.add_argument("--resume", action="store_true", help="go on from the state an interrupted run left")
+    run.add_argument("--again", action="store_true", help="run a cell that is finished once more, afresh")
     run.add_argument(
         "--out", type=PATH, help="folder for the record (default: results/records, custom: work/custom)"
     )
@@ -270,35 +271,66 @@ def do_run(options: argparse.Namespace) -> int:
 
     guard.install()  # before anything else that could keep a way to the data
     from dfkd.engine.machine import device_of
-    from dfkd.engine.run import WORK, Options, run
+    from dfkd.engine.run import WORK, Failed, Options, declined, run, work_name
 
     root, device = data_root(options.data_root), device_of(options.device)
     seconds = estimate(options.data, protocol, options.method)
     print(f"{cell.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
-    teacher = teacher_for(cell, options, root, device, WORK / "teachers", until)
-    prior = prior_for(cell, options, root, device, until)
-    limit = max(1e-9, until - time.monotonic()) if options.time_limit else None
-    settings = Options(
-        root, str(device), options.resume, work=WORK, time_limit=limit, tensorboard=options.tensorboard
-    )
+    settings = Options(root, str(device), options.resume, work=WORK, tensorboard=options.tensorboard)
+    kept: list[Path | None] = []
+
+    def keep(record: dict) -> None:
+        kept.append(records.keep(record, out))
+
     try:
-        record = run(cell, *teacher, settings, prior)
+        record = declined(cell, settings, keep) if to_be_made(cell, options) else None
+        if record is None:
+            teacher = teacher_for(cell, options, root, device, WORK / "teachers", until)
+            prior = prior_for(cell, options, root, device, until)
+            manifest = task(options.data).manifest(root)
+            work = work_name(cell, teacher[1], manifest, device, prior and prior[1])
+            resumable = options.resume and (WORK / work / "state.pt").is_file()
+            # DVC has looked at all that itself before it begins a stage.
+            asked = options.again or resumable or in_stage()
+            path = records.path_of(cell.identity, out)
+            if not asked and is_finished(path, work, WORK):
+                print(f"finished: {path}; to run it once more: --again")
+                return 0
+            limit = max(1e-9, until - time.monotonic()) if options.time_limit else None
+            record = run(cell, *teacher, replace(settings, time_limit=limit), prior, keep)
     except UserError:
         raise
     except Exception as error:
-        if hasattr(error, "record"):
-            records.keep(error.record, out)
-        if not isinstance(error, DataFreeViolation):
+        if not isinstance(error, DataFreeViolation | Failed):
             traceback.print_exc()
         return fail(error, 1)
-    work = WORK / record["work"]
-    path = records.keep(record, out)
+    path, work = kept[-1], WORK / record["work"]
     report(record, path, work)
     if path is not None and out == (RESULTS / "records").resolve():
         keep_samples(record, work)
-        if "DVC_STAGE" not in os.environ:  # there the tables have a stage of their own
+        if not in_stage():  # there the tables have a stage of their own
             render_after_run()
     return EXIT_PARTIAL if record["status"] == "partial" else 0
+
+
+def to_be_made(cell: protocols.ResolvedCell, options: argparse.Namespace) -> bool:
+    """Whether the cell has a teacher or a diffusion model that is not there yet; somebody else's prior always is."""
+    own = TEACHERS / weights_name(options.data, cell.identity["teacher"])
+    prior = cell.prior is not None and "/" not in cell.prior and not (PRIORS / cell.prior).is_dir()
+    return prior or not (options.teacher_weights or own).is_file()
+
+
+def is_finished(path: Path, work: str, root: Path) -> bool:
+    """Whether this record is that of a run in this work folder, whose student is there.
+
+    The folder's name stands for configuration, code, data, teacher, prior and kind of device.
+    """
+    try:
+        record = records.read(path)
+    except (UserError, FileNotFoundError):
+        return False
+    there = record["status"] == "ok" and record["work"] == work
+    return there and (root / work / "student.safetensors").is_file()
 
 
 def teacher_for(
@@ -355,6 +387,11 @@ def default_protocol(data: str, device: str | None) -> str:
     return "paper" if device.startswith("cuda") else "cpu"
 
 
+def in_stage() -> bool:
+    """Whether DVC called: it does where something changed, so what lies there already is made anew."""
+    return "DVC_STAGE" in os.environ
+
+
 def check_writable(folder: Path) -> None:
     """Before an hour of work, not after it."""
     try:
@@ -390,12 +427,15 @@ def keep_samples(record: dict, work: Path) -> None:
 
 
 def do_data(options: argparse.Namespace) -> int:
-    root = data_root(options.data_root)
+    root, copy = data_root(options.data_root), options.manifest
+    if copy:
+        if copy.exists() and not copy.is_file():
+            raise UserError(f"--manifest {copy} is no file")
+        check_writable(copy.parent)
     manifest, line = prepare(options.name, root, options.source)
     print(line)
-    if options.manifest:
-        text = json.dumps({**manifest, "digest": digest(manifest)}, indent=1)
-        replace_file(options.manifest, text + "\n")
+    if copy:
+        replace_file(copy, json.dumps({**manifest, "digest": digest(manifest)}, indent=1) + "\n")
     return 0
 
 
@@ -420,6 +460,7 @@ def do_teacher(options: argparse.Namespace) -> int:
         device_of(options.device),
         seed=options.seed,
         source=options.weights,
+        anew=in_stage(),
         resume=options.resume,
         until=until,
     )
@@ -444,11 +485,11 @@ def do_prior(options: argparse.Namespace) -> int:
     from dfkd.synthesis.buffer import to_bytes
 
     device, root = device_of(options.device), data_root(options.data_root)
-    grid, there = RESULTS / "plots" / "priors" / f"{name}.png", (PRIORS / name).is_dir()
+    grid, there = RESULTS / "plots" / "priors" / f"{name}.png", (PRIORS / name).is_dir() and not in_stage()
     if not there:
         check_writable(PRIORS)
     given = {"source": options.weights, "recipe": recipe, "resume": options.resume, "until": until}
-    folder, card = provide(name, PRIORS, root, device, **given)
+    folder, card = provide(name, PRIORS, root, device, anew=in_stage(), **given)
     if not (there and grid.is_file()):
         model = load(folder, card, device, "fp32")
         save_grid(to_bytes(sample(model, 72, torch.Generator(device).manual_seed(0))), grid, columns=12)
@@ -513,7 +554,7 @@ def lacking(cells: list[tuple]) -> list[str]:
     found: dict[str, None] = {}  # each once, in order
     methods, books = catalog.entries(), {data: protocols.recipes(data) for data in {cell[0] for cell in cells}}
     for data, protocol, pair, method in dict.fromkeys(cell[:4] for cell in cells):
-        arch = pair.split("-")[0]
+        arch = protocols.check_pair(data, pair)[0]
         if not (TEACHERS / weights_name(data, arch)).is_file():
             found[f"teacher --data {data} --arch {arch} --protocol {protocol} --resume"] = None
         entry = methods.get(books[data].get(method, {}).get("method", method))
@@ -642,6 +683,10 @@ def do_leaderboard(options: argparse.Namespace) -> int:
 
 def compare_with_commit() -> int:
     """The accuracy of each quick record beside the one in the last commit."""
+    try:
+        git("rev-parse", "HEAD")
+    except UserError as error:
+        print(f"committed values are left out, for they come from git ({error})")
     rows = []
     found = records.read_all(RESULTS / "records")
     for record in found.records:
@@ -662,11 +707,9 @@ def compare_with_commit() -> int:
 
 def committed_score(path: Path) -> float | None:
     """The score in the last commit's record; None where there is none, or none that can be read."""
-    command = ["git", "-C", str(ROOT), "show", f"HEAD:{path.as_posix()}"]
     try:
-        shown = subprocess.run(command, capture_output=True, encoding="utf-8")
-        return parse_json(shown.stdout)["metrics"]["last"] if shown.returncode == 0 else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return parse_json(git("show", f"HEAD:{path.as_posix()}"))["metrics"]["last"]
+    except (UserError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -708,7 +751,7 @@ def render_after_run() -> None:
 def do_doctor(options: argparse.Namespace) -> int:
     from dfkd.doctor import examine
 
-    status, marks = 0, {True: "ok     ", None: "absent ", False: "BROKEN "}
+    status, marks = 0, {True: "ok     ", None: "note   ", False: "BROKEN "}
     for good, line in examine(data_root(options.data_root), TEACHERS, PRIORS):
         print(marks[good] + line, flush=True)
         status = 1 if good is False else status

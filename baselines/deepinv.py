@@ -1,8 +1,8 @@
 """DeepInversion, with images optimised pixel by pixel.
 
 Yin et al., "Dreaming to Distill", CVPR 2020, as run for the CIFAR tables by CMI and Fast (baselines.md 1.2); the
-official program's loss (1.1) by arguments: `tv`, `l2`, `clamp_js`, `jitter=2, flip=False, clip=False, beta1=.9,
-beta2=.999, student_bn=0`.
+official program's loss (baselines.md 1.1) by arguments: `tv`, `l2`, `clamp_js`, `jitter=2, flip=False, clip=False,
+beta1=.9, beta2=.999, student_bn=0`.
 Exact: loss, jitter, optimiser, the last iterate as result. Ours: the student's own BatchNorm term only while the
 adversarial one is on (the program uses it always and stops without), no PNG files.
 On segmentation **a reconstruction**, for which nothing is published: L_oh is the cross-entropy to the teacher's own
@@ -31,7 +31,7 @@ class DeepInv(Method):
         bn, oh, adv: weights of L_bn, L_oh and −JS.
         student_bn: share of the student's own BatchNorm loss subtracted inside L_bn (Fast's version; 0 in CMI's).
         clamp_js: clamp the batch's JS to [0, 1], as the official program does.
-        tv, l2: weights of TV2 and ‖x‖₂, on the jittered normalised images (section 1.1).
+        tv, l2: weights of TV2 and ‖x‖₂, on the jittered normalised images (baselines.md 1.1).
         jitter: largest circular shift per axis in pixels; 0 means an eighth of the image.
         flip: flip the whole batch with p = .5 in each step, where the task allows flips.
         clip: clamp to the valid pixel range after each step.

@@ -1,12 +1,13 @@
 """DFAD: a generator that looks for images on which student and teacher differ.
 
-Fang et al., "Data-Free Adversarial Distillation", arXiv 1912.11006; baselines.md 1.6 for classification, 1.5 for
-segmentation. Exact: a generator step, then `kd` student steps on fresh latent codes; L1 between logits as the
+Fang et al., "Data-Free Adversarial Distillation", arXiv 1912.11006; baselines.md 1.6, on segmentation
+baselines.md 1.5. Exact: a generator step, then `kd` student steps on fresh latent codes; L1 between logits as the
 student's loss; the generator's objective −L1, or −log(1 + L1) on segmentation (`objective`); no bank, no augmentation,
 the generator in train mode also for the student's batches (as in the Fast program).
 Ours: a sigmoid at the end of the generator in place of tanh, since images live in [0, 1]; the student in eval mode and
-without weight gradients in the generator's step; the generator's step comes before its student steps, as in 1.6, on
-segmentation too; Adam's betas (.5, .999) unless the recipe says otherwise (1.5 names none).
+without weight gradients in the generator's step; the generator's step comes before its student steps, as on
+classification, on segmentation too; Adam's betas (.5, .999) unless the recipe says otherwise (none are published for
+segmentation).
 """
 
 from __future__ import annotations

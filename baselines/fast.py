@@ -4,8 +4,8 @@ Fang et al., "Up to 100x Faster Data-free Knowledge Distillation", AAAI 2022; ba
 Exact, from the published program: generator, inversion loss, inner and outer steps, meta variants, reset, schedule,
 loss weights. Ours: images stay on the device as bytes instead of passing through PNG files, a short last batch of a
 pass over the bank is completed from the next pass, teacher and student get no weight gradients in synthesis.
-On segmentation **a reconstruction** (1.5): L_oh is the cross-entropy to the teacher's own argmax at each pixel, L_adv
-and L_KD are averaged over pixels.
+On segmentation **a reconstruction** (baselines.md 1.5): L_oh is the cross-entropy to the teacher's own argmax at each
+pixel, L_adv and L_KD are averaged over pixels.
 """
 
 from __future__ import annotations

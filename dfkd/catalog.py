@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -40,7 +41,7 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """sha256 over the code of its file and of the method files that one imports."""
+        """sha256 over the code of its file and of those it imports (see `_with_imports`)."""
         return code_digest(*_with_imports(self.path))
 
 
@@ -125,15 +126,14 @@ def _read(path: Path) -> list[Entry]:
     return found
 
 
-def _classes(path: Path) -> dict[str, ast.ClassDef]:
-    """The classes a file defines or imports from other method files, by the names they have there."""
-    tree = _parse(path)
+def _classes(path: Path, home: Path | None = None, seen: tuple[Path, ...] = ()) -> dict[str, ast.ClassDef]:
+    """The classes a file defines or imports from the files that `_imported` finds, by the names they have there."""
+    tree, home, seen = _parse(path), home or path.parent, (*seen, path)
     found: dict[str, ast.ClassDef] = {}
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FOLDERS:
-            source = ROOT / (node.module.replace(".", "/") + ".py")
-            if source.is_file() and source != path:
-                theirs = _classes(source)
+        if isinstance(node, ast.ImportFrom):
+            for source in _imported(node, path, home):
+                theirs = _classes(source, home, seen) if source not in seen else {}
                 found |= {a.asname or a.name: theirs[a.name] for a in node.names if a.name in theirs}
         elif isinstance(node, ast.ClassDef):
             found[node.name] = node
@@ -219,19 +219,38 @@ def _is_text(node: object) -> bool:
     return alone and isinstance(node.value.value, str)
 
 
-def _with_imports(path: Path, seen: tuple[Path, ...] = ()) -> tuple[Path, ...]:
-    """The file and, transitively, the method files it imports."""
-    seen = (*seen, path)
+def _with_imports(path: Path, seen: tuple[Path, ...] = (), home: Path | None = None) -> tuple[Path, ...]:
+    """The file and, transitively, the method files it imports; of one from outside also what it imports from its own
+    folder, `home`."""
+    seen, home = (*seen, path), home or path.parent
     for node in ast.walk(_parse(path)):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module in FOLDERS:
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            target = ROOT / (name.replace(".", "/") + ".py")
-            if name.split(".")[0] in FOLDERS and target.is_file() and target not in seen:
-                seen = _with_imports(target, seen)
+        for target in _imported(node, path, home):
+            if target not in seen:
+                seen = _with_imports(target, seen, home)
     return seen
+
+
+def _imported(node: ast.AST, path: Path, home: Path) -> Iterator[Path]:
+    """The method files, or those of a guest's own folder, that an import statement in the file `path` executes."""
+    if isinstance(node, ast.ImportFrom):
+        start = path.parents[min(node.level, len(path.parents)) - 1] if node.level else None
+        names = [f"{node.module or ''}.{alias.name}".strip(".") for alias in node.names]
+    elif isinstance(node, ast.Import):
+        start, names = None, [alias.name for alias in node.names]
+    else:
+        return
+    guest = home not in [ROOT / folder for folder in FOLDERS]
+    for parts in (name.split(".") for name in names):
+        if start is None and parts[0] in FOLDERS:
+            places, files = (ROOT,), ("{}.py",)
+        elif guest and parts[0] != "dfkd":
+            # Its parents: a package that holds it may be named from outside.
+            places, files = (start,) if start else (home, *home.parents), ("{}.py", "{}/__init__.py")
+        else:
+            continue
+        stems = (place.joinpath(*parts[: i + 1]) for place in places for i in range(len(parts)))
+        targets = (Path(file.format(stem)) for stem in stems for file in files)
+        yield from (t for t in targets if t.is_file() and (ROOT in places or t.is_relative_to(home)))
 
 
 @functools.cache

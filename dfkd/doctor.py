@@ -1,4 +1,4 @@
-"""`bench.py doctor`: what is installed, which device, which data are there and intact."""
+"""`bench.py doctor`: what is installed, which device, which data are there and intact, what a run would fail on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import importlib
 import os
 import shutil
 import sys
+import tempfile
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+from packaging.specifiers import SpecifierSet
+
+from dfkd.catalog import ROOT
+from dfkd.checkout import git
 from dfkd.errors import UserError
 from dfkd.networks import NETWORKS
 from dfkd.priors import cards
@@ -33,9 +40,13 @@ PACKAGES = {
 }
 
 
+SIGNS = "→·±×−≥"  # what the tables are written with
+SPACE = 2  # GiB that a run may need
+
+
 def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[bool | None, str]]:
-    """(ok, line) for each thing looked at; None where a thing is merely absent and can be had by a command."""
-    yield sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}"
+    """(ok, line) for each thing looked at; None where it does not matter to a run, or can be had by a command."""
+    yield _python()
     for package, module in PACKAGES.items():
         yield _package(package, module)
     import torch
@@ -45,9 +56,8 @@ def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[boo
         f"{torch.get_num_threads()} threads, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}"
     )
     yield True, f"devices: {', '.join((*names, 'cpu'))} ({threads})"
-    free = shutil.disk_usage(Path(__file__).parent).free / 2**30
-    yield free > 2, f"{free:.0f} GiB of disk are free"
-    yield data_root.is_dir() or None, f"data root {data_root}"
+    yield from _surroundings(teachers)
+    yield from _data_root(data_root)
     for data in (TASKS | POOLS).values():
         if data.embedded:
             yield True, f"data {data.name}: comes with the packages"
@@ -61,9 +71,71 @@ def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[boo
         for arch in NETWORKS:
             found = find(name, arch, weights_folders(teachers))
             if found is not None:
-                yield True, f"teacher {weights_name(name, arch)}: {_origin(found)}"
+                good, line = _teacher(found, teachers)
+                yield good, f"teacher {weights_name(name, arch)}: {line}"
     for name in sorted({*recipes(), *HUB, *(path.stem for path in priors.glob("*.json"))}):
         yield _prior(name, priors)
+
+
+def _python() -> tuple[bool, str]:
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        wanted = tomllib.load(file)["project"]["requires-python"]
+    found = sys.version.split()[0]
+    good = SpecifierSet(wanted).contains(found, prereleases=True)
+    return good, f"Python {found}" + ("" if good else f", {wanted} is needed")
+
+
+def _surroundings(teachers: Path) -> Iterator[tuple[bool | None, str]]:
+    for folder in (ROOT / "work", teachers.parent):
+        yield _writable(folder)
+    home = Path(os.path.expanduser("~"))
+    if not _writable(home)[0]:
+        yield (
+            None,
+            f"home folder {home} cannot be written: no cache lasts, and data need a --data-root or DFKD_DATA",
+        )
+    yield _space(ROOT)
+    try:
+        yield True, f"git: commit {git('rev-parse', '--short', 'HEAD').strip()}"
+    except UserError as error:
+        yield None, f"git: records will name no commit ({error})"
+    try:
+        SIGNS.encode(sys.stdout.encoding)
+    except (UnicodeError, LookupError, TypeError):
+        yield None, f"locale: {sys.stdout.encoding} has no {SIGNS}; LC_ALL=C.UTF-8 or PYTHONUTF8=1 shows them"
+    for folder in weights_folders(teachers)[1:]:
+        good = folder.is_dir()
+        yield good, f"weights folder {folder} (DFKD_WEIGHTS)" + ("" if good else " is no folder")
+
+
+def _data_root(root: Path) -> Iterator[tuple[bool | None, str]]:
+    if not root.is_dir():
+        good, line = _writable(root)
+        yield None if good else False, f"data root {root}: not there yet" if good else f"data root {line}"
+        return
+    own = {"the project": ROOT, "Python": Path(os.__file__).parent, "its packages": Path(np.__file__).parent}
+    held = [f"{what} ({path})" for what, path in own.items() if path.resolve().is_relative_to(root.resolve())]
+    # The guard refuses everything below the data root.
+    yield (
+        not held,
+        f"data root {root}" + (f" holds {', '.join(held)}: no data-free run could open that" if held else ""),
+    )
+    yield _space(root)
+
+
+def _writable(folder: Path) -> tuple[bool, str]:
+    """Whether files can be put there, the folder made first where it is missing; tried out, for modes do not tell."""
+    try:
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=there):
+            return True, f"folder {folder} can be written"
+    except OSError as error:
+        return False, f"folder {folder} cannot be written: {error.strerror}"
+
+
+def _space(folder: Path) -> tuple[bool, str]:
+    free = shutil.disk_usage(folder).free / 2**30
+    return free > SPACE, f"{free:.0f} GiB of disk are free at {folder}"
 
 
 def _package(package: str, module: str) -> tuple[bool, str]:
@@ -96,9 +168,13 @@ def _prior(name: str, priors: Path) -> tuple[bool | None, str]:
     return None, f"prior {name}: not there; {made}"
 
 
-def _origin(weights: Path) -> str:
+def _teacher(weights: Path, own: Path) -> tuple[bool, str]:
     try:
         card = read_card(weights)
-    except UserError:
-        return f"ready to adopt from {weights.parent}"
-    return f"{card['origin']}, {score(card['accuracy'], task(card['data']).metric)}"
+        if weights.parent == own and file_digest(weights) != card["digest"]:
+            return False, f"{weights} is damaged"
+    except UserError as error:
+        if weights.parent == own:
+            return False, str(error)
+        return True, f"ready to adopt from {weights.parent}"
+    return True, f"{card['origin']}, {score(card['accuracy'], task(card['data']).metric)}"

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Bad input or a missing resource: `bench.py` prints its one line and exits with status 2."""
 
 
+class CannotWrite(UserError):
+    """The system refuses to write a file: no space left, not permitted."""
+
+
 def shown(value: object, most: int = 80) -> str:
     """A value as a message quotes it: on one line, and cut where it is long."""
     text = repr(value[: most + 1] if isinstance(value, str) else value)

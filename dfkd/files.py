@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from dfkd.errors import UserError
+from dfkd.errors import CannotWrite
 
 ABANDONED = 3600  # seconds without a byte after which the writer of a file must be dead
 
@@ -21,8 +21,8 @@ ABANDONED = 3600  # seconds without a byte after which the writer of a file must
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` when the block ends well, and leaves no trace otherwise.
 
-    Any number of processes may do so at once; the last one's file stays. Raises UserError where the system refuses:
-    no space left, not writable.
+    Any number of processes may do so at once; the last one's file stays. Raises CannotWrite where the system
+    refuses: no space left, not writable.
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+            raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
         raise
 
 
@@ -61,12 +61,12 @@ def _sync(folder: Path) -> None:
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a whole file atomically, making its folder; `UserError` where that is impossible."""
+    """Write a whole file atomically, making its folder; `CannotWrite` where that is impossible."""
     with replacing(Path(path)) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """A copy of a file, atomically; `UserError` as `replacing` raises it."""
+    """A copy of a file, atomically; `CannotWrite` as `replacing` raises it."""
     with replacing(target) as file, open(source, "rb") as original:
         shutil.copyfileobj(original, file)

@@ -15,13 +15,14 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schemas"
 # Name → where the schema stands. As text, so that asking for one imports no other.
 SCHEMAS: dict[str, str] = {
     "record": "dfkd.records:SCHEMA",
-    "teacher-card": "dfkd.teachers.cards:SCHEMA",
-    "prior-card": "dfkd.priors.cards:SCHEMA",
     "recipe": "dfkd.protocols:RECIPE",
     "protocols": "dfkd.protocols:PROTOCOLS",
     "params": "dfkd.protocols:SPAN",
     "priors": "dfkd.priors.recipes:RECIPES",
     "published": "dfkd.leaderboard:ROW",
+    "manifest": "dfkd.tasks.store:SCHEMA",
+    "teacher-card": "dfkd.teachers.cards:SCHEMA",
+    "prior-card": "dfkd.priors.cards:SCHEMA",
 }
 
 

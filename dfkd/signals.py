@@ -11,7 +11,9 @@ from dfkd.errors import UserError
 
 
 class Stopped(UserError):
-    """A signal or the time limit asked for an end before it was reached; what has been done is kept."""
+    """A signal, the time limit or a full disk made an end before it was reached; what has been done is kept."""
+
+    status = "partial"
 
 
 @contextmanager

@@ -2,19 +2,20 @@
 
 Qi et al., "Data-free Knowledge Distillation with Diffusion Models", ICME 2025; diffdfkd.md. Exact, from the published
 program: equations 1-10, five images a trajectory, the prompt without the class's name, KD at T = 30. The program does
-not run as published and the paper's text was not at hand, so these are ours (section 5):
+not run as published and the paper's text was not at hand, so these are ours (diffdfkd.md 5 has the items):
 
-- the gradient passes the U-Net (5.1: the program switches it off and would stop); `through_unet` off is a cheap mode;
-- losses are summed over the batch, so that a trajectory moves as it does alone (5.6);
-- CutMix is on (5.7), with one Beta(1, 1) draw (5.8; `cutmix_draw="nested"` is the program's);
-- the last timestep is evaluated (5.9; `published_end` is the program's);
-- no guidance while ᾱ_t < 0.005, and in pixel space an update of at most 5 % of ‖z‖ (section 6);
+- the gradient passes the U-Net (item 1: the program switches it off and stops); `through_unet` off is a cheap mode;
+- losses are summed over the batch, so that a trajectory moves as it does alone (item 6);
+- CutMix is on (item 7), with one Beta(1, 1) draw (item 8; `cutmix_draw="nested"` is the program's);
+- the last timestep is evaluated (item 9; `published_end` is the program's);
+- no guidance while ᾱ_t < 0.005, and in pixel space an update of at most 5 % of ‖z‖ (diffdfkd.md 6);
 - a refresh of the student is a fixed number of steps by the protocol's optimiser and schedule, which go on from one
   refresh to the next; none after the last round;
-- batches may mix classes, and CutMix then pairs within a class (5.19);
-- named random streams instead of one seed a call (1.2);
-- mSARC from SpaceshipNet's definition (2.1), off by default; images stay bytes instead of JPEG files, resized with
-  antialiasing; labels are integers, the protocol's precision serves refreshes too, and the last student ranks.
+- batches may mix classes, and CutMix then pairs within a class (item 19);
+- named random streams instead of one seed a call (diffdfkd.md 1.2);
+- mSARC from SpaceshipNet's definition (diffdfkd.md 2.1), off by default; images stay bytes instead of JPEG files,
+  resized with antialiasing; labels are integers, the protocol's precision serves refreshes too, and the last student
+  ranks.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class DiffDFKD(Method):
     """Diffusion guided by the teacher, then distillation of a fresh student.
 
     Args:
-        calls: synthesis calls; with one class a call these are G·C of section 1.5.
+        calls: synthesis calls; with one class a call, as many as classes are a visit of all (diffdfkd.md 1.5).
         steps: N, denoising steps of a trajectory.
         guidance: w, classifier-free guidance, where the prior knows a condition.
         bn, oh, adv: α, β, γ, the weights of L_inv (eq. 7).
@@ -254,7 +255,7 @@ def capped(update: Tensor, z: Tensor, cap: float) -> Tensor:
 def latent_cutmix(
     z: Tensor, labels: Tensor, host: torch.Generator, generator: torch.Generator, draw: str = "beta"
 ) -> Tensor:
-    """One box of every map is replaced by that of a partner of the same class (section 1.6).
+    """One box of every map is replaced by that of a partner of the same class (diffdfkd.md 1.6).
 
     Args: z N×C×H×W, labels N; `host` draws the box, `generator` the partners. One box for the batch, all channels; a
     sample may be its own partner.

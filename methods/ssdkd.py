@@ -4,8 +4,8 @@ Liu et al., "Small Scale Data-Free Knowledge Distillation", CVPR 2024; ssdkd.md.
 released and the full text was not at hand. Read in a source: the parts of φ and δ, the buffer of 10 % of the training
 set with partial refresh, priority sampling with importance weights, the NYUv2 pair. Inherited by assumption from
 Fast: generator, meta-learning, loss weights. Our choice, each a constructor argument or named in ssdkd.md 5: γ, β,
-steps a round, oldest-out replacement, φ on the task term only and without gradient; on segmentation (1.10) φ per pixel
-and δ per image, the mean over its pixels.
+steps a round, oldest-out replacement, φ on the task term only and without gradient; on segmentation (ssdkd.md 1.10) φ
+per pixel and δ per image, the mean over its pixels.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class SSDKD(Fast):
 
     Args (beyond Fast's):
         capacity: entries N of the replay buffer.
-        gamma: focusing power of φ's difficulty part (E1).
-        beta: power of the importance weights (E7); below 1 with `priority="recursive"`, which oscillates at 1.
-        eps: keeps every entry drawable (E6).
+        gamma: focusing power of φ's difficulty part (ssdkd.md E1).
+        beta: power of the importance weights (ssdkd.md E7); below 1 with `priority="recursive"`, which oscillates at 1.
+        eps: keeps every entry drawable (ssdkd.md E6).
         diversity, difficulty: the two factors of φ; both off is φ = 1.
         phi_on: "oh", or "oh+adv" to weight the adversarial term too.
         phi_grad: let the gradient pass through φ's difficulty part.
-        priority: "recursive" is E8 (δ ← w·τ²KL), "per" is fallback B (δ ← τ²KL, P ∝ (δ + eps)^alpha),
+        priority: "recursive" is ssdkd.md E8 (δ ← w·τ²KL), "per" is the usual form (δ ← τ²KL, P ∝ (δ + eps)^alpha),
             "uniform" draws by shuffled passes without weights.
         alpha: power of the priorities, used with "per" only.
         replace: "oldest" or "lowest" (δ) entries leave a full buffer.
@@ -98,7 +98,7 @@ class SSDKD(Fast):
         return phi, phi if self.phi_on == "oh+adv" else 1.0
 
     def phi(self, teacher: Tensor, histogram: Tensor, fill: int) -> Tensor | float:
-        """φ = (1 − n_c/N)·(1 − p_c)^γ of each sample or pixel, c the teacher's class for it (E1).
+        """φ = (1 − n_c/N)·(1 − p_c)^γ of each sample or pixel, c the teacher's class for it (ssdkd.md E1).
 
         Args: the teacher's logits, the class histogram of the buffer and its fill; an empty buffer balances nothing.
         Of label maps each entry gives the histogram its shares of pixels, so that n_c/N is the share of class c.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd import protocols
+from dfkd import protocols, records
 
 PAIR = "resnet8-resnet8"
 # A task of each kind, with a pair of tiny networks.
@@ -93,15 +93,17 @@ def tiny():
 
 @pytest.fixture
 def execute(teachers, request, tmp_path, monkeypatch):
-    """execute(cell, **options): the record of a run in a folder of this test's own; scenes are few there."""
+    """execute(cell, keep=records.validate, **options): the record of a run in a folder of this test's own; scenes are
+    few there."""
     monkeypatch.setattr("dfkd.tasks.digit_scenes.COUNTS", {"train": 12, "test": 4})
 
     def run_cell(cell: protocols.ResolvedCell, **options) -> dict:
         from dfkd.engine.run import Options, run
 
+        keep = options.pop("keep", records.validate)
         options = {"work": tmp_path / "work", "data_root": tmp_path / "data", "save_every": 1e9, **options}
         prior = request.getfixturevalue("prior") if cell.prior else None
-        return run(cell, *teachers[cell.identity["data"]], Options(device="cpu", **options), prior)
+        return run(cell, *teachers[cell.identity["data"]], Options(device="cpu", **options), prior, keep)
 
     return run_cell
 

@@ -40,7 +40,7 @@ def prior(device) -> PixelPrior:
 
 @pytest.mark.benchmark(group="overhead")
 def test_guided_sampling(world, prior, device, benchmark, capsys):
-    count, steps, pairs = SIZES[device.type]
+    count, steps, pairs = SIZES[device.type] if benchmark.enabled else (2, 2, 2)
     world.prior, world.calls = prior, 1
     world.budget = type(world.budget)(1, 128, 1, count)
     method = DiffDFKD(calls=1, steps=steps, adv=0.0, cutmix=0, mixed=True)
@@ -70,12 +70,13 @@ def test_guided_sampling(world, prior, device, benchmark, capsys):
     benchmark.extra_info.update(
         {key: round(value, 4) for key, value in info.items()}, bound=BOUND, threads=torch.get_num_threads()
     )
-    verdict = "PASS" if ratio >= BOUND else "BELOW"
-    with capsys.disabled():
-        print(
-            f"\nguided sampling on {device}: {verdict}: method / bare loop = {ratio:.3f} (bound {BOUND}; quartiles "
-            f"{low:.3f} to {high:.3f} of {pairs} pairs of {count} trajectories, {steps} steps); {ours:.2f} images/s"
-        )
+    if benchmark.enabled:
+        verdict = "PASS" if ratio >= BOUND else "BELOW"
+        with capsys.disabled():
+            print(
+                f"\nguided sampling on {device}: {verdict}: method / bare loop = {ratio:.3f} (bound {BOUND}; quartiles "
+                f"{low:.3f} to {high:.3f} of {pairs} pairs of {count} trajectories, {steps} steps); {ours:.2f} images/s"
+            )
     assert len(took) == pairs
 
 

@@ -74,5 +74,5 @@ def test_evaluation(world, measure):
     images = world.buffer.images[:1000]
     runner = SimpleNamespace(call_hook=lambda *_, **__: None)
     labels = world.random_labels(1000)
-    judge = Judge(runner, Evaluator(TopOne()), images, labels, "top1", world.clock)
+    judge = Judge(runner, Evaluator(TopOne()), images, labels, world.clock)
     measure(lambda: judge.run(world.student), rounds=5)

@@ -24,16 +24,27 @@ NO_DEFAULT_HOOKS = dict.fromkeys(
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """The context in which networks run: `bf16` autocasts, `fp32` and `tf32` do not."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    """The context in which networks run: `bf16` autocasts, `fp32` and `tf32` do not.
+
+    Without autocast's cache of weights, which lasts until the context is left: a synthesis call steps a generator many
+    times in one context, and every forward pass after the first would still run with the weights of before.
+    """
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 class QuietRunner(Runner):
     """mmengine's Runner collects its environment by starting compilers and importing torchvision (and dies with a
-    broken one). The record has what we need of that, and a sealed guard starts no process."""
+    broken one), and its Visualizer draws a matplotlib figure that nobody asked for: the first one of an account
+    starts `fc-list` and writes a cache of fonts. The record has what we need of the environment, `CurveHook` writes
+    TensorBoard's curves itself, and a sealed guard starts no process."""
 
     def _log_env(self, env_cfg: dict) -> None:
         """Nothing."""
+
+    def build_visualizer(self, visualizer: object = None) -> None:
+        """None."""
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -171,6 +171,8 @@ def _paths(roots: tuple[str, ...]) -> Iterator[str]:
 def _close_native_openers(refuse: Callable[[str], None]) -> Callable[[], None]:
     """What opens files or starts processes in C without an audit event; returns what undoes the closing."""
     closed: list[tuple[object, str]] = [(_posixsubprocess, "fork_exec")] if _posixsubprocess else []
+    # Not a way to the data, but one past the record: a process that ends so says that all went well.
+    closed += [(module, "_exit") for name in ("os", "posix") if (module := sys.modules.get(name))]
     torch = sys.modules.get("torch")
     if torch is not None:
         closed += [(torch, "from_file"), (torch.UntypedStorage, "from_file")]
@@ -179,7 +181,7 @@ def _close_native_openers(refuse: Callable[[str], None]) -> Callable[[], None]:
     originals = [(owner, name, vars(owner).get(name)) for owner, name in closed]
 
     def refused(*arguments: object, **keywords: object) -> None:
-        refuse("a data-free run may not map files or start processes through native code")
+        refuse("a data-free run may not map files, start processes or end this one through native code")
 
     for owner, name, _ in originals:
         setattr(owner, name, refused)

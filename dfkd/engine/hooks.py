@@ -6,6 +6,7 @@ import hashlib
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -21,7 +22,8 @@ from dfkd.units import duration
 
 
 class StateHook(Hook):
-    """Saves the whole state at the first point between two steps that is `interval` seconds after the last.
+    """Saves the whole state at the first point between two steps that is `interval` seconds after the last, and when
+    all is done: until its record is in place a run can be finished by a later process.
 
     With `resume` a run starts from the state that is there, if any.
     """
@@ -40,14 +42,16 @@ class StateHook(Hook):
 
     def _due(self, runner: Runner, **_: object) -> None:
         if time.monotonic() - self._last >= self.interval:
-            with runner.train_loop.clock.phase("bookkeeping"):
-                self.save_state(runner)
+            self.save_state(runner)
 
     after_synthesis = after_train_iter = after_round = _due
 
     def save_state(self, runner: Runner) -> None:
-        state.save(self.path, state.collect(runner, runner.train_loop))
+        with runner.train_loop.clock.phase("bookkeeping"):
+            state.save(self.path, state.collect(runner, runner.train_loop))
         self._last = time.monotonic()
+
+    after_train = save_state
 
 
 class GuardHook(Hook):
@@ -142,12 +146,16 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
 
 
 class CurveHook(Hook):
-    """Hands the curve to mmengine's visualizer (TensorBoard, where asked for)."""
+    """Hands the curve to TensorBoard, by a `SummaryWriter`."""
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
 
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
         loop = runner.train_loop
         scalars = {"value": metrics["value"], **{f"time/{k}": v for k, v in loop.clock.seconds.items()}}
-        runner.visualizer.add_scalars(scalars, step=loop.ctx.student_steps)
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, loop.ctx.student_steps)
 
 
 class ProgressHook(Hook):

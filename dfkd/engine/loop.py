@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from dfkd.engine.context import Context
 from dfkd.engine.method import Method, Stage
-from dfkd.signals import stopping
+from dfkd.signals import Stopped, stopping
 
 
 class Diverged(Exception):
-    """A loss was not finite."""
+    """A loss or a weight of the student was not finite."""
 
-
-class Stopped(Exception):
-    """A signal or the time limit asked the run to stop; its state has been saved."""
+    status = "diverged"
 
 
 @dataclass
@@ -121,8 +119,9 @@ class DataFreeLoop(BaseLoop):
             for index in range(self.position.stage, len(self.stages)):
                 self._stage(self.stages[index])
                 self.position = Position(stage=index + 1)
-            if not self.total_steps:
+            if not (self.total_steps or self.curve):
                 self._measure()
+            self._check_student()
             self.runner.call_hook("after_train")
 
     def _stage(self, stage: Stage) -> None:
@@ -184,6 +183,7 @@ class DataFreeLoop(BaseLoop):
 
     def _measure(self) -> None:
         self.check_finite()
+        self._check_student()
         seconds = self.clock.scored
         value = self.evaluate()
         point = {"step": self.ctx.student_steps, "seconds": round(seconds, 4), "value": round(value, 6)}
@@ -196,6 +196,13 @@ class DataFreeLoop(BaseLoop):
         if self.runner.model.bad.item():
             raise Diverged(f"the loss was not finite by student step {self.ctx.student_steps}")
 
+    def _check_student(self) -> None:
+        """A loss may be finite and a weight not: after its last step, or where a method writes into the student."""
+        with self.clock.phase("evaluation"):
+            weights = (w for w in self.ctx.student.state_dict().values() if w.is_floating_point())
+            if not torch.stack([w.isfinite().all() for w in weights]).all().item():
+                raise Diverged(f"a weight of the student was not finite by step {self.ctx.student_steps}")
+
     def _safe_point(self, hook: str) -> None:
         if hook == "after_train_iter":
             self.runner.call_hook(hook, batch_idx=self.position.step, data_batch=None, outputs=None)
@@ -204,8 +211,7 @@ class DataFreeLoop(BaseLoop):
         if self._deadline is not None and time.monotonic() > self._deadline:
             self.stop_reason = self.stop_reason or "the time limit was reached"
         if self.stop_reason:
-            with self.clock.phase("bookkeeping"):
-                self.runner.call_hook("save_state")
+            self.runner.call_hook("save_state")
             raise Stopped(self.stop_reason)
 
     def _stop(self, reason: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from dfkd import __version__
-from dfkd.catalog import ROOT
+from dfkd.checkout import git
 from dfkd.errors import UserError
 
 
@@ -21,10 +20,20 @@ def device_of(name: str | None) -> torch.device:
     """The device of `--device`; by default CUDA where there is one."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+        # It computes, gives the result back (which `meta` does not), and has random streams.
+        torch.rand(1, device=device, generator=torch.Generator(device)).item()
+    except Exception as error:  # of whatever kind a backend that is not there raises
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used: {reason}") from None
     return device
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory, the host's or the device's, could not be had; a CPU says so by a plain RuntimeError."""
+    said = ("allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    )
 
 
 def hardware(device: torch.device) -> dict:
@@ -93,22 +102,9 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The git commit of the project, with `+` where the working tree differs; None outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
-
+    code = ("dfkd", "methods", "baselines", "benchmarks")
     try:
-        changed = git(
-            "status",
-            "--porcelain",
-            "--untracked-files=no",
-            "--",
-            "dfkd",
-            "methods",
-            "baselines",
-            "benchmarks",
-        )
-        return git("rev-parse", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+        return git("rev-parse", "HEAD").strip() + ("+" if changed else "")
+    except UserError:
         return None

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
+import errno
 import fcntl
 import hashlib
 import importlib
 import importlib.util
+import math
+import multiprocessing
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.runner import Runner
@@ -29,7 +36,7 @@ from dfkd.engine.hooks import CurveHook, GuardHook, ProgressHook, SamplesHook, S
 from dfkd.engine.loop import DataFreeLoop, Distiller, Diverged, Stopped
 from dfkd.engine.method import METHODS, Budget, Method
 from dfkd.engine.seeds import Streams, seed_for, seed_globals
-from dfkd.errors import UserError
+from dfkd.errors import CannotWrite, UserError
 from dfkd.networks.normalised import Normalised
 from dfkd.protocols import ResolvedCell
 from dfkd.synthesis.augment import augment_for
@@ -37,7 +44,22 @@ from dfkd.synthesis.buffer import ReplayBuffer, to_bytes
 from dfkd.tasks import InputSpec, Task, store, task
 from dfkd.teachers.training import initialise, on_device
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 WORK = catalog.ROOT / "work"
+SAVED = ("state.pt", "bank.bin")  # what a run is resumed from
+MADE = ("student.safetensors", "student.json", "samples.png")  # what a finished run leaves
+
+
+class Declined(Exception):
+    """The method does not apply to the task."""
+
+    status = "unsupported"
+
+
+class Failed(Exception):
+    """A run failed for a reason that one line tells; no traceback would say more."""
 
 
 @dataclass(frozen=True)
@@ -59,74 +81,120 @@ def run(
     card: dict,
     options: Options,
     prior: tuple[Path | str, dict] | None = None,
+    keep: Callable[[dict], Any] = records.validate,
 ) -> dict:
-    """Run one cell and return its record, not yet written.
+    """Run one cell and return its record, which `keep` has put in its place; only then is the saved state deleted.
 
     `teacher_weights` is the teacher's safetensors file and `card` its card; `prior` is where the cell's diffusion model
-    lies, with its card, for a cell that names one. Statuses `ok`, `diverged` and `partial`
-    are returned; a violation of the data-free rule or a crash raises, after the record of status `failed` has been
-    attached to the exception as `record`.
+    lies, with its card, for a cell that names one. Statuses `ok`, `diverged`, `partial` and `unsupported` are returned.
+    A violation of the data-free rule (DataFreeViolation), what one line tells (Failed) and any crash raise, after
+    `keep` has had a record of status `failed`. Raises Stopped where a full disk ends a run that can go on from its
+    saved state, and UserError.
     """
     device = machine.device_of(options.device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
-        cell.config["precision"] == "tf32"
-    )
-    the_task, memory = task(cell.identity["data"]), machine.Memory(device)
-    facts = _Facts(cell, card, the_task.manifest(options.data_root), device, prior[1] if prior else None)
+    tf32 = cell.config["precision"] == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    manifest, memory = task(cell.identity["data"]).manifest(options.data_root), machine.Memory(device)
+    facts = _Facts(cell, card, manifest, device, prior[1] if prior else None)
     folder = options.work / facts.work
-    clock = Clock(device)
-    seed = seed_for("run", *cell.identity.values())
+    clock, runner, status, error = Clock(device), None, "ok", None
     if folder.resolve().is_relative_to(options.data_root.resolve()):
         raise UserError(f"the work folder {folder} lies inside the data root, which a run may not open")
-    runner, status, error = None, "ok", None
     with ExitStack() as stack:
         stack.enter_context(_exclusive(folder, options.resume))
+        stack.enter_context(_resumable(folder))
         try:
-            with _violations_first(), clock.phase("setup"):
-                seed_globals(seed)
-                spec = InputSpec.from_dict(card["spec"])
-                teacher = _teacher(cell, teacher_weights, spec, device)
-                model = priors.load(*prior, device, cell.config["precision"]) if prior else None
-                with clock.phase("evaluation"):
-                    if prior:
-                        digests = priors.digests_path(prior[0])
-                        priors.check_disjoint(prior[1], digests, the_task, options.data_root)
-                    test = _arrays(the_task, "test", options.data_root, device)
-                    metric = metric_of(the_task)
-                real = (
-                    _arrays(the_task, "train", options.data_root, device) if cell.entry.needs_data else None
-                )
-                # From here to the end nothing in this process opens real data; the method is imported inside.
-                stack.enter_context(nullcontext() if cell.entry.needs_data else guard.seal(options.data_root))
-                facts.method = method = build_method(cell)
-                reason = method.supports(the_task)
-                if reason is not None:
-                    return facts.record(None, clock, memory, "unsupported", reason)
-                with _refused_values(cell):
-                    ctx = _context(cell, method, teacher, spec, the_task, device, clock, folder)
-                    ctx.real, ctx.prior = real, model
-                    method.setup(ctx)
-                runner = _runner(cell, method, ctx, test, metric, options, folder, facts, seed)
-            with _violations_first():
-                runner.train()
-            facts.peak_memory = memory.peak()  # of the run, not of looking at what it made
-            facts.diagnostics = _describe(method, runner)
-        except Diverged as problem:
-            status, error = "diverged", str(problem)
-        except Stopped as problem:
-            status, error = "partial", str(problem)
-        except UserError:
+            with _told(), _violations_first():
+                try:
+                    with clock.phase("setup"):
+                        runner = _assemble(cell, teacher_weights, prior, options, facts, clock, folder, stack)
+                    runner.train()
+                    facts.peak_memory = memory.peak()  # of the run, not of looking at what it made
+                    facts.diagnostics = _describe(facts.method, runner)
+                    if runner.train_loop.total_steps:
+                        with clock.phase("bookkeeping"):
+                            _keep_student(cell, runner.train_loop, folder, facts)
+                except (Declined, Diverged, Stopped) as end:
+                    status, error = end.status, str(end)
+                facts.report = _report(facts.method) if runner else {}
+        except (UserError, KeyboardInterrupt):
             raise
         except Exception as problem:
-            problem.record = facts.record(runner and runner.train_loop, clock, memory, "failed", str(problem))
+            with suppress(CannotWrite):  # of two misfortunes the first is told
+                keep(facts.record(runner and runner.train_loop, clock, memory, "failed", str(problem)))
             raise
+        record = facts.record(runner and runner.train_loop, clock, memory, status, error)
+        keep(record)
         if status != "partial":
-            with clock.phase("bookkeeping"):
-                if status == "ok" and runner.train_loop.total_steps:
-                    _keep_student(cell, ctx, runner.train_loop, folder, facts)
-                (folder / "state.pt").unlink(missing_ok=True)
-                (folder / "bank.bin").unlink(missing_ok=True)
-        return facts.record(runner.train_loop, clock, memory, status, error)
+            for name in SAVED if status == "ok" else SAVED + MADE:  # what is left belongs to the record
+                (folder / name).unlink(missing_ok=True)
+        return record
+
+
+def _assemble(
+    cell: ResolvedCell,
+    teacher_weights: Path,
+    prior: tuple[Path | str, dict] | None,
+    options: Options,
+    facts: _Facts,
+    clock: Clock,
+    folder: Path,
+    stack: ExitStack,
+) -> Runner:
+    """Everything up to the first call. The guard, once sealed, stays so until `stack` is left. Raises Declined."""
+    the_task, device, needs_data = task(cell.identity["data"]), clock.device, cell.entry.needs_data
+    seed = seed_for("run", *cell.identity.values())
+    seed_globals(seed)
+    spec = InputSpec.from_dict(facts.card["spec"])
+    teacher = _teacher(cell, teacher_weights, spec, device)
+    model = priors.load(*prior, device, cell.config["precision"]) if prior else None
+    with clock.phase("evaluation"):
+        if prior:
+            priors.check_disjoint(prior[1], priors.digests_path(prior[0]), the_task, options.data_root)
+        test = _arrays(the_task, "test", options.data_root, device)
+        metric = metric_of(the_task)
+    real = _arrays(the_task, "train", options.data_root, device) if needs_data else None
+    writer = stack.enter_context(_curves(folder)) if options.tensorboard else None
+    # From here to the end nothing in this process opens real data; the method is imported inside.
+    stack.enter_context(nullcontext() if needs_data else guard.seal(options.data_root))
+    facts.method = method = build_method(cell)
+    reason = method.supports(the_task)
+    if reason is not None:
+        raise Declined(reason)
+    with _refused_values(cell):
+        ctx = _context(cell, method, teacher, spec, the_task, device, clock, folder)
+        ctx.real, ctx.prior = real, model
+        method.setup(ctx)
+    return _runner(cell, method, ctx, test, metric, options, folder, facts, seed, writer)
+
+
+def declined(cell: ResolvedCell, options: Options, keep: Callable[[dict], Any]) -> dict | None:
+    """The record of a method that declines its task, for before a teacher or a prior is made; None where it applies.
+
+    Asked in a process of its own: where a method's file has been imported, real data may not be opened any more. What
+    goes wrong there goes wrong in the run as well, which tells it; but a value that the constructor refuses is told now
+    (UserError).
+    """
+    device = machine.device_of(options.device)
+    manifest = task(cell.identity["data"]).manifest(options.data_root)
+    facts, clock, memory = _Facts(cell, None, manifest, device, None), Clock(device), machine.Memory(device)
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            reason = pool.submit(_ask, cell, options.data_root).result()
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException:
+        return None
+    if reason is None:
+        return None
+    record = facts.record(None, clock, memory, Declined.status, reason)
+    keep(record)
+    return record
+
+
+def _ask(cell: ResolvedCell, root: Path) -> str | None:
+    with guard.seal(root):
+        return build_method(cell).supports(task(cell.identity["data"]))
 
 
 def build_method(cell: ResolvedCell) -> Method:
@@ -159,8 +227,15 @@ def import_file(path: Path) -> None:
         if name.split(".")[0] in catalog.FOLDERS:
             importlib.import_module(name)
             return
-    name = f"imported_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    # What lies beside it can be imported, `from .helper` as if the folder were a package; behind all else on the
+    # path, for a file there must not take the place of a library's.
+    package = ModuleType(f"imported_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}")
+    package.__path__ = [str(path.parent)]
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    name = f"{package.__name__}.{path.stem}"
     if name not in sys.modules:
+        sys.modules[package.__name__] = package
         spec = importlib.util.spec_from_file_location(name, path)
         sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
@@ -204,10 +279,12 @@ def _context(
         network = initialise(identity["student"], spec, seed_for("student-init", *axes))
         return Normalised(network, spec).to(device, memory_format=torch.channels_last)
 
-    shape = (spec.channels, spec.size, spec.size)
+    student, shape = new_student(), (spec.channels, spec.size, spec.size)
+    if budget.batch == 1:
+        _check_trains_on_one(student, shape)
     return Context(
         teacher=teacher,
-        student=new_student(),
+        student=student,
         new_student=new_student,
         spec=spec,
         budget=budget,
@@ -232,6 +309,7 @@ def _runner(
     folder: Path,
     facts: _Facts,
     seed: int,
+    writer: SummaryWriter | None,
 ) -> Runner:
     """mmengine's Runner around the data-free loop and the judge."""
     training, stages = cell.config["training"], method.schedule(ctx.budget)
@@ -287,12 +365,8 @@ def _runner(
         ProgressHook(cell.name),
         SamplesHook(folder / "samples.png"),
     ]
-    visualizer = None
-    if options.tensorboard:
-        hooks.append(CurveHook())
-        visualizer = dict(
-            type="Visualizer", vis_backends=[dict(type="TensorboardVisBackend")], save_dir=str(folder)
-        )
+    if writer is not None:
+        hooks.append(CurveHook(writer))
     runner = compat.QuietRunner(
         model=Distiller(ctx.student, method.modules(), ctx.device),
         work_dir=str(folder / "log"),
@@ -305,13 +379,20 @@ def _runner(
         val_evaluator=metric,
         default_hooks=compat.NO_DEFAULT_HOOKS,
         custom_hooks=hooks,
-        visualizer=visualizer,
         log_level="WARNING",
         experiment_name=f"{cell.identity['method']}-{id(ctx)}",
         randomness=dict(seed=seed % 2**32),
     )
     runner.model.to(ctx.device)  # mmengine moves it to CUDA wherever there is one
     return runner
+
+
+def _check_trains_on_one(student: Normalised, shape: tuple[int, int, int]) -> None:
+    """A BatchNorm layer that gets one value a channel cannot train: found out beforehand, and without numbers."""
+    try:
+        copy.deepcopy(student).to("meta").train()(torch.empty(1, *shape, device="meta"))
+    except ValueError as error:
+        raise UserError(f"training.batch=1 is too small for this student: {error}") from None
 
 
 def _schedule(schedule: dict, per: str, budget: Budget) -> dict:
@@ -336,6 +417,51 @@ def _describe(method: Method, runner: Runner) -> dict | None:
     return runner.val_loop.describe(ctx.teacher, images, labels if labels is None else labels[: len(images)])
 
 
+def _curves(folder: Path) -> SummaryWriter:
+    """TensorBoard's writer; importing it takes a second and is done for those who ask, before the guard is sealed."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder / "vis_data")
+
+
+def _report(method: Method) -> dict[str, float]:
+    """What the method says of its run. Raises Failed unless that is finite numbers by name."""
+    report = method.report()
+    numbers = report.values() if isinstance(report, dict) else [None]
+    good = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    if not (good and all(isinstance(name, str) for name in report)):
+        raise Failed(f"the method's report() is to give finite numbers by name, not {report!r:.200}")
+    return report
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What ends a run from below, or a method that leaves the process, as an error that one line tells."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise CannotWrite(f"cannot write {error.filename or 'a file'}: {error.strerror}") from error
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, Exception) and machine.out_of_memory(error):
+            raise Failed(f"out of memory: {str(error).splitlines()[0]}") from error
+        raise
+    except BaseException as error:
+        raise Failed(f"the method raised {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Where nothing can be written a run stops; if its state was saved before, it can go on."""
+    try:
+        yield
+    except CannotWrite as problem:
+        if not (folder / SAVED[0]).is_file():
+            raise
+        raise Stopped(f"{problem}; the same command with --resume goes on") from problem
+
+
 @contextmanager
 def _violations_first() -> Iterator[None]:
     """However the block ends, a refused access to real data is what it ends with."""
@@ -347,7 +473,10 @@ def _violations_first() -> Iterator[None]:
 
 @contextmanager
 def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
-    """The work folder for this process alone; emptied, once it is ours, unless the run may resume from it."""
+    """The work folder for this process alone; emptied, once it is ours, unless the run may resume from it.
+
+    What a finished run left stays until there is something to put in its place.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "a", encoding="utf-8")  # noqa: SIM115
@@ -361,13 +490,14 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
         for item in [] if resume else folder.iterdir():
             if item.is_dir():
                 shutil.rmtree(item)
-            elif item.name != "lock":
+            elif item.name not in ("lock", *MADE):
                 item.unlink()
         yield
 
 
-def _keep_student(cell: ResolvedCell, ctx: Context, loop: DataFreeLoop, folder: Path, facts: _Facts) -> None:
+def _keep_student(cell: ResolvedCell, loop: DataFreeLoop, folder: Path, facts: _Facts) -> None:
     """What an engineer came for: the student's weights with a card like the teacher's."""
+    ctx = loop.ctx
     card = teachers.new_card(
         cell.identity["data"],
         cell.identity["student"],
@@ -382,14 +512,26 @@ def _keep_student(cell: ResolvedCell, ctx: Context, loop: DataFreeLoop, folder: 
     teachers.save(ctx.student.network, folder / "student.safetensors", card)
 
 
+def work_name(
+    cell: ResolvedCell, card: dict, manifest: dict, device: torch.device, prior: dict | None
+) -> str:
+    """Where a run works, below the work folder. Of another configuration, code, data, teacher, prior or kind of device
+    it is another place, so nothing is mixed up."""
+    parts = (cell.digest, cell.entry.digest, catalog.harness_digest(), store.digest(manifest))
+    parts += (str(card["digest"]), device.type, *((prior["digest"],) if prior else ()))
+    return f"{cell.name}/{hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]}"
+
+
 class _Facts:
     """What a record says of a run beside its measurements, gathered before the guard is sealed."""
 
     def __init__(
-        self, cell: ResolvedCell, card: dict, manifest: dict, device: torch.device, prior: dict | None
+        self, cell: ResolvedCell, card: dict | None, manifest: dict, device: torch.device, prior: dict | None
     ) -> None:
-        self.cell, self.card, self._prior_card = cell, card, prior
+        self.cell, self._prior_card = cell, prior
+        self.card = card or dict.fromkeys(("digest", "origin", "accuracy"))  # of a teacher that is not there yet
         self.method: Method | None = None
+        self.report: dict[str, float] = {}
         self.diagnostics: dict | None = None
         self.peak_memory: int | None = None
         self.data = {"digest": store.digest(manifest), "changed": manifest.get("changed") or None}
@@ -402,11 +544,7 @@ class _Facts:
             machine.versions(),
             machine.commit(),
         )
-        parts = (cell.digest, *self.code.values(), self.data["digest"], str(card["digest"]), device.type)
-        parts += (prior["digest"],) if prior else ()
-        digest = hashlib.sha256("".join(parts).encode()).hexdigest()
-        # Of another configuration, code, data, teacher or kind of device: another folder, so nothing is mixed up.
-        self.work = f"{cell.name}/{digest[:12]}"
+        self.work = work_name(cell, self.card, manifest, device, prior)
 
     @property
     def prior(self) -> dict:
@@ -452,7 +590,7 @@ class _Facts:
             },
             "prior": self.prior,
             "diagnostics": self.diagnostics,
-            "report": self.method.report() if loop else {},
+            "report": self.report,
             "provenance": {
                 "code": {**self.code, "external": self.cell.entry.external},
                 "config": self.cell.digest,

@@ -1,10 +1,13 @@
 """Exact resume: everything the next step depends on, in one file of tensors and plain containers.
 
-mmengine's checkpoints hold no random state and need an unsafe read; this file is read with `weights_only=True`.
+mmengine's checkpoints hold no random state and need an unsafe read; this file is read with `weights_only=True`. It
+begins with the sha256 of the rest: a flipped bit of a weight would otherwise give another student under a good name.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 from pathlib import Path
 
 import torch
@@ -15,7 +18,8 @@ from dfkd.engine.seeds import global_state, load_global_state
 from dfkd.errors import UserError
 from dfkd.files import replacing
 
-VERSION = 2
+VERSION = 3
+MAGIC = b"dfkd state\n"
 
 
 def collect(runner: Runner, loop: DataFreeLoop) -> dict:
@@ -54,19 +58,27 @@ def restore(runner: Runner, loop: DataFreeLoop, state: dict) -> None:
 
 
 def save(path: Path, state: dict) -> None:
-    """Write atomically: a kill leaves the previous state."""
+    """Write atomically: a kill leaves the previous state. Raises CannotWrite."""
+    packed = io.BytesIO()  # not into the file: of a full disk torch tells in a page of C++
+    torch.save(state, packed)
+    content = packed.getbuffer()
     with replacing(path) as file:
-        torch.save(state, file)
+        file.writelines((MAGIC, hashlib.sha256(content).digest(), content))
 
 
 def load(path: Path, device: torch.device) -> dict:
     """Read a state. Raises UserError where the file is damaged or of another version."""
+    afresh = "delete it to start this run afresh"
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        found = path.read_bytes()
+        content = memoryview(found)[len(MAGIC) + 32 :]
+        if found[: len(MAGIC) + 32] != MAGIC + hashlib.sha256(content).digest():
+            raise ValueError("its content does not have the digest that it was written with")
+        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}); delete it to start this run afresh") from error
+        raise UserError(f"{path} cannot be read ({reason}); {afresh}") from None
     version = state.get("version") if isinstance(state, dict) else None
     if version != VERSION:
-        raise UserError(f"{path} has version {version}, not {VERSION}; delete it to start this run afresh")
+        raise UserError(f"{path} has version {version}, not {VERSION}; {afresh}")
     return state

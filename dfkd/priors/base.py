@@ -27,7 +27,7 @@ class Condition:
 class Prior:
     """A frozen diffusion model; images are B×3×size×size in [0, 1], latents B×latent_shape, eps is its ε̂.
 
-    Equation numbers are those of diffdfkd.md, section 1.4.
+    Equation numbers are those of diffdfkd.md 1.4.
     """
 
     card: dict[str, Any]

@@ -17,7 +17,7 @@ from dfkd.teachers import file_digest
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-# Stable Diffusion's, which every prior trained here has (diffdfkd.md, section 6).
+# Stable Diffusion's, which every prior trained here has (diffdfkd.md 6).
 SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -102,7 +102,7 @@ class PixelPrior(Prior):
         labels: Tensor | None = None,
         guidance: float = 1.0,
     ) -> Tensor:
-        """As `Prior.augment`: noise up to `strength`, then DDIM (η = 0) back with ẑ_0 clipped (dda.md, section 4.2).
+        """As `Prior.augment`: noise up to `strength`, then DDIM (η = 0) back with ẑ_0 clipped (dda.md 4.2).
 
         `strength` 0 returns the images; 1 keeps nothing of them. `labels` (B) are for a class-conditional model.
         """
@@ -129,8 +129,9 @@ class PixelPrior(Prior):
     def _retained(self, timesteps: list[int], strength: float) -> list[int]:
         """The last of the timesteps, from the first that is as noisy as `strength` is on the linear schedule.
 
-        dda.md counts strength s by index there, the last ⌊25·s⌋ of 25 timesteps, and asks other schedules for equal
-        noise: the first timestep, upwards, whose ᾱ is at most that of the linear one. So s means the same for any N.
+        The linear schedule counts strength s by index, the last ⌊25·s⌋ of 25 timesteps; this one asks for equal noise
+        (dda.md 4.2): the first timestep, upwards, whose ᾱ is at most that of the linear one. So s means the same for
+        any N.
         """
         kept = int(25 * strength + 1e-9)
         if not kept:

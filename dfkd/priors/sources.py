@@ -58,24 +58,25 @@ def provide(
     source: Path | None = None,
     recipe: Mapping[str, Any] | None = None,
     resume: bool = True,
+    anew: bool = False,
     until: float = math.inf,
     say: Callable[[str], None] = print,
 ) -> tuple[Path, dict[str, Any]]:
     """The folder and card of a prior; `name` is a name or the path of somebody's folder.
 
-    By name: found in `own`, else `prior_<name>` of `source` or `DFKD_WEIGHTS` (a pixel model is copied to `own`), else
-    from the hub, else trained, by `recipe` or that of `benchmarks/priors.yaml`; one process makes it while others wait.
-    Raises UserError, also where a prior that is there was trained by another recipe, and `Stopped` at the moment
-    `until` (of `time.monotonic`).
+    By name: found in `own` (unless it is to be made `anew`), else `prior_<name>` of `source` or `DFKD_WEIGHTS` (a pixel
+    model is copied to `own`), else from the hub, else trained, by `recipe` or that of `benchmarks/priors.yaml`; one
+    process makes it while others wait. Raises UserError, also where one that is there was trained by another recipe,
+    and `Stopped` at the moment `until` (of `time.monotonic`).
     """
     if "/" in name:
         return _foreign(names.path(name))
     names.check_name(name, "a prior's name")
-    if not _is_folder(own / name):
+    if anew or not _is_folder(own / name):
         from dfkd.priors.training import WORK
 
         with alone(WORK / f"{name}.lock", f"prior {name}", until, say):
-            if not (own / name).is_dir():
+            if anew or not (own / name).is_dir():
                 return _make(name, own, data_root, device, source, recipe, resume, until, say)
     return own / name, _found(own / name, recipe)
 
@@ -174,6 +175,7 @@ def _adopt(
     ):
         copy_file(path, partial / path.relative_to(given))
     cards.write_card(beside, card)
+    shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)  # last, so that a folder in place always has its card
     return target, card
 

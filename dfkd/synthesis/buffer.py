@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfkd.errors import UserError
+from dfkd.errors import CannotWrite, UserError
 
 
 @dataclass
@@ -105,7 +105,7 @@ class ImageLog:
             with open(self.path, "ab" if self.length else "wb") as file:
                 file.write(data)
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+            raise CannotWrite(f"cannot write {self.path}: {error.strerror or error}") from error
         self._hash.update(data)
         self.length += len(images)
 

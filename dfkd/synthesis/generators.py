@@ -37,7 +37,7 @@ class Generator(nn.Sequential):
 
 
 class DeepGenerator(nn.Sequential):
-    """The DCGAN-like generator of section 1.5, for images of 64 pixels and more: z (N×nz) → N×channels×size×size.
+    """The DCGAN-like generator (baselines.md 1.5), for images of 64 pixels and more: z (N×nz) → N×channels×size×size.
 
     `size` is 8·2^k; 128 gives widths 512, 256, 128, 64, 64. Weights N(0, .02), BatchNorm gain N(1, .02).
     """

@@ -1,4 +1,4 @@
-"""Losses of data-free distillation (baselines.md, section 1.0).
+"""Losses of data-free distillation (baselines.md 1.0).
 
 Logits are N×C or N×C×H×W. Every function that says *per sample* returns N values: the sum over classes,
 averaged over positions where there are any. So the same loss serves classification and segmentation. A `weight` is a

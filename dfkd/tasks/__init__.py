@@ -46,7 +46,12 @@ def prepare(name: str, root: Path, source: Path | None = None) -> tuple[dict[str
         raise unknown("data", name, known)
     wanted = known[name]
     if source is not None:
-        return wanted.convert(Path(source), root), f"{name}: converted {source}, stored in {root}"
+        try:
+            return wanted.convert(Path(source), root), f"{name}: converted {source}, stored in {root}"
+        except OSError as error:  # of a folder; files are named where they are read
+            raise UserError(
+                f"{name}: cannot read {error.filename or source}: {error.strerror or error}"
+            ) from None
     if wanted.embedded:
         return wanted.fetch(root), f"{name}: comes with the packages, nothing to fetch"
     problems = wanted.problems(root)

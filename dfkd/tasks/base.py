@@ -43,7 +43,9 @@ class InputSpec:
             raise UserError(f"not an input specification: {error!r}") from None
         if not len(mean) == len(std) == channels:
             raise UserError(f"not an input specification: mean {mean}, std {std} for {channels} channels")
-        if not all(abs(x) <= 1e6 for x in mean) or not all(1e-6 <= x <= 1e6 for x in std):  # so nan is refused
+        if not all(abs(x) <= 1e6 for x in mean) or not all(
+            1e-6 <= x <= 1e6 for x in std
+        ):  # so nan is refused
             raise UserError(f"not an input specification: mean {mean} must be finite and std {std} above 0")
         return cls(size, channels, mean, std, classes)
 
@@ -78,20 +80,28 @@ class Task:
         if split not in self.splits:
             raise unknown(f"split of {self.name}", split, self.splits)
         images, labels = store.read(root, self.name, split)
-        self.verify(split, images, labels)
+        try:
+            self.verify(split, images, labels)
+        except UserError as error:
+            raise UserError(f"{Path(root) / self.name}: {error}") from None
         return images, labels.astype(np.int64)
 
     def verify(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
-        """Raises UserError, in one line, where labels do not fit the images or name no class of this task."""
+        """Raises UserError, in one line, where labels do not fit the images or either do not fit this task."""
         where, dense = f"{self.name}, {split}", self.kind == "segmentation"
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != self.spec.channels:
+            expected = f"uint8 [N, height, width, {self.spec.channels}]"
+            raise UserError(
+                f"{where}: {expected} expected for images, {images.dtype} {list(images.shape)} found"
+            )
         expected = images.shape[: 3 if dense else 1]
         if labels.shape != expected:
             raise UserError(f"{where}: labels {list(labels.shape)} for images {list(images.shape)}")
-        if dense and min(images.shape[1:3]) < self.spec.size:
-            height, width = images.shape[1:3]
-            raise UserError(
-                f"{where}: images of {width} x {height} are smaller than the crop of {self.spec.size}"
-            )
+        (height, width), size = images.shape[1:3], self.spec.size
+        if dense and min(height, width) < size:
+            raise UserError(f"{where}: images of {width} x {height} are smaller than the crop of {size}")
+        if not dense and (height, width) != (size, size):
+            raise UserError(f"{where}: images of {width} x {height}, {size} x {size} expected")
         allowed = np.zeros(256, bool)
         allowed[: self.spec.classes] = True
         allowed[IGNORE] |= dense

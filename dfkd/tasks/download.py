@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 
 from dfkd.errors import UserError
+
+NETWORK = (URLError, HTTPException, ConnectionError, TimeoutError, RuntimeError)  # the last: torchvision's
 
 
 @contextmanager
@@ -28,14 +31,15 @@ def downloading(name: str, root: Path, url: str, gigabytes: float) -> Iterator[P
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):
                 folder.parent.rmdir()  # where there is nothing else of this data set
-        if isinstance(error, KeyError | zipfile.BadZipFile):
-            archive = folder / url.rsplit("/", 1)[1]
-            raise UserError(f"{name}: {archive} is not the official archive ({error})") from error
-        if not isinstance(error, OSError | RuntimeError) or isinstance(error, UserError):
+        if isinstance(error, UserError) or not isinstance(error, Exception):
             raise
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{name}: no space left under {root}; about {gigabytes} GB are needed") from error
-        reason = getattr(error, "reason", None) or error
+        reason = " ".join(str(getattr(error, "reason", None) or error).split())[:200] or type(error).__name__
+        # Libraries tell of a damaged archive by whatever they stumble over; of the network, and of files, by these.
+        if not (isinstance(error, NETWORK) or getattr(error, "errno", None)):
+            archive = folder / url.rsplit("/", 1)[1]
+            raise UserError(f"{name}: {archive} is not the official archive ({reason})") from error
         raise UserError(
             f"{name}: cannot download ({reason}); fetch {url}, put it into {folder} and run this again"
         ) from error

@@ -12,7 +12,8 @@ that were put into the store by other means are used at the size they have.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+import warnings
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ PLACES = {
 
 # What tells a folder of images and one of labels, the surest word first ("seg40" may lie beside "seg13").
 IMAGE_WORDS, LABEL_WORDS = ("image", "rgb"), ("13", "label", "seg")
+
+# Of labels in PNG files, by whether classes count from 0.
+NUMBERINGS = {False: "0 (unlabelled) to 13", True: f"0 to 12 and {IGNORE}"}
 
 # Of each pair: what to call it in a message; its image, H x W x 3; its label, H x W, with 0 to 12 and 255. All uint8.
 Pairs = Generator[tuple[str, np.ndarray, np.ndarray], None, None]
@@ -70,6 +74,10 @@ class NYUv2(Task):
             with closing(entries):
                 for where, image, label in entries:
                     size = size or label.shape
+                    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                        raise UserError(
+                            f"{where}: {image.dtype} {list(image.shape)} is no picture in colours"
+                        )
                     if image.shape[:2] != label.shape:
                         raise UserError(f"{where}: image of {_size(image)}, label of {_size(label)}")
                     if label.shape != size:
@@ -124,13 +132,16 @@ def _official_pairs(path: Path, numbers: np.ndarray, classes: np.ndarray) -> Pai
                 raise UserError(f"{path}: {found}, {sum(COUNTS.values())} of each expected")
             for number in numbers:
                 where, label = f"{path}, number {number}", labels[number - 1].T
-                if label.max() >= len(classes):
+                wrong = label[(label < 0) | (label >= len(classes))]
+                if wrong.size:
                     raise UserError(
-                        f"{where}: label {label.max()} found; the mapping has 0 to {len(classes) - 1}"
+                        f"{where}: label {wrong[0]} found; the mapping has 0 to {len(classes) - 1}"
                     )
                 yield where, images[number - 1].T, classes[label]
-    except (OSError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}); published at {PLACES[LABELLED]}") from None
+    except UserError:
+        raise
+    except Exception as error:  # h5py raises whatever a damaged or another file makes it stumble over
+        raise UserError(f"{path} cannot be read ({_line(error)}); published at {PLACES[LABELLED]}") from None
 
 
 def _variable(path: Path, name: str) -> np.ndarray:
@@ -145,7 +156,7 @@ def _variable(path: Path, name: str) -> np.ndarray:
             value = value[0, 0][0]
         return value.reshape(-1).astype(np.int64)
     except Exception as error:  # scipy raises whatever a damaged file makes it stumble over
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {_line(error)})") from None
 
 
 def _pictures(folder: Path) -> tuple[dict[str, Pairs], list[str]]:
@@ -153,7 +164,7 @@ def _pictures(folder: Path) -> tuple[dict[str, Pairs], list[str]]:
 
     Images and PNG labels of a split lie in folders whose paths name both, such as `image/train` and `seg13/train`,
     `train/images` and `train/labels`, `nyu_train_rgb` and `nyuv2_train_class13`; the last number in its name says
-    which image it is. Labels are 0 (unlabelled) and 1 to 13; where 255 occurs they are 0 to 12 already.
+    which image it is. Labels are 0 (unlabelled) and 1 to 13; in splits where 255 occurs they are 0 to 12 already.
     """
     images = {split: _numbered(_folder(folder, split, IMAGE_WORDS)) for split in COUNTS}
     labels = {split: _numbered(_folder(folder, split, LABEL_WORDS)) for split in COUNTS}
@@ -163,25 +174,33 @@ def _pictures(folder: Path) -> tuple[dict[str, Pairs], list[str]]:
         if alone:
             raise UserError(f"{folder}: number {alone[0]} of {split} has an image or a label, not both")
     arrays = {split: {number: _label(path) for number, path in labels[split].items()} for split in COUNTS}
-    shifted = any((label == IGNORE).any() for split in COUNTS for label in arrays[split].values())
-    if not shifted and max(label.max() for split in COUNTS for label in arrays[split].values()) < 13:
-        # Which of the two numberings it is cannot be told, and a wrong guess would shift every class.
-        raise UserError(
-            f"{folder}: no label is 13 and none is {IGNORE}; allowed are 0 (unlabelled) to 13, or 0 to 12 and {IGNORE}"
-        )
-    for split in COUNTS:
+    from_zero = {split: _from_zero(folder, split, arrays[split]) for split in COUNTS}
+    for split, zero in from_zero.items():
         for number, label in arrays[split].items():
-            wrong = label[(label > 12) & (label != IGNORE) if shifted else label > 13]
+            wrong = label[(label > 12) & (label != IGNORE) if zero else label > 13]
             if wrong.size:
-                known = (
-                    f"0 to 12 and {IGNORE}, as the other labels have" if shifted else "0 (unlabelled) to 13"
-                )
+                known = f"{NUMBERINGS[zero]}, as the other labels of {split} are"
                 raise UserError(f"{labels[split][number]}: label {wrong[0]} found; allowed: {known}")
-            if not shifted:
+            if not zero:
                 label -= 1  # uint8: 255 for 0
+    if len(set(from_zero.values())) > 1:
+        found = " but ".join(f"{split} has labels {NUMBERINGS[zero]}" for split, zero in from_zero.items())
+        raise UserError(f"{folder}: {found}; number both alike")
     jpeg = any(path.suffix.lower() != ".png" for split in COUNTS for path in images[split].values())
     pairs = {split: _picture_pairs(images[split], arrays[split]) for split in COUNTS}
     return pairs, ["images compressed as JPEG"] * jpeg
+
+
+def _from_zero(folder: Path, split: str, labels: Mapping[int, np.ndarray]) -> bool:
+    """Which of the two NUMBERINGS the labels of a split have.
+
+    Refused where that cannot be told, for a wrong guess would shift every class.
+    """
+    found = set().union(*(np.unique(label).tolist() for label in labels.values()))
+    if IGNORE not in found and max(found) < 13:
+        allowed = f"{NUMBERINGS[False]}, or {NUMBERINGS[True]}"
+        raise UserError(f"{folder}: no label of {split} is 13 and none is {IGNORE}; allowed are {allowed}")
+    return IGNORE in found
 
 
 def _picture_pairs(images: dict[int, Path], labels: dict[int, np.ndarray]) -> Pairs:
@@ -211,11 +230,14 @@ def _folder(root: Path, split: str, words: tuple[str, ...]) -> Path:
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
-    """The pictures of a folder by the last number in their names. Raises UserError where two have the same."""
+    """The pictures of a folder by the last number in their names. Raises UserError where two have the same.
+
+    Hidden files are none: macOS leaves a `._` file beside each that it copies.
+    """
     pictures: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         numbers = re.findall(r"\d+", path.stem)
-        if path.suffix.lower() in (".png", ".jpg", ".jpeg") and numbers:
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg") and numbers and not path.name.startswith("."):
             if int(numbers[-1]) in pictures:
                 raise UserError(f"{pictures[int(numbers[-1])]} and {path.name} have the same number")
             pictures[int(numbers[-1])] = path
@@ -235,10 +257,12 @@ def _open(path: Path, mode: str | None = None) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        # Of a picture whose pixels would fill the memory it only warns.
+        bomb = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
+        with bomb, Image.open(store.regular(path)) as picture:
             return np.array(picture.convert(mode) if mode else picture)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
+    except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
+        raise UserError(f"{path} cannot be read ({_line(error)})") from None
 
 
 def _reduce(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -254,6 +278,10 @@ def _reduce(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarra
     reduced = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR)
     nearest = Image.fromarray(np.ascontiguousarray(label)).resize(size, Image.Resampling.NEAREST)
     return np.asarray(reduced), np.asarray(nearest)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _expect(count: int, found: int, split: str, where: Path) -> None:

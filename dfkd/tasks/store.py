@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,16 +18,42 @@ from typing import Any
 
 import numpy as np
 
+from dfkd import names
+from dfkd.documents import check, read_json
 from dfkd.errors import UserError
 from dfkd.files import replacing
 
 Splits = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
+_SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1}
+_SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_SPLIT = {"images": _SHAPE, "images_sha256": _SHA256, "labels": _SHAPE, "labels_sha256": _SHA256}
+
+SCHEMA: dict = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "Manifest of a stored data set",
+    "type": "object",
+    "required": ["name", "classes", "changed", "splits"],
+    "properties": {
+        "name": {"type": "string", "minLength": 1},
+        "classes": {"type": "array", "items": {"type": "string"}},
+        "changed": {"type": "string"},  # how this copy differs from the published data set
+        "splits": {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": {"type": "object", "required": list(_SPLIT), "properties": _SPLIT},
+        },
+        "digest": _SHA256,  # in the copies that `bench.py data --manifest` makes
+    },
+}
+
 
 def data_root(option: str | Path | None = None) -> Path:
-    """The folder of all data sets: the option, else `DFKD_DATA`, else `~/.cache/dfkd/data`."""
-    chosen = option or os.environ.get("DFKD_DATA") or "~/.cache/dfkd/data"
-    return Path(chosen).expanduser()
+    """The folder of all data sets: the option, else `DFKD_DATA`, else `~/.cache/dfkd/data`.
+
+    Raises UserError where nobody has such a home folder.
+    """
+    return names.path(str(option or os.environ.get("DFKD_DATA") or "~/.cache/dfkd/data"))
 
 
 def describe(name: str, splits: Splits, classes: Sequence[str], changed: str = "") -> dict[str, Any]:
@@ -43,8 +70,8 @@ def describe(name: str, splits: Splits, classes: Sequence[str], changed: str = "
 def write(root: Path, name: str, splits: Splits, classes: Sequence[str], changed: str = "") -> dict[str, Any]:
     """Store one data set, all of it or nothing; returns its manifest. Labels are kept as uint8."""
     splits = {split: (images, labels.astype(np.uint8)) for split, (images, labels) in splits.items()}
-    result = describe(name, splits, classes, changed)
-    folder = Path(root) / name
+    result, folder = describe(name, splits, classes, changed), Path(root) / name
+    check(result, SCHEMA, folder / "manifest.json")
     with ExitStack() as files:
         # Files take their places in reverse order when the stack closes: the manifest comes last.
         files.enter_context(replacing(folder / "manifest.json")).write(json.dumps(result, indent=1).encode())
@@ -59,16 +86,17 @@ def write(root: Path, name: str, splits: Splits, classes: Sequence[str], changed
 
 
 def manifest(root: Path, name: str) -> dict[str, Any]:
-    """The manifest of a stored data set. Raises UserError where it is missing or unreadable."""
+    """The manifest of a stored data set. Raises UserError where it is missing, unreadable or another one's."""
     path = Path(root) / name / "manifest.json"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(result["splits"], dict):
-            raise TypeError("splits")
+        result = read_json(path)
+        check(result, SCHEMA, path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {_remedy(name)}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no manifest ({error!r}); {_remedy(name)}") from None
+    except UserError as error:
+        raise UserError(f"{error}; {_remedy(name)}") from None
+    if result["name"] != name:
+        raise UserError(f"{path} is the manifest of {result['name']!r}; {_remedy(name)}")
     return result
 
 
@@ -90,31 +118,26 @@ def read(root: Path, name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     return images, _read(folder / f"{split}_labels.npy", name, entry, "labels")
 
 
-def check(root: Path, name: str) -> list[str]:
-    """What is wrong with a stored data set, a line each; an empty list where all is well."""
-    problems = []
-    try:
-        splits = list(manifest(root, name)["splits"])
-    except UserError as error:
-        return [str(error)]
-    for split in splits:
-        try:
-            read(root, name, split)
-        except UserError as error:
-            problems.append(str(error))
-    return problems
+def regular(path: Path) -> Path:
+    """`path`, if it is a file that can be read to its end. Raises OSError: a pipe, say, would wait for a writer."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("no regular file")
+    return path
 
 
 def _read(path: Path, name: str, entry: Mapping[str, Any], part: str) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r")
+        array = np.lib.format.open_memmap(regular(path), mode="r")
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {_remedy(name)}") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {_remedy(name)}") from None
-    shape, expected = entry.get(part), entry.get(f"{part}_sha256")
-    if list(array.shape) != shape or array.dtype != np.uint8:
-        raise UserError(f"{path} is damaged: uint8 {shape} expected, {array.dtype} {list(array.shape)} found")
+    except Exception as error:  # numpy raises whatever a damaged header makes it stumble over
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}); {_remedy(name)}") from None
+    shape, expected = entry[part], entry[f"{part}_sha256"]
+    if list(array.shape) != shape or array.dtype != np.uint8 or not array.flags.c_contiguous:
+        order = "" if array.flags.c_contiguous else " in Fortran's order"
+        found = f"{array.dtype} {list(array.shape)}{order}"
+        raise UserError(f"{path} is damaged: uint8 {shape} expected, {found} found; {_remedy(name)}")
     found = _sha256(array)
     if found != expected:
         raise UserError(f"{path} is damaged: sha256 {expected} expected, {found} found; {_remedy(name)}")

@@ -31,15 +31,16 @@ def provide(
     *,
     seed: int = 0,
     source: Path | None = None,
+    anew: bool = False,
     resume: bool = True,
     until: float = math.inf,
     say: Callable[[str], None] = print,
 ) -> tuple[Path, dict]:
     """The weights file and card of `<data>_<arch>` in folder `own`.
 
-    Found there, else adopted from `source` or `DFKD_WEIGHTS`, else trained by `recipe` (last epoch, no picking by test
-    accuracy); one process makes it while others wait. With `resume` a training goes on where it was stopped. Raises
-    UserError, and `Stopped` as `resumable.finish` does.
+    Found there (unless it is to be made `anew`), else adopted from `source` or `DFKD_WEIGHTS`, else trained by `recipe`
+    (last epoch, no picking by test accuracy); one process makes it while others wait. With `resume` a training goes on
+    where it was stopped. Raises UserError, and `Stopped` as `resumable.finish` does.
     """
     if not 0 <= seed < 2**63:
         raise UserError(f"a seed lies between 0 and 2^63 - 1, not at {str(seed)[:40]}")
@@ -47,7 +48,7 @@ def provide(
     digest, name = store.digest(task(data).manifest(data_root)), f"{data}_{arch}"
 
     def found() -> tuple[Path, dict] | None:
-        path = cards.find(data, arch, [own])
+        path = None if anew else cards.find(data, arch, [own])
         return path and (path, _fitting(path, data, arch, recipe, seed, digest))
 
     def make() -> tuple[Path, dict]:

@@ -19,9 +19,10 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch import nn
 
-from dfkd.engine.compat import NO_DEFAULT_HOOKS, PrecisionOptimWrapper, QuietRunner
+from dfkd.engine.compat import NO_DEFAULT_HOOKS, PrecisionOptimWrapper, QuietRunner, autocast
 
 
 class Line(BaseModel):
@@ -44,7 +45,7 @@ def runner(folder, **changes) -> QuietRunner:
         train_dataloader={**data, "collate_fn": dict(type="default_collate")},
         train_cfg=dict(type="IterBasedTrainLoop", max_iters=2),
         optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9)),
-        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1, by_epoch=False)),
+        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1, by_epoch=False), logger=None),
         experiment_name=f"compat-{id(folder)}-{len(changes)}",
         log_level="ERROR",
         **changes,
@@ -104,6 +105,38 @@ def test_ours_does_not(precision, dtype):
     with wrapper.optim_context(model):
         assert model(torch.ones(1, 2)).dtype == dtype
     assert model(torch.ones(1, 2)).dtype == torch.float32
+
+
+def after_a_step(context) -> bool:
+    """Whether within one context a layer's output changes with its weights."""
+    layer, x = nn.Linear(2, 1), torch.ones(1, 2)
+    optimiser = torch.optim.SGD(layer.parameters(), 1.0)
+    with context:
+        before = layer(x)
+        before.sum().backward()
+        optimiser.step()
+        return not torch.equal(layer(x), before)
+
+
+def test_torch_s_autocast_keeps_the_weights_of_before():
+    """Not mmengine's: when this fails, torch itself drops a cached weight that was stepped."""
+    assert not after_a_step(torch.autocast("cpu", torch.bfloat16))
+
+
+def test_ours_does_not_keep_them():
+    assert after_a_step(autocast(torch.device("cpu"), "bf16"))
+    model = nn.Linear(1, 1)
+    wrapper = PrecisionOptimWrapper(torch.optim.SGD(model.parameters(), 0.1), precision="bf16")
+    assert after_a_step(wrapper.optim_context(model))
+
+
+def test_its_visualizer_draws_a_figure():
+    """When this fails, mmengine's Visualizer may be built under a sealed guard, and `build_visualizer` may go."""
+    assert Visualizer().fig_save is not None
+
+
+def test_ours_has_none(tmp_path):
+    assert runner(tmp_path).visualizer is None
 
 
 def test_its_data_parallel_wrapper_ignores_our_train_step():

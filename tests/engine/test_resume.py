@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from dfkd.catalog import ROOT
+from dfkd.engine import state
 from dfkd.errors import UserError
 from tests.conftest import BUDGET, PAIR, TINY, outcome
+
+CPU = torch.device("cpu")
 
 
 def plain(state) -> bool:
@@ -87,11 +90,10 @@ def test_a_kill_while_the_state_is_written_leaves_the_one_before(stopped, execut
     cell, folder = stopped
     before = (folder / "state.pt").read_bytes()
 
-    def killed(state, file):
-        file.write(b"half")
+    def killed(descriptor):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", killed)
+    monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(KeyboardInterrupt):
         execute(cell, time_limit=1e-9, resume=True)
     monkeypatch.undo()
@@ -117,8 +119,8 @@ def test_a_log_that_is_not_the_state_s_is_refused(stopped, execute):
 
 def test_the_state_is_tensors_and_plain_containers(stopped):
     _, folder = stopped
-    state = torch.load(folder / "state.pt", weights_only=True)
-    assert plain(state)
+    saved = state.load(folder / "state.pt", CPU)
+    assert plain(saved)
     assert {
         "loop",
         "student",
@@ -129,13 +131,13 @@ def test_the_state_is_tensors_and_plain_containers(stopped):
         "streams",
         "globals",
         "clock",
-    } <= (state.keys())
+    } <= (saved.keys())
 
 
 def test_the_images_are_not_in_it(stopped):
     """Of the bank it holds length and digest."""
     _, folder = stopped
-    buffer = torch.load(folder / "state.pt", weights_only=True)["buffer"]
+    buffer = state.load(folder / "state.pt", CPU)["buffer"]
     assert "images" not in buffer and buffer["log"].keys() == {"length", "digest"}
     assert (folder / "bank.bin").stat().st_size == buffer["log"]["length"] * 3 * 16 * 16
 
@@ -145,9 +147,9 @@ def test_a_damaged_state_is_one_clear_error(damage, stopped, execute, tmp_path):
     cell, folder = stopped
     path = folder / "state.pt"
     if damage == "pickle":
-        torch.save({"version": 1, "loop": tmp_path}, path)  # a class, which weights_only=True refuses
+        state.save(path, {"version": 1, "loop": tmp_path})  # a class, which weights_only=True refuses
     elif damage == "other":
-        torch.save([torch.zeros(1)], path)
+        state.save(path, [torch.zeros(1)])
     else:
         path.write_bytes({"empty": b"", "cut": path.read_bytes()[:1000], "garbage": b"x" * 1000}[damage])
     with pytest.raises(UserError, match=r"state\.pt .*delete it to start this run afresh") as caught:
@@ -157,7 +159,7 @@ def test_a_damaged_state_is_one_clear_error(damage, stopped, execute, tmp_path):
 
 def test_a_state_of_another_version_is_refused(stopped, execute):
     cell, folder = stopped
-    torch.save({**torch.load(folder / "state.pt", weights_only=True), "version": 99}, folder / "state.pt")
+    state.save(folder / "state.pt", {**state.load(folder / "state.pt", CPU), "version": 99})
     with pytest.raises(UserError, match="has version 99"):
         execute(cell, resume=True)
 
@@ -255,7 +257,7 @@ class Signalled(Method):
 
 def test_time_before_a_resume_counts(stopped, execute):
     cell, folder = stopped
-    saved = torch.load(folder / "state.pt", weights_only=True)["clock"]["seconds"]
+    saved = state.load(folder / "state.pt", CPU)["clock"]["seconds"]
     record = execute(cell, resume=True)
     assert all(record["time"][account] >= round(saved[account], 4) for account in saved)
     assert saved["synthesis"] > 0

@@ -1,4 +1,4 @@
-"""The replay buffer against Python models, its draws against E6 and E7, its log against interruptions."""
+"""The replay buffer against Python models, its draws against ssdkd.md E6 and E7, its log against interruptions."""
 
 from collections import Counter, deque
 

@@ -107,7 +107,7 @@ def test_the_update_is_one_plain_step_down_the_summed_loss():
 
 
 def test_a_trajectory_moves_in_a_batch_as_it_does_alone():
-    """Section 5, item 6; the BatchNorm term, which is of the whole batch, apart."""
+    """diffdfkd.md 5, item 6; the BatchNorm term, which is of the whole batch, apart."""
     together, _ = moved(6, LABELS, Z, bn=0.0)
     alone = torch.cat([moved(1, LABELS[i : i + 1], Z[i : i + 1], bn=0.0)[0] for i in range(6)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
@@ -151,7 +151,7 @@ def test_below_the_floor_nothing_is_guided(monkeypatch):
 
 @pytest.mark.parametrize(("steps", "moments"), [(50, [10, 20, 30, 40]), (70, [14, 28, 42, 56]), (10, [2, 4, 6, 8])])
 def test_cutmix_and_the_images_on_the_way(steps, moments):
-    """Sections 1.6 and 1.7: at j = k … 4k with k = ⌊N/5⌋, five images a trajectory."""
+    """diffdfkd.md 1.6 and 1.7: at j = k … 4k with k = ⌊N/5⌋, five images a trajectory."""
     method = DiffDFKD(steps=steps)
     assert method.moments() == moments
     assert method.images_of_a_trajectory() == 5
@@ -189,7 +189,7 @@ def test_the_adversarial_term_starts_with_its_call():
 
 
 def test_the_published_end_skips_the_last_timestep():
-    """The image is formed from z after the last-but-one step, and from the old ε̂ and t (section 5, item 9)."""
+    """The image is formed from z after the last-but-one step, and from the old ε̂ and t (diffdfkd.md 5, item 9)."""
     prior = Linear({1: 0.9, 101: 0.8})
     ctx = context(2, prior)
     ours = made(ctx, cutmix=0, bn=0.0, oh=0.0, mixed=True).sample(ctx, LABELS[:2])[0]
@@ -245,7 +245,7 @@ def boxes(draw, count=20000):
 
 
 def test_the_boxes_are_as_large_as_the_specification_measured():
-    """Section 1.6 and section 5, item 8."""
+    """diffdfkd.md 1.6, and 5, item 8."""
     nested, beta = boxes("nested"), boxes("beta")
     assert nested.mean().item() == pytest.approx(0.31, abs=0.01)
     assert nested.median().item() == pytest.approx(0.30, abs=0.02)
@@ -411,7 +411,7 @@ def test_an_inspection_is_the_forward_pass(arch):
 @pytest.mark.data
 def test_guidance_reaches_the_class_on_cifar10():
     """diffdfkd.md 6: with `public32`, ResNet-20 and 50 steps at least nine of ten final images have their class,
-    without guidance as many as chance gives (docs/reproduction.md has the numbers)."""
+    without guidance as many as chance gives (the numbers stand there)."""
     import os
     from pathlib import Path
 

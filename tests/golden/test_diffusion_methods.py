@@ -1,6 +1,7 @@
 """DiffDFKD and DDA on a tiny random Stable Diffusion, DDA on its image variations: whole runs, then the methods alone.
 
-Section numbers are those of diffdfkd.md. The named random streams take the place of section 1.2's running counter.
+Equations are those of diffdfkd.md 1.4. The named random streams take the place of the program's running counter
+(diffdfkd.md 1.2).
 """
 
 import copy
@@ -219,7 +220,7 @@ def inversion_loss(ctx, z, labels, prompt, w):
 
 
 def test_guidance_moves_the_latent_by_the_gradient_of_the_loss(stable_diffusion, latents):
-    """Equations 1 to 8, through resizing, VAE and U-Net; in latent space nothing is capped (section 6)."""
+    """Equations 1 to 8, through resizing, VAE and U-Net; in latent space nothing is capped (diffdfkd.md 6)."""
     ctx, method = guiding(stable_diffusion, prompt="photo", eta=0.5)
     assert method.cap == 0
     condition = stable_diffusion.condition(6, "photo.", None, 3.0)
@@ -247,7 +248,7 @@ def test_guidance_brings_the_images_to_their_classes(stable_diffusion):
 
 
 def test_boxes_are_pasted_on_all_four_channels_within_a_class(stable_diffusion, monkeypatch):
-    """Sections 1.6 and 1.7, and the step after it begins from the mixed latent."""
+    """diffdfkd.md 1.6 and 1.7, and the step after it begins from the mixed latent."""
     ctx, method = guiding(stable_diffusion)
     mixed, seen = [], []
     cutmix, noise = methods.diffdfkd.latent_cutmix, stable_diffusion.noise
@@ -283,7 +284,7 @@ def test_boxes_are_pasted_on_all_four_channels_within_a_class(stable_diffusion, 
 
 
 def test_equal_seeds_give_equal_images_and_the_next_call_others(stable_diffusion):
-    """Section 1.2; no draw is from the process-wide generator."""
+    """diffdfkd.md 1.2; no draw is from the process-wide generator."""
     found = []
     for seed in (1, 2):
         ctx, method = guiding(stable_diffusion, adversarial_from=9)

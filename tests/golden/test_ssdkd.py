@@ -1,4 +1,4 @@
-"""SSD-KD's formulas, E1 and E5 to E9 of ssdkd.md: by hand, and run on networks that are look-up tables."""
+"""SSD-KD's formulas, ssdkd.md E1 and E5 to E9: by hand, and run on networks that are look-up tables."""
 
 from contextlib import nullcontext
 

@@ -14,32 +14,34 @@ import yaml
 
 from dfkd.catalog import ROOT
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("git") is None, reason="needs git"),
-    pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout"),
-]
+
+def in_a_checkout(test):
+    """Marks a test that copies the files git knows of, which takes its time."""
+    there = shutil.which("git") is not None and (ROOT / ".git").exists()
+    return pytest.mark.slow(pytest.mark.skipif(not there, reason="needs git and a checkout")(test))
 
 
 class Clone:
-    """A clone of the working tree in which `dvc repro` takes seconds."""
+    """A clone of the working tree, with git or as a download without it, in which `dvc repro` takes seconds."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, with_git: bool = True) -> None:
         self.folder = folder
         files = subprocess.run(
             ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             capture_output=True, text=True, check=True,
         ).stdout.split("\0")
-        for name in set(files) - {"", "dvc.lock"}:  # the root's lock is never committed
+        for name in set(files) - {""}:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
-        self.git("init", "-q")
         self.edit("params.yaml", lambda p: p["digits"]["quick"].update(recipes=["teacher", "template"], seeds=[0]))
         self.edit("params.yaml", lambda p: p["digit-scenes"]["quick"].update(recipes=["teacher"]))
         for data in ("digits", "digit-scenes"):
             self.edit(f"benchmarks/{data}/protocol.yaml", self.shrink)
         self.edit("benchmarks/priors.yaml", lambda p: p["glyphs16"].update(steps=2))
+        if not with_git:
+            return
+        self.git("init", "-q")
         self.git("add", "-A")
         self.git("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "all")
 
@@ -58,13 +60,20 @@ class Clone:
         change(content)
         (self.folder / name).write_text(yaml.safe_dump(content))
 
-    def repro(self) -> list[str]:
-        """Run `dvc repro`; the names of the run stages that it really ran."""
+    def call(self, *command: str) -> subprocess.CompletedProcess:
+        """A tool of this environment, in the clone. Repositories above its folder are none of its business."""
         tools = Path(sys.executable).parent
-        environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-        done = subprocess.run(
-            [tools / "dvc", "repro"], cwd=self.folder, env=environment, capture_output=True, text=True
+        environment = {
+            **os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1",
+            "GIT_CEILING_DIRECTORIES": str(self.folder.parent),
+        }
+        return subprocess.run(
+            [tools / command[0], *command[1:]], cwd=self.folder, env=environment, capture_output=True, text=True
         )
+
+    def repro(self, *arguments: str) -> list[str]:
+        """Run `dvc repro`; the names of the run stages that it really ran."""
+        done = self.call("dvc", "repro", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         lines = [line for line in done.stdout.splitlines() if line.startswith("Running stage 'run@")]
         return [line.split("'")[1].removeprefix("run@") for line in lines]
@@ -78,6 +87,7 @@ def clone(tmp_path_factory):
     return Clone(tmp_path_factory.mktemp("clone"))
 
 
+@in_a_checkout
 def test_a_change_runs_what_depends_on_it_and_nothing_else(clone):
     both = {"wrn16_2-wrn16_1-teacher-0", "wrn16_2-wrn16_1-template-0"}
     assert set(clone.repro()) == both, "a fresh clone runs every cell, committed records or not"
@@ -103,7 +113,53 @@ def test_a_change_runs_what_depends_on_it_and_nothing_else(clone):
     assert status["ssdkd"] == "stale", "a committed record of another protocol"
 
 
-def test_the_lock_of_the_root_is_not_committed():
+@in_a_checkout
+def test_a_stage_that_fails_leaves_what_was_finished(clone):
+    clone.repro()
+    before = clone.record("template").read_bytes()
+    template = clone.folder / "methods/template.py"
+    good = template.read_text()
+    head = "    def synthesize(self, ctx: Context) -> Samples:\n"
+    template.write_text(good.replace(head, f"{head}        1 / 0\n"))
+    assert template.read_text() != good
+    assert clone.call("dvc", "repro", "-s", "cells").returncode == 0
+    done = clone.call("dvc", "repro", "-s", "run@wrn16_2-wrn16_1-template-0")
+    template.write_text(good)
+    assert done.returncode != 0 and "ZeroDivisionError" in done.stderr
+    assert clone.record("template").read_bytes() == before
+
+
+@in_a_checkout
+def test_a_download_without_git(tmp_path):
+    clone = Clone(tmp_path, with_git=False)
+    assert clone.repro("run@wrn16_2-wrn16_1-teacher-0") == ["wrn16_2-wrn16_1-teacher-0"]
+    done = clone.call("python", "bench.py", "leaderboard", "--committed")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *rows = done.stdout.splitlines()
+    assert first.startswith("committed values are left out, for they come from git (git says: not a git repository")
+    assert any(line.split()[1:3] == ["teacher", "0"] for line in rows)
+    # Outputs outlive the start of their stage, which all the same makes them anew.
+    clone.edit("benchmarks/digits/protocol.yaml", lambda p: p["quick"]["teacher"].update(epochs=2))
+    clone.edit("benchmarks/priors.yaml", lambda p: p["glyphs16"].update(steps=3))
+    clone.repro("-s", "teacher@wrn16_2", "prior")
+    cards = {name: json.loads((tmp_path / f"results/{name}.json").read_text())
+             for name in ("teachers/digits_wrn16_2", "priors/glyphs16")}
+    assert [card["recipe"].get("epochs", card["recipe"].get("steps")) for card in cards.values()] == [2, 3]
+
+
+PIPELINES = sorted(ROOT.glob("dvc.yaml")) + sorted(ROOT.glob("benchmarks/*/dvc.yaml"))
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_stage_deletes_what_it_is_to_make(path):
+    """DVC does before it runs a stage, unless told otherwise: a failed run would take the finished record with it."""
+    for name, stage in yaml.safe_load(path.read_text(encoding="utf-8"))["stages"].items():
+        for output in stage.get("outs", []) + stage.get("metrics", []) + stage.get("plots", []):
+            assert isinstance(output, dict), (name, output)
+            (options,) = output.values()
+            assert options.get("persist") is True, (name, output)
+
+
+def test_the_lock_of_the_root_is_ignored():
     """With it a fresh clone would call every committed record up to date and run nothing."""
-    tracked = subprocess.run(["git", "-C", ROOT, "ls-files", "dvc.lock"], capture_output=True, text=True)
-    assert tracked.stdout == ""
+    assert "/dvc.lock" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()

@@ -141,7 +141,7 @@ def test_resize(images):
     torch.testing.assert_close(resize(checks, 8)[..., 2:6], torch.full((1, 1, 8, 4), 0.5), atol=0.02, rtol=0)
 
 
-# dda.md, section 4.2: what strength s leaves of the image on the linear schedule
+# dda.md 4.2: what strength s leaves of the image on the linear schedule
 TABLE = {0.2: 0.761, 0.3: 0.548, 0.4: 0.263, 0.5: 0.138, 0.6: 0.041, 0.8: 0.003}
 
 

@@ -253,8 +253,7 @@ def test_a_guest_is_taken_as_it_is(record):
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"metrics": {}}'])
 def test_a_committed_record_that_cannot_be_read_has_no_score(text, monkeypatch):
-    done = type("Done", (), dict(returncode=0, stdout=text))
-    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(bench, "git", lambda *_: text)
     assert bench.committed_score(catalog.ROOT / "x.json") is None
 
 

@@ -1,5 +1,7 @@
 """NYUv2: what people have is converted exactly, or refused in one line that leaves the stored data alone."""
 
+import os
+
 import h5py
 import numpy as np
 import pytest
@@ -93,7 +95,7 @@ def test_the_official_file(official, tmp_path):
     manifest, line = prepare("nyuv2", tmp_path / "data", official)
     assert line == f"nyuv2: converted {official}, stored in {tmp_path / 'data'}"
     assert manifest["changed"] == ""
-    assert store.check(tmp_path / "data", "nyuv2") == []
+    assert task("nyuv2").problems(tmp_path / "data") == []
     for split, numbers in NUMBERS.items():
         images, labels = task("nyuv2").load(split, tmp_path / "data")
         assert images.shape == (len(numbers), 256, 341, 3)
@@ -168,7 +170,7 @@ def spoil(number, do):
     [
         (False, 14, r"class13_0004\.png: label 14 found; allowed: 0 \(unlabelled\) to 13"),
         (False, 254, r"class13_0004\.png: label 254 found; allowed: 0 \(unlabelled\) to 13"),
-        (True, 13, r"class13_0004\.png: label 13 found; allowed: 0 to 12 and 255, as the other labels have"),
+        (True, 13, r"class13_0004\.png: label 13 found; allowed: 0 to 12 and 255, as the other labels of test are"),
         # One 255 among labels that count from 1: then 13 cannot be.
         (False, 255, r"label 13 found; allowed: 0 to 12 and 255"),
     ],
@@ -182,10 +184,29 @@ def test_a_label_that_is_no_class(pictures, tmp_path, shift, value, message):
     refused(pictures(shift=shift, change=spoil(4, do)), tmp_path / "data", message)
 
 
-def test_a_numbering_that_cannot_be_told_is_not_guessed(pictures, tmp_path):
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (None, None, "no label of train is 13 and none is 255; allowed are 0 .unlabelled. to 13, or 0 to 12"),
+        # What one split tells says nothing of the other.
+        (13, None, "no label of test is 13 and none is 255; allowed are"),
+        (255, None, "no label of test is 13 and none is 255; allowed are"),
+        (None, 13, "no label of train is 13 and none is 255; allowed are"),
+        (255, 13, "train has labels 0 to 12 and 255 but test has labels 0 .unlabelled. to 13; number both alike"),
+        (13, 255, "train has labels 0 .unlabelled. to 13 but test has labels 0 to 12 and 255; number both alike"),
+    ],
+)
+def test_a_numbering_that_cannot_be_told_is_not_guessed(pictures, tmp_path, train, test, message):
     """Labels 0 to 12 of which none is ignored might count from 0 or from 1: a wrong guess would shift every class."""
-    folder = pictures(change=lambda number, image, label: (image, np.minimum(label, 12)))
-    refused(folder, tmp_path / "data", "no label is 13 and none is 255; allowed are 0 .unlabelled. to 13, or 0 to 12")
+
+    def change(number, image, label):
+        telling = train if number in NUMBERS["train"] else test
+        label = np.minimum(label, 12)
+        if telling is not None:
+            label[:8, :8] = telling
+        return image, label
+
+    refused(pictures(change=change), tmp_path / "data", message)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +223,36 @@ def test_a_numbering_that_cannot_be_told_is_not_guessed(pictures, tmp_path):
 )
 def test_a_picture_that_does_not_fit(pictures, tmp_path, do, message):
     refused(pictures(change=spoil(4, do)), tmp_path / "data", message)
+
+
+def test_what_macos_leaves_beside_a_picture_is_none(pictures, tmp_path):
+    folder = pictures()
+    expected, _ = prepare("nyuv2", tmp_path / "data", folder)
+    for path in list(folder.rglob("*.png")):
+        path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07")
+    assert prepare("nyuv2", tmp_path / "again", folder)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (os.mkfifo, "no regular file"),
+        (os.mkdir, "no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
+        (lambda path: path.symlink_to(path), "symbolic links"),
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40)), ""),
+        (lambda path: path.write_text("<html>"), "cannot identify image file"),
+        (lambda path: path.write_bytes(b""), "cannot identify image file"),
+        (lambda path: Image.new("1", (20_000, 10_000)).save(path), "decompression bomb"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["image", "seg13"])
+def test_a_picture_that_is_none(pictures, tmp_path, make, message, kind):
+    folder = pictures()
+    (path,) = (folder / kind / "test").glob("*_0004.png")
+    path.unlink()
+    make(path)
+    refused(folder, tmp_path / "data", rf"{path.name} cannot be read \(.*{message}")
 
 
 def test_pictures_too_small_for_the_crop(pictures, tmp_path):
@@ -233,7 +284,7 @@ def test_what_is_missing_among_pictures(pictures, tmp_path):
     (folder / "images_13" / "train").mkdir(parents=True)
     Image.new("L", (8, 8)).save(folder / "images_13" / "train" / "1.png")
     refused(folder, root, "image/train and images_13/train might both be meant; leave one of them there")
-    assert store.check(root, "nyuv2") == []
+    assert task("nyuv2").problems(root) == []
 
 
 @pytest.mark.parametrize("name", ["splits.mat", "classMapping40.mat", "class13Mapping.mat"])
@@ -279,6 +330,16 @@ def test_an_official_file_that_is_not_as_published(official, tmp_path):
     refused(official, root, r"number 4: label 61 found; the mapping has 0 to 60")
     change("labels", lambda values: label(values, 1)[:, :, ::2])
     refused(official, root, r"number 2: image of 640 x 480, label of 640 x 240")
+    change("labels", lambda values: -values.astype(np.int32))
+    refused(official, root, r"number 2: label -\d+ found; the mapping has 0 to 60")
+    change("labels", lambda values: -values / 1.0)
+    refused(official, root, r"nyu_depth_v2_labeled\.mat cannot be read \(.*integer")
+    change("labels", lambda values: values.astype(np.uint16))
+    change("images", lambda values: values / 255)
+    refused(official, root, r"number 2: float64 \[480, 640, 3\] is no picture in colours")
+    change("images", lambda values: (values * 255).astype(np.uint8)[:, :1])
+    refused(official, root, r"number 2: uint8 \[480, 640, 1\] is no picture in colours")
+    change("images", lambda values: values.repeat(3, 1))
     change("labels", lambda values: values[:4])
     refused(official, root, "5 images and 4 labels, 5 of each expected")
     with h5py.File(path, "a") as file:
@@ -288,7 +349,7 @@ def test_an_official_file_that_is_not_as_published(official, tmp_path):
     refused(official, root, "the class mappings do not lead to 40 and then to 13 classes")
     path.write_bytes(b"<html>not found</html>")
     refused(official, root, r"nyu_depth_v2_labeled\.mat is no HDF5 file, .*published at")
-    assert store.check(root, "nyuv2") == []
+    assert task("nyuv2").problems(root) == []
 
 
 def test_the_command(official, tmp_path, capsys):

@@ -1,8 +1,12 @@
 """Tasks: fixed splits, the field's constants, downloads that fail in one line, and no torch."""
 
+import pickle
 import subprocess
 import sys
+import tarfile
 import types
+import zlib
+from http.client import IncompleteRead
 from urllib.error import URLError
 
 import numpy as np
@@ -94,7 +98,7 @@ def test_input_specification_round_trip():
     [
         ("cifar10", [0, 10], "cifar10, test: label 10 found; there are 0 to 9"),
         ("cifar10", [0, 255], "cifar10, test: label 255 found; there are 0 to 9"),
-        ("cifar10", [0], r"cifar10, test: labels \[1\] for images \[2, 160, 128, 3\]"),
+        ("cifar10", [0], r"cifar10, test: labels \[1\] for images \[2, 32, 32, 3\]"),
         (
             "nyuv2",
             np.full((2, 160, 128), 13),
@@ -109,7 +113,8 @@ def test_input_specification_round_trip():
     ],
 )
 def test_labels_that_cannot_be_are_one_line(tmp_path, data, labels, message):
-    split = np.zeros((2, 160, 128, 3), np.uint8), np.array(labels)
+    side = (160, 128) if data == "nyuv2" else (32, 32)
+    split = np.zeros((2, *side, 3), np.uint8), np.array(labels)
     store.write(tmp_path, data, {"test": split}, task(data).class_names)
     with pytest.raises(UserError, match=f"{message}$"):
         task(data).load("test", tmp_path)
@@ -175,7 +180,7 @@ def test_damaged_data_are_fetched_again(source, tmp_path):
     tasks.prepare("cifar10", tmp_path)
     (tmp_path / "cifar10" / "test_labels.npy").unlink()
     assert "stored in" in tasks.prepare("cifar10", tmp_path)[1]
-    assert store.check(tmp_path, "cifar10") == []
+    assert task("cifar10").problems(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -187,6 +192,13 @@ def test_damaged_data_are_fetched_again(source, tmp_path):
         ),
         (RuntimeError("File not found or corrupted."), r"cannot download \(File not found or corrupted\.\)"),
         (OSError(28, "No space left on device"), "no space left under"),
+        (PermissionError(13, "Permission denied", "x"), r"cannot download \(.*Permission denied"),
+        (IncompleteRead(b"half"), r"cannot download \(IncompleteRead"),
+        (TimeoutError("timed out"), r"cannot download \(timed out\)"),
+        (tarfile.ReadError("not\na gzip file"), r"cifar\.tar\.gz is not the official archive \(not a gzip"),
+        (zlib.error("Error -3"), r"cifar\.tar\.gz is not the official archive \(Error -3\)"),
+        (EOFError(), r"cifar\.tar\.gz is not the official archive \(EOFError\)"),
+        (pickle.UnpicklingError("pickle data was truncated"), "is not the official archive"),
     ],
 )
 def test_a_failed_download_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatch, failure, message):
