@@ -86,7 +86,8 @@ def tiny():
         method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits"
     ) -> protocols.ResolvedCell:
         base = TINY.get(protocols.recipes(data).get(method, {}).get("method", method), [])
-        return protocols.resolve(data, "quick", method, PAIRS[data], seed, [*BUDGET, *base, *changes], extra)
+        last = {change.partition("=")[0]: change for change in (*BUDGET, *base, *changes)}
+        return protocols.resolve(data, "quick", method, PAIRS[data], seed, list(last.values()), extra)
 
     return make
 
