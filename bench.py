@@ -171,7 +171,7 @@ def list_options(verb: argparse.ArgumentParser) -> None:
 def do_list(options: argparse.Namespace) -> int:
     from dfkd.report import current
 
-    done, problems = current.records()
+    done, problems = current.finished()
     for headers, rows in planning.listing(done, options.extra):
         print(tabulate(rows, headers=headers, tablefmt="simple"), end="\n\n")
     return fail_each(problems)
@@ -197,7 +197,7 @@ def do_plan(options: argparse.Namespace) -> int:
         return 0
     from dfkd.report import current
 
-    done, problems = current.records()
+    done, problems = current.finished()
     runs = planning.missing(done, options.data, options.protocol)[planning.shard(options.shard)]
     for command in planning.lacking(runs):
         print(f"python bench.py {command}")
