@@ -8,6 +8,7 @@ python bench.py VERB --help                    what a verb takes
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import math
 import os
@@ -32,8 +33,7 @@ from dfkd.tasks.store import data_root
 from dfkd.units import duration
 
 EXIT_PARTIAL = 75  # EX_TEMPFAIL: try again, with --resume
-EXAMPLES = """
-examples:
+EXAMPLES = """examples:
   python bench.py --method ssdkd --data cifar10 --pair wrn40_2-wrn16_1
   python bench.py --method fast-5,ssdkd --data digits --seed 0,1,2
 """
@@ -53,11 +53,11 @@ NAMES, WHOLES = map(option, (several(check_name), several(whole)))
 def training_options(verb: argparse.ArgumentParser) -> None:
     """What run, teacher and prior share: where they happen, and for how long."""
     where = verb.add_argument_group("where and how long")
-    where.add_argument("--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
-    where.add_argument("--data-root", type=PATH, help="where data lie (default: DFKD_DATA, else a cache)")
-    where.add_argument("--weights", type=PATH, help="folder of ready teachers and priors (default: DFKD_WEIGHTS)")
-    where.add_argument("--resume", action="store_true", help="go on from the state that an interrupted one left")
-    text = "save and stop this long after the start, whatever is being trained; resumable"
+    where.add_argument("--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA if present)")
+    where.add_argument("--data-root", type=PATH, metavar="DIR", help="of the data (default: DFKD_DATA)")
+    where.add_argument("--weights", type=PATH, metavar="DIR", help="of ready teachers, priors (DFKD_WEIGHTS)")
+    where.add_argument("--resume", action="store_true", help="go on from where it was stopped")
+    text = "save and stop after so long; resumable"
     where.add_argument("--time-limit", type=MINUTES, metavar="MINUTES", help=text)
 
 
@@ -66,26 +66,27 @@ def change_option(group: argparse._ActionsContainer, text: str) -> None:
 
 
 def run_options(verb: argparse.ArgumentParser) -> None:
-    verb.epilog, verb.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    verb.usage, verb.epilog = "bench.py run --method METHOD --data DATA [options]", EXAMPLES
+    verb.formatter_class = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
     what = verb.add_argument_group("what is run")
-    what.add_argument("--method", type=NAMES, required=True, help="recipes or methods, see `list`; several with commas")
+    what.add_argument("--method", type=NAMES, required=True, help="recipes or methods (`list`), with commas")
     what.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
-    what.add_argument("--pair", type=NAME, help="TEACHER-STUDENT (default: the table's first)")
-    what.add_argument("--seed", type=WHOLES, default=[0], help="repetition (default 0); several with commas")
-    text = f"one of: {', '.join(MEANINGS)} (default: paper with CUDA, else cpu, or quick for embedded data)"
+    what.add_argument("--pair", type=NAME, metavar="T-S", help="teacher and student (default: the table's first)")
+    what.add_argument("--seed", type=WHOLES, default=[0], help="repetitions, with commas (default 0)")
+    text = f"{', '.join(MEANINGS)} (default: by device and data)"
     what.add_argument("--protocol", type=NAME, help=text)
-    what.add_argument("--import", dest="extra", metavar="FILE|MODULE", help="a method from outside the repository")
+    what.add_argument("--import", dest="extra", metavar="FILE", help="a method from outside, a file or module")
     what.add_argument("--again", action="store_true", help="run what is finished once more, afresh")
-    custom = verb.add_argument_group("custom runs, which have no place in the tables")
+    custom = verb.add_argument_group("custom runs, which no table shows")
     change_option(custom, "change a hyper-parameter (docs/protocol.md)")
     text = "as --set, where the protocol differs"
     custom.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=text)
     custom.add_argument("--teacher-weights", type=PATH, metavar="FILE", help="your own checkpoint")
     out = verb.add_argument_group("what comes of it")
-    text = "folder for the record (default: results/records, custom: work/custom)"
+    text = "folder of the record (default: results/records)"
     out.add_argument("--out", type=PATH, help=text)
-    out.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard to the work folder")
-    text = "print the resolved configuration as YAML and run nothing"
+    out.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
+    text = "print the configuration as YAML, run nothing"
     out.add_argument("--dry-run", action="store_true", help=text)
     training_options(verb)
 

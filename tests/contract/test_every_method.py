@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from dfkd import catalog, protocols, records
+from dfkd import catalog, records
 from dfkd.errors import UserError
+from dfkd.tables.pipeline import span
+from dfkd.tables.resolve import resolve
 from tests.conftest import PAIRS, outcome, student_digest
 
 METHODS = sorted(catalog.entries())
@@ -17,7 +19,7 @@ def declines(method: str, data: str) -> bool:
     from dfkd.engine.run import build_method
     from dfkd.tasks import task
 
-    return build_method(protocols.resolve(data, "quick", method)).supports(task(data)) is not None
+    return build_method(resolve(data, "quick", method)).supports(task(data)) is not None
 
 
 @on_each_kind
@@ -97,7 +99,7 @@ def test_what_is_read_without_torch_is_what_the_class_says(method):
 
 
 def test_every_cell_of_the_tables_resolves():
-    cells = [protocols.resolve(d, p, m, pair, seed) for d, p, pair, m, seed in protocols.span()]
+    cells = [resolve(run.data, run.protocol, run.method, run.pair, run.seed) for run in span()]
     assert len({cell.name for cell in cells}) == len(cells) > 100
     assert not any(cell.custom for cell in cells)
 

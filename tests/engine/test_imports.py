@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dfkd import catalog, protocols
+from dfkd import catalog
 from dfkd.errors import UserError
+from dfkd.tables.resolve import resolve
 from tests.conftest import PAIR
 
 METHOD = """
@@ -85,7 +86,7 @@ def test_a_base_beside_it_says_what_the_method_knows_and_takes(guest):
     path.write_text(METHOD.format(statement="from helper_a import Base, noise", base="Base", call="noise"))
     entry = catalog.entry("guest", str(path))
     assert (entry.prior, entry.arguments) == ("class names", {"scale": 1.0})
-    cell = protocols.resolve("digits", "quick", "guest", PAIR, 0, ["scale=2.0"], str(path))
+    cell = resolve("digits", "quick", "guest", PAIR, 0, ["scale=2.0"], str(path))
     assert cell.config["args"] == {"scale": 2.0}
 
 

@@ -42,12 +42,12 @@ def stopped(tiny, execute, tmp_path):
 CHILD = """
 import json, sys
 from pathlib import Path
-from dfkd import protocols
+from dfkd.tables.resolve import resolve
 from dfkd.engine.run import Options, run
 from dfkd.teachers import read_card
 
 weights, work, changes, pair = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
-cell = protocols.resolve("digits", "quick", "ssdkd", pair, 0, changes)
+cell = resolve("digits", "quick", "ssdkd", pair, 0, changes)
 run(cell, weights, read_card(weights), Options(work.parent / "data", "cpu", True, work, save_every=0.2))
 """
 
