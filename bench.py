@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import re
+import subprocess
 import sys
 import time
 from typing import NoReturn
@@ -102,8 +103,18 @@ def do_run(options: argparse.Namespace) -> int:
         for resolved in chosen:
             print(resolved.document(), end="")
         return 0
-    until = moment(options)
-    return max(session.execute(resolved, options, until) for resolved in chosen)
+    if len(chosen) > 1:  # each in a process of its own, which no other method has been in
+        command = [sys.executable, __file__, *options.arguments]
+        runs = (subprocess.run([*command, f"--method={r.run.method}", f"--seed={r.run.seed}"]) for r in chosen)
+        return max(done.returncode for done in runs)
+    try:
+        record = session.execute(chosen[0], options, moment(options))
+    except UserError:
+        raise
+    except Exception as error:
+        session.tell_traceback(error)
+        return fail(error, 1)
+    return EXIT_PARTIAL if record and record["status"] == "partial" else 0
 
 
 def data_options(verb: argparse.ArgumentParser) -> None:
@@ -160,7 +171,7 @@ def list_options(verb: argparse.ArgumentParser) -> None:
 def do_list(options: argparse.Namespace) -> int:
     from dfkd.report import current
 
-    done, problems = current.records()
+    done, problems = current.finished()
     for headers, rows in planning.listing(done, options.extra):
         print(tabulate(rows, headers=headers, tablefmt="simple"), end="\n\n")
     return fail_each(problems)
@@ -186,7 +197,7 @@ def do_plan(options: argparse.Namespace) -> int:
         return 0
     from dfkd.report import current
 
-    done, problems = current.records()
+    done, problems = current.finished()
     runs = planning.missing(done, options.data, options.protocol)[planning.shard(options.shard)]
     for command in planning.lacking(runs):
         print(f"python bench.py {command}")
@@ -228,7 +239,7 @@ def do_doctor(options: argparse.Namespace) -> int:
     from dfkd.doctor import examine
 
     status, marks = 0, {True: "ok     ", None: "note   ", False: "BROKEN "}
-    for good, line in examine(data_root(options.data_root)):
+    for good, line in examine(data_root(options.data_root), paths.teachers(), paths.priors()):
         print(marks[good] + line, flush=True)
         status = 1 if good is False else status
     return status
@@ -267,6 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments.insert(0, "run")
     try:
         options = parser().parse_args(arguments or ["--help"])
+        options.arguments = arguments
         return VERBS[options.verb][2](options)
     except Stopped as stopped:
         return fail(stopped, EXIT_PARTIAL)

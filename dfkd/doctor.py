@@ -18,13 +18,13 @@ from packaging.specifiers import SpecifierSet
 from dfkd.catalog import ROOT
 from dfkd.checkout import git
 from dfkd.errors import UserError
+from dfkd.metrics import metric
 from dfkd.networks import NETWORKS
 from dfkd.priors import cards
 from dfkd.priors.recipes import HUB, recipes
 from dfkd.priors.sources import find as find_prior
 from dfkd.tasks import POOLS, TASKS, task
 from dfkd.teachers import file_digest, find, read_card, weights_folders, weights_name
-from dfkd.units import score
 
 PACKAGES = {
     "torch": "torch",
@@ -180,4 +180,4 @@ def _teacher(weights: Path, own: Path) -> tuple[bool, str]:
         if weights.parent == own:
             return False, str(error)
         return True, f"ready to adopt from {weights.parent}"
-    return True, f"{card['origin']}, {score(card['accuracy'], task(card['data']).metric)}"
+    return True, f"{card['origin']}, {metric(task(card['data']).metric).text(card['accuracy'])}"

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from dfkd.errors import CannotWrite
+from dfkd.errors import CannotWrite, UserError
 
 ABANDONED = 3600  # seconds without a byte after which the writer of a file must be dead
 
@@ -83,3 +83,13 @@ def copy_file(source: Path, target: Path) -> None:
     """A copy of a file, atomically; `CannotWrite` as `replacing` raises it."""
     with replacing(target) as file, open(source, "rb") as original:
         shutil.copyfileobj(original, file)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError: before an hour of work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(None, "permission denied")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error

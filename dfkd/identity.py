@@ -53,6 +53,11 @@ class Run(NamedTuple):
         return f"{self.data}/{self.pair}/{self.method}/{self.protocol}-seed{self.seed}"
 
     @property
+    def axes(self) -> tuple[str | int, ...]:
+        """What the random streams of a run depend on; written out, so that no further field can change any."""
+        return self.data, self.teacher, self.student, self.method, self.protocol, self.seed
+
+    @property
     def command(self) -> str:
         """The options of `bench.py run` that name it."""
         return (

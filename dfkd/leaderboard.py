@@ -10,9 +10,11 @@ from pathlib import Path
 from dfkd import documents, markdown, plots
 from dfkd.errors import UserError
 from dfkd.files import replace_file
+from dfkd.identity import Cell, Run
 from dfkd.markdown import link, plain
-from dfkd.records import Cell, cell_of
+from dfkd.metrics import METRICS
 from dfkd.statistics import KD_BOUND, Cost, Result, Summary, gap_to_kd, gather
+from dfkd.tables.definition import MEANINGS
 from dfkd.units import duration, memory
 
 Digests = Mapping[Cell, Mapping[str, str]]
@@ -20,13 +22,6 @@ Reasons = Mapping[Cell, str]
 Published = list[dict[str, str]]
 
 PAPER = "paper"  # the only protocol whose numbers may stand beside published ones
-PROTOCOLS = {
-    PAPER: "The published recipes",
-    "cpu": "Real data, small pairs, cut budgets; not to be compared with papers",
-    "quick": "Embedded data, minutes on a laptop; not to be compared with papers",
-}
-# In a sentence, in a column, decimals.
-METRICS = {"top1": ("Top-1 accuracy in percent", "top-1, %", 2), "miou": ("Mean IoU as a fraction", "mIoU", 3)}
 
 HEAD = """\
 # Leaderboard
@@ -95,7 +90,6 @@ REFERENCE_ORDER = ("teacher", "student-real", KD_BOUND)  # the rest by name
 
 _CELL = {"type": "string", "minLength": 1}
 _FLAG = {"enum": ["yes", "no"]}
-_RANGES = {"top1": 100, "miou": 1}
 ROW: dict = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "Line of published.csv",
@@ -111,10 +105,10 @@ ROW: dict = {
     },
     "allOf": [
         {
-            "if": {"properties": {"metric": {"const": name}}},
-            "then": {"properties": {"value": {"minimum": 0, "maximum": most}}},
+            "if": {"properties": {"metric": {"const": metric.name}}},
+            "then": {"properties": {"value": {"minimum": metric.low, "maximum": metric.high}}},
         }
-        for name, most in _RANGES.items()
+        for metric in METRICS.values()
     ],
 }
 SEPARATORS = ",;\t"
@@ -172,12 +166,19 @@ def write(
     records: Iterable[dict],
     published: Published,
     current_digests: Digests | None = None,
+    only: str | None = None,
 ) -> list[Path]:
-    """Bring tables and plots up to date with the records; returns the files that changed."""
+    """Bring tables and plots up to date with the records; returns the files that changed.
+
+    `only` names a data set whose table and plots alone are written.
+    """
     folder = Path(results_folder)
     results, reasons = _gather(records, current_digests)
     files = _render(results, published, reasons)
-    changed = [folder / name for name in _differing(folder, files)]
+    if only is not None:
+        results = [result for result in results if result.cell.data == only]
+    names = [name for name in _differing(folder, files) if only is None or name == f"tables/{only}.md"]
+    changed = [folder / name for name in names]
     for path in changed:
         name = path.relative_to(folder).as_posix()
         if name in files:
@@ -205,7 +206,7 @@ def _gather(records: Iterable[dict], current_digests: Digests | None) -> tuple[l
     """What was run, and why methods decline."""
     records = list(records)
     declined = [record for record in records if record["status"] == "unsupported"]
-    reasons = {cell_of(record): record["error"] for record in declined if not record["custom"]}
+    reasons = {Run.of(record).cell: record["error"] for record in declined if not record["custom"]}
     return gather((record for record in records if record not in declined), current_digests), reasons
 
 
@@ -249,7 +250,7 @@ def _differing(folder: Path, files: Mapping[str, str]) -> list[str]:
 
 
 def _protocol_order(protocol: str) -> tuple[int, str]:
-    return (list(PROTOCOLS).index(protocol) if protocol in PROTOCOLS else len(PROTOCOLS), protocol)
+    return (list(MEANINGS).index(protocol) if protocol in MEANINGS else len(MEANINGS), protocol)
 
 
 def _pair(result: Result) -> tuple[str, ...]:
@@ -268,7 +269,7 @@ def _overview(results: list[Result]) -> str:
                 f"[{data}](#{data})",
                 protocol,
                 _names(pair[0].cell),
-                METRICS[pair[0].metric][1],
+                METRICS[pair[0].metric].column,
                 _score(kd.last, kd.metric) if kd else "–",
                 plain(best.cell.method) if best else "–",
                 _score(best.last, best.metric) if best else "–",
@@ -293,8 +294,8 @@ def _table(results: list[Result], primary: Mapping[tuple, dict], reasons: Reason
         rows += [_declined(cell, pair[0]) for cell in _declining(pair, reasons)]
     hidden = (() if joined else _Published.HEADERS) + (() if _has_once(results) else ONCE)
     headers = [header for header in rows[0] if header not in hidden]
-    words = METRICS[results[0].metric][0]
-    meaning = f" {PROTOCOLS[protocol]}." if protocol in PROTOCOLS else ""
+    words = METRICS[results[0].metric].sentence
+    meaning = f" {MEANINGS[protocol]}." if protocol in MEANINGS else ""
     text = f"### {protocol}\n\n{words}.{meaning}\n\n"
     text += markdown.table(headers, [[row[header] for header in headers] for row in rows], right=_NUMBERS)
     if any(plots.drawable(result) for result in results):
@@ -497,12 +498,12 @@ def _figure(number: float) -> str:
 
 
 def _number(value: float | None, metric: str) -> str:
-    return "–" if value is None else f"{value:.{METRICS[metric][2]}f}"
+    return "–" if value is None else f"{value:.{METRICS[metric].decimals}f}"
 
 
 def _signed(value: float | None, metric: str) -> str:
     """With a sign that is as wide as a plus."""
-    return "–" if value is None else f"{value:+.{METRICS[metric][2]}f}".replace("-", "−")
+    return "–" if value is None else f"{value:+.{METRICS[metric].decimals}f}".replace("-", "−")
 
 
 def _score(summary: Summary | None, metric: str) -> str:

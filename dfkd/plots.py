@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfkd.files import replace_file
-from dfkd.records import Cell
+from dfkd.identity import Cell
+from dfkd.metrics import METRICS
 from dfkd.statistics import Cost, Result
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ COLOURS = (
     *("#882255", "#999933", "#332288"),
 )
 MARKERS = "osD^vPX"
-AXES = {"top1": "top-1 accuracy, last step (%)", "miou": "mean IoU, last step"}
 FORMATS = ("png", "svg")
 TICKS = (
     *((second, f"{second:g} s") for second in (0.01, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30)),
@@ -169,7 +169,7 @@ def _panel(axes: "Axes", pair: list[Result], colours: dict[str, str], markers: d
     once = any(cost.once for result in methods for cost in result.costs)
     axes.set_xlabel("total time without evaluation (log scale)" + "; line: spent once per teacher" * once)
     _time_axis(axes, [second for result in methods for cost in result.costs for second in _tail(cost)])
-    axes.set_ylabel(AXES[methods[0].metric])
+    axes.set_ylabel(METRICS[methods[0].metric].axis)
     axes.set_title(f"{methods[0].cell.teacher} → {methods[0].cell.student}", fontsize=10)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from dfkd import documents
 from dfkd.errors import UserError
 from dfkd.files import replace_file
+from dfkd.identity import Cell, Run
+from dfkd.metrics import METRICS
 
 VERSION = 1
 ACCOUNTS = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
@@ -84,13 +86,13 @@ SCHEMA: dict = {
             data=_FOLDER, teacher=_NETWORK, student=_NETWORK, method=_FOLDER, protocol=_FOLDER, seed=_COUNT
         ),
         metrics=_object(
-            name={"enum": ["top1", "miou"]},  # percent; fraction
+            name={"enum": list(METRICS)},
             last=_VALUE,
             oracle_best=_VALUE,
             teacher=_VALUE,
             curve={"type": "array", "items": _object(step=_COUNT, seconds=_SECONDS, value=_VALUE)},
         )
-        | {"allOf": [_when("name", "top1", _within(0, 100)), _when("name", "miou", _within(0, 1))]},
+        | {"allOf": [_when("name", m.name, _within(m.low, m.high)) for m in METRICS.values()]},
         time=_object(
             # Of `scored`, the prior apart: what serves every student of the teacher.
             {"shared": _SECONDS},
@@ -135,34 +137,12 @@ SCHEMA: dict = {
 }
 
 
-class Cell(NamedTuple):
-    """A place in a table: everything that names a run but its seed."""
-
-    data: str
-    protocol: str
-    teacher: str
-    student: str
-    method: str
-
-
-def cell_of(record: Mapping[str, Any]) -> Cell:
-    """The cell that a record belongs to."""
-    return Cell(*(record["identity"][field] for field in Cell._fields))
-
-
 def cells(records: Iterable[dict]) -> dict[Cell, list[dict]]:
     """The records of each cell, cells in order of their names and records in order of their seeds."""
     grouped: dict[Cell, list[dict]] = {}
-    for record in sorted(records, key=lambda record: (cell_of(record), record["identity"]["seed"])):
-        grouped.setdefault(cell_of(record), []).append(record)
+    for record in sorted(records, key=lambda record: (Run.of(record).cell, record["identity"]["seed"])):
+        grouped.setdefault(Run.of(record).cell, []).append(record)
     return grouped
-
-
-def path_of(identity: Mapping[str, Any], root: str | Path) -> Path:
-    """Where the record of this identity lies under `root`."""
-    pair = f"{identity['teacher']}-{identity['student']}"
-    name = f"{identity['protocol']}-seed{identity['seed']}.json"
-    return Path(root) / identity["data"] / pair / identity["method"] / name
 
 
 class Found(NamedTuple):
@@ -194,7 +174,7 @@ def write(record: dict, root: str | Path) -> Path:
         validate(documents.parse_json(text))
     except ValueError as error:
         raise UserError(f"record: {error}") from None
-    path = path_of(record["identity"], root)
+    path = Run.of(record).path(root)
     replace_file(path, text + "\n")
     return path
 
@@ -204,7 +184,7 @@ def keep(record: dict, root: str | Path) -> Path | None:
 
     A file in its place that is no record gives way, and is named.
     """
-    path = path_of(record["identity"], root)
+    path = Run.of(record).path(root)
     try:
         finished = read(path)["status"] in FINISHED
     except FileNotFoundError:
@@ -233,7 +213,7 @@ def read_all(root: str | Path, pattern: str = "*/*/*/*.json") -> Found:
             continue
         try:
             record = read(path)
-            place = path_of(record["identity"], root)
+            place = Run.of(record).path(root)
             if place != path:
                 raise UserError(f"{path}: record: identity: names another place, {place}")
             found.records.append(record)

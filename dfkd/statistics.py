@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from dfkd.identity import Cell
 from dfkd.markdown import code, plain
-from dfkd.records import Cell, cells
+from dfkd.records import cells
 from dfkd.units import duration
 
 KD_BOUND = "kd-real"  # the bound from which every gap is taken

@@ -17,13 +17,6 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24:02} h"
 
 
-def score(value: float | None, metric: str) -> str:
-    """A score for people: `92.62 %` of top-1 accuracy, `0.412` of mIoU, a fraction."""
-    if value is None:
-        return "none"
-    return f"{value:.2f} %" if metric == "top1" else f"{value:.3f}"
-
-
 def memory(size: float) -> str:
     """Bytes for people: `312 MiB`, `1.5 GiB`."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -38,10 +38,10 @@ from dfkd.engine.method import METHODS, Budget, Method
 from dfkd.engine.seeds import Streams, seed_for, seed_globals
 from dfkd.errors import CannotWrite, UserError
 from dfkd.networks.normalised import Normalised
-from dfkd.protocols import ResolvedCell
 from dfkd.synthesis.augment import augment_for
 from dfkd.synthesis.buffer import ReplayBuffer, to_bytes
-from dfkd.tasks import InputSpec, Task, store, task
+from dfkd.tables.resolve import Resolved
+from dfkd.tasks import InputSpec, Task, store
 from dfkd.teachers.training import initialise, on_device
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Options:
 
 
 def run(
-    cell: ResolvedCell,
+    cell: Resolved,
     teacher_weights: Path,
     card: dict,
     options: Options,
@@ -94,7 +94,7 @@ def run(
     device = machine.device_of(options.device)
     tf32 = cell.config["precision"] == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    manifest, memory = task(cell.identity["data"]).manifest(options.data_root), machine.Memory(device)
+    manifest, memory = cell.task.manifest(options.data_root), machine.Memory(device)
     facts = _Facts(cell, card, manifest, device, prior[1] if prior else None)
     folder = options.work / facts.work
     clock, runner, status, error = Clock(device), None, "ok", None
@@ -132,7 +132,7 @@ def run(
 
 
 def _assemble(
-    cell: ResolvedCell,
+    cell: Resolved,
     teacher_weights: Path,
     prior: tuple[Path | str, dict] | None,
     options: Options,
@@ -142,8 +142,8 @@ def _assemble(
     stack: ExitStack,
 ) -> Runner:
     """Everything up to the first call. The guard, once sealed, stays so until `stack` is left. Raises Declined."""
-    the_task, device, needs_data = task(cell.identity["data"]), clock.device, cell.entry.needs_data
-    seed = seed_for("run", *cell.identity.values())
+    the_task, device, needs_data = cell.task, clock.device, cell.entry.needs_data
+    seed = seed_for("run", *cell.run.axes)
     seed_globals(seed)
     spec = InputSpec.from_dict(facts.card["spec"])
     teacher = _teacher(cell, teacher_weights, spec, device)
@@ -168,7 +168,7 @@ def _assemble(
     return _runner(cell, method, ctx, test, metric, options, folder, facts, seed, writer)
 
 
-def declined(cell: ResolvedCell, options: Options, keep: Callable[[dict], Any]) -> dict | None:
+def declined(cell: Resolved, options: Options, keep: Callable[[dict], Any]) -> dict | None:
     """The record of a method that declines its task, for before a teacher or a prior is made; None where it applies.
 
     Asked in a process of its own: where a method's file has been imported, real data may not be opened any more. What
@@ -176,7 +176,7 @@ def declined(cell: ResolvedCell, options: Options, keep: Callable[[dict], Any]) 
     (UserError).
     """
     device = machine.device_of(options.device)
-    manifest = task(cell.identity["data"]).manifest(options.data_root)
+    manifest = cell.task.manifest(options.data_root)
     facts, clock, memory = _Facts(cell, None, manifest, device, None), Clock(device), machine.Memory(device)
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -192,12 +192,12 @@ def declined(cell: ResolvedCell, options: Options, keep: Callable[[dict], Any]) 
     return record
 
 
-def _ask(cell: ResolvedCell, root: Path) -> str | None:
+def _ask(cell: Resolved, root: Path) -> str | None:
     with guard.seal(root):
-        return build_method(cell).supports(task(cell.identity["data"]))
+        return build_method(cell).supports(cell.task)
 
 
-def build_method(cell: ResolvedCell) -> Method:
+def build_method(cell: Resolved) -> Method:
     """Import the method's file and build it. Raises UserError for an argument value it refuses."""
     import_file(cell.entry.path)
     with _refused_values(cell):
@@ -212,12 +212,12 @@ def build_method(cell: ResolvedCell) -> Method:
 
 
 @contextmanager
-def _refused_values(cell: ResolvedCell) -> Iterator[None]:
+def _refused_values(cell: Resolved) -> Iterator[None]:
     """A ValueError of a constructor or of `setup` is about a value somebody gave: one line, not a crash."""
     try:
         yield
     except ValueError as error:
-        raise UserError(f"{cell.identity['method']}: {error}") from error
+        raise UserError(f"{cell.run.method}: {error}") from error
 
 
 def import_file(path: Path) -> None:
@@ -249,13 +249,13 @@ def _arrays(the_task: Task, split: str, root: Path, device: torch.device) -> tup
     return on_device(*the_task.load(split, root), device)
 
 
-def _teacher(cell: ResolvedCell, weights: Path, spec: InputSpec, device: torch.device) -> Teacher:
-    network = teachers.load(weights, cell.identity["teacher"], spec)
+def _teacher(cell: Resolved, weights: Path, spec: InputSpec, device: torch.device) -> Teacher:
+    network = teachers.load(weights, cell.run.teacher, spec)
     return Teacher(network, spec).to(device, memory_format=torch.channels_last)
 
 
 def _context(
-    cell: ResolvedCell,
+    cell: Resolved,
     method: Method,
     teacher: Teacher,
     spec: InputSpec,
@@ -264,7 +264,7 @@ def _context(
     clock: Clock,
     folder: Path,
 ) -> Context:
-    identity, config = cell.identity, cell.config
+    run, config = cell.run, cell.config
     budget = Budget(
         config["training"]["steps"], config["training"]["batch"], config["rounds"], config["synthesis_batch"]
     )
@@ -275,8 +275,8 @@ def _context(
 
     def new_student() -> Normalised:
         # The same initialisation for every method at equal data, pair and repetition.
-        axes = (identity["data"], identity["teacher"], identity["student"], identity["seed"])
-        network = initialise(identity["student"], spec, seed_for("student-init", *axes))
+        axes = (run.data, run.teacher, run.student, run.seed)
+        network = initialise(run.student, spec, seed_for("student-init", *axes))
         return Normalised(network, spec).to(device, memory_format=torch.channels_last)
 
     student, shape = new_student(), (spec.channels, spec.size, spec.size)
@@ -289,7 +289,7 @@ def _context(
         spec=spec,
         budget=budget,
         device=device,
-        rng=Streams(device, *identity.values()),
+        rng=Streams(device, *run.axes),
         buffer=ReplayBuffer(capacity, shape, device, method.replace, folder / "bank.bin"),
         augmentation=augment_for(the_task),
         autocast=lambda: compat.autocast(device, config["precision"]),
@@ -300,7 +300,7 @@ def _context(
 
 
 def _runner(
-    cell: ResolvedCell,
+    cell: Resolved,
     method: Method,
     ctx: Context,
     test: tuple[Tensor, Tensor],
@@ -316,7 +316,7 @@ def _runner(
     counted = sum(stage.rounds * stage.steps for stage in stages if stage.counted)
     if counted != ctx.budget.steps and not (cell.entry.reference and counted == 0):
         granted = f"the protocol grants {ctx.budget.steps}"
-        raise UserError(f"{cell.identity['method']} schedules {counted} counted student steps, {granted}")
+        raise UserError(f"{cell.run.method} schedules {counted} counted student steps, {granted}")
     optimiser = dict(
         type="PrecisionOptimWrapper", precision=cell.config["precision"], optimizer=training["optimizer"]
     )
@@ -362,7 +362,7 @@ def _runner(
     hooks = [
         StateHook(folder / "state.pt", options.save_every, options.resume),
         GuardHook(ctx.teacher),
-        ProgressHook(cell.name),
+        ProgressHook(cell.run.name),
         SamplesHook(folder / "samples.png"),
     ]
     if writer is not None:
@@ -380,7 +380,7 @@ def _runner(
         default_hooks=compat.NO_DEFAULT_HOOKS,
         custom_hooks=hooks,
         log_level="WARNING",
-        experiment_name=f"{cell.identity['method']}-{id(ctx)}",
+        experiment_name=f"{cell.run.method}-{id(ctx)}",
         randomness=dict(seed=seed % 2**32),
     )
     runner.model.to(ctx.device)  # mmengine moves it to CUDA wherever there is one
@@ -495,16 +495,16 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
         yield
 
 
-def _keep_student(cell: ResolvedCell, loop: DataFreeLoop, folder: Path, facts: _Facts) -> None:
+def _keep_student(cell: Resolved, loop: DataFreeLoop, folder: Path, facts: _Facts) -> None:
     """What an engineer came for: the student's weights with a card like the teacher's."""
     ctx = loop.ctx
     card = teachers.new_card(
-        cell.identity["data"],
-        cell.identity["student"],
+        cell.run.data,
+        cell.run.student,
         ctx.spec,
         "distilled",
         recipe=cell.config,
-        seed=cell.identity["seed"],
+        seed=cell.run.seed,
         accuracy=loop.curve[-1]["value"],
         seconds=round(ctx.clock.scored, 2),
         data_digest=facts.data["digest"],
@@ -513,20 +513,20 @@ def _keep_student(cell: ResolvedCell, loop: DataFreeLoop, folder: Path, facts: _
 
 
 def work_name(
-    cell: ResolvedCell, card: dict, manifest: dict, device: torch.device, prior: dict | None
+    cell: Resolved, card: dict, manifest: dict, device: torch.device, prior: dict | None
 ) -> str:
     """Where a run works, below the work folder. Of another configuration, code, data, teacher, prior or kind of device
     it is another place, so nothing is mixed up."""
     parts = (cell.digest, cell.entry.digest, catalog.harness_digest(), store.digest(manifest))
     parts += (str(card["digest"]), device.type, *((prior["digest"],) if prior else ()))
-    return f"{cell.name}/{hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]}"
+    return f"{cell.run.name}/{hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]}"
 
 
 class _Facts:
     """What a record says of a run beside its measurements, gathered before the guard is sealed."""
 
     def __init__(
-        self, cell: ResolvedCell, card: dict | None, manifest: dict, device: torch.device, prior: dict | None
+        self, cell: Resolved, card: dict | None, manifest: dict, device: torch.device, prior: dict | None
     ) -> None:
         self.cell, self._prior_card = cell, prior
         self.card = card or dict.fromkeys(("digest", "origin", "accuracy"))  # of a teacher that is not there yet
@@ -573,9 +573,9 @@ class _Facts:
             "note": self.cell.note or None,
             "custom": self.cell.custom,
             "reference": self.cell.entry.reference,
-            "identity": self.cell.identity,
+            "identity": self.cell.run._asdict(),
             "metrics": {
-                "name": task(self.cell.identity["data"]).metric,
+                "name": self.cell.task.metric,
                 "last": values[-1] if values and status == "ok" else None,
                 "oracle_best": max(values, default=None),
                 "teacher": card["accuracy"],

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from dfkd.errors import UserError, unknown
+from dfkd.files import check_writable, replace_file
 from dfkd.tasks.base import IGNORE, InputSpec, Task
 from dfkd.tasks.cifar import CIFAR10, CIFAR100
 from dfkd.tasks.digit_scenes import DIGIT_SCENES
 from dfkd.tasks.digits import DIGITS
 from dfkd.tasks.glyphs import GLYPHS
 from dfkd.tasks.nyuv2 import NYUV2
+from dfkd.tasks.store import digest
 from dfkd.tasks.tiny_imagenet import PUBLIC_IMAGES
 
 __all__ = ["IGNORE", "POOLS", "TASKS", "InputSpec", "Task", "pool", "prepare", "task"]
@@ -35,16 +38,28 @@ def pool(name: str) -> Task:
     return POOLS[name]
 
 
-def prepare(name: str, root: Path, source: Path | None = None) -> tuple[dict[str, Any], str]:
-    """Have the data of a task or pool in place: its manifest, and a line on what was done (`bench.py data NAME`).
+def prepare(name: str, root: Path, source: Path | None = None, copy: Path | None = None) -> str:
+    """Have the data of a task or pool in place; returns a line on what was done (`bench.py data NAME`).
 
     Arrays that are there and intact are kept; missing or damaged ones are fetched. With `source` (`--from`) they
-    are made anew from the files there, and replace what was stored. Raises UserError, and then nothing has changed.
+    are made anew from the files there, and replace what was stored. `copy` is where the manifest is written, too, with
+    its digest. Raises UserError, and then nothing has changed.
     """
     known = TASKS | POOLS
     if name not in known:
         raise unknown("data", name, known)
-    wanted = known[name]
+    if copy:
+        if copy.exists() and not copy.is_file():
+            raise UserError(f"--manifest {copy} is no file")
+        check_writable(copy.parent)
+    manifest, line = _prepare(known[name], root, source)
+    if copy:
+        replace_file(copy, json.dumps({**manifest, "digest": digest(manifest)}, indent=1) + "\n")
+    return line
+
+
+def _prepare(wanted: Task, root: Path, source: Path | None) -> tuple[dict[str, Any], str]:
+    name = wanted.name
     if source is not None:
         try:
             return wanted.convert(Path(source), root), f"{name}: converted {source}, stored in {root}"

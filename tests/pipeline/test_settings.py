@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from dfkd.optimisers import OPTIMIZERS, SCHEDULES
 
 from dfkd import protocols
 from dfkd.errors import UserError
-from dfkd.optimisers import OPTIMIZERS, SCHEDULES
 from tests.conftest import PAIR
 
 LEAST = {"step_size": 2, "milestones": [1, 3], "gamma": 0.5, "power": 1.0, "factor": 1.0}

@@ -1,0 +1,210 @@
+"""What `bench.py run`, `teacher` and `prior` do once their options are read: from a resolved run to its record."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfkd import paths, records, report
+from dfkd.errors import UserError
+from dfkd.files import check_writable
+from dfkd.metrics import metric
+from dfkd.report import current
+from dfkd.tasks import task
+from dfkd.tasks.store import data_root
+from dfkd.units import duration, memory
+
+if TYPE_CHECKING:
+    import torch
+
+    from dfkd.tables.resolve import Resolved
+
+Provided = tuple[Path, dict]
+
+
+def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> dict | None:
+    """Run one cell and put its record in its place; None where a finished one is there already.
+
+    Raises what `engine.run.run` raises, and `Stopped` before there is a record to write.
+    """
+    from dfkd.engine.guard import guard
+
+    resolved = replace(resolved, custom=True) if options.teacher_weights else resolved
+    out = _out(resolved, options.out)
+    guard.install()  # before anything else that could keep a way to the data
+    from dfkd.engine.machine import device_of
+    from dfkd.engine.run import Options, declined, run, work_name
+
+    root, device = data_root(options.data_root), device_of(options.device)
+    seconds = current.estimate(resolved.run)
+    print(f"{resolved.run.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
+    settings = Options(root, str(device), options.resume, work=paths.WORK, tensorboard=options.tensorboard)
+    kept: list[Path | None] = []
+
+    def keep(record: dict) -> None:
+        kept.append(records.keep(record, out))
+
+    record = declined(resolved, settings, keep) if _to_be_made(resolved, options) else None
+    if record is None:
+        teacher = _teacher(resolved, options, root, device, until)
+        prior = _prior(resolved, options, root, device, until)
+        work = work_name(resolved, teacher[1], resolved.task.manifest(root), device, prior and prior[1])
+        resumable = options.resume and (paths.WORK / work / "state.pt").is_file()
+        # DVC has looked at all that itself before it begins a stage.
+        asked = options.again or resumable or in_stage()
+        if not asked and _is_finished(resolved.run.path(out), work):
+            print(f"finished: {resolved.run.path(out)}; to run it once more: --again")
+            return None
+        limit = max(1e-9, until - time.monotonic()) if until < math.inf else None
+        record = run(resolved, *teacher, replace(settings, time_limit=limit), prior, keep)
+    _tell(record, kept[-1])
+    if kept[-1] is not None and out == paths.records().resolve():
+        report.after_run(record, tables=not in_stage())  # there the tables have a stage of their own
+    return record
+
+
+def make_teacher(options: argparse.Namespace, recipe: dict, until: float) -> str:
+    """Find, import or train a teacher; returns a line on it."""
+    from dfkd.engine.machine import device_of
+
+    root, device = data_root(options.data_root), device_of(options.device)
+    given = {"seed": options.seed, "anew": in_stage(), "resume": options.resume}
+    path, card = _provide(options.data, options.arch, recipe, root, device, options.weights, until, **given)
+    score = metric(task(options.data).metric).text(card["accuracy"])
+    return f"{path}: {card['origin']}, {task(options.data).metric} {score} on the test set"
+
+
+def make_prior(options: argparse.Namespace, until: float) -> str:
+    """Find, import or train a diffusion prior, and draw some of its images; returns a line on it."""
+    from dfkd.priors import recipes
+
+    name, recipe = recipes.recipe_for(options.data, options.size)
+    recipe, name = recipes.changed(recipe, options.changes), options.name or name
+    recipes.check_free(name, recipe)
+    import torch
+
+    from dfkd.engine.hooks import save_grid
+    from dfkd.engine.machine import device_of
+    from dfkd.priors import load, provide
+    from dfkd.priors.base import sample
+    from dfkd.synthesis.buffer import to_bytes
+
+    device, root, own = device_of(options.device), data_root(options.data_root), paths.priors()
+    grid, there = paths.plots() / "priors" / f"{name}.png", (own / name).is_dir() and not in_stage()
+    if not there:
+        check_writable(own)
+    given = {"source": options.weights, "recipe": recipe, "resume": options.resume, "until": until}
+    folder, card = provide(name, own, root, device, anew=in_stage(), **given)
+    if not (there and grid.is_file()):
+        model = load(folder, card, device, "fp32")
+        save_grid(to_bytes(sample(model, 72, torch.Generator(device).manual_seed(0))), grid, columns=12)
+    return f"{folder}: {card['origin']}, {card['trained_on']}; samples in {grid}"
+
+
+def in_stage() -> bool:
+    """Whether DVC called: it does where something changed, so what lies there already is made anew."""
+    return "DVC_STAGE" in os.environ
+
+
+def tell_traceback(error: Exception) -> None:
+    """Print the traceback of what ended a run, unless its one line says all."""
+    from dfkd.engine.guard import DataFreeViolation
+    from dfkd.engine.run import Failed
+
+    if not isinstance(error, DataFreeViolation | Failed):
+        traceback.print_exception(error, file=sys.stderr)
+
+
+def _out(resolved: Resolved, option: Path | None) -> Path:
+    """The folder of the record, which can be written to."""
+    own = paths.records().resolve()
+    out = (option or (paths.custom(resolved.digest) if resolved.custom else own)).resolve()
+    if resolved.custom and out == own:
+        raise UserError("a custom run has no place in results/records; pass another --out, or none")
+    check_writable(out)
+    return out
+
+
+def _to_be_made(resolved: Resolved, options: argparse.Namespace) -> bool:
+    """Whether a teacher or a diffusion model is not there yet; a user-provided prior always is."""
+    own = paths.teacher(resolved.run.data, resolved.run.teacher)
+    prior = resolved.prior is not None and "/" not in resolved.prior and not (paths.priors() / resolved.prior).is_dir()
+    return prior or not (options.teacher_weights or own).is_file()
+
+
+def _is_finished(path: Path, work: str) -> bool:
+    """Whether this record is that of a run in this work folder, whose student is there.
+
+    The folder's name stands for configuration, code, data, teacher, prior and kind of device.
+    """
+    try:
+        record = records.read(path)
+    except (UserError, FileNotFoundError):
+        return False
+    there = record["status"] == "ok" and record["work"] == work
+    return there and (paths.WORK / work / "student.safetensors").is_file()
+
+
+def _teacher(
+    resolved: Resolved, options: argparse.Namespace, root: Path, device: torch.device, until: float
+) -> Provided:
+    """The weights file and card of the run's teacher; a user-provided checkpoint is converted into `work/teachers`."""
+    from dfkd.teachers.provide import foreign
+
+    data, arch = resolved.run.data, resolved.run.teacher
+    if options.teacher_weights:
+        return foreign(data, arch, options.teacher_weights, paths.WORK / "teachers", root, device)
+    return _provide(data, arch, resolved.protocol.teacher, root, device, options.weights, until)
+
+
+def _provide(
+    data: str,
+    arch: str,
+    recipe: dict,
+    root: Path,
+    device: torch.device,
+    weights: Path | None,
+    until: float,
+    **given: object,
+) -> Provided:
+    from dfkd.teachers.provide import provide
+
+    if not paths.teacher(data, arch).is_file():
+        check_writable(paths.teachers())
+    return provide(data, arch, recipe, paths.teachers(), root, device, source=weights, until=until, **given)
+
+
+def _prior(
+    resolved: Resolved, options: argparse.Namespace, root: Path, device: torch.device, until: float
+) -> Provided | None:
+    """Where the run's diffusion model lies, and its card; None for a method that uses none."""
+    if resolved.prior is None:
+        return None
+    from dfkd.priors import provide
+
+    if "/" not in resolved.prior and not (paths.priors() / resolved.prior).is_dir():
+        check_writable(paths.priors())
+    return provide(resolved.prior, paths.priors(), root, device, source=options.weights, until=until)
+
+
+def _tell(record: dict, path: Path | None) -> None:
+    """What a run came to, in a few lines."""
+    metrics, seconds, work = record["metrics"], record["time"], paths.WORK / record["work"]
+    last, teacher = (metric(metrics["name"]).text(metrics[key]) for key in ("last", "teacher"))
+    note = f" ({record['error']})" if record["error"] else ""
+    print(f"{record['status']}{note}: {metrics['name']} {last}, teacher {teacher}")
+    parts = ", ".join(f"{name} {duration(seconds[name])}" for name in ("synthesis", "distillation", "total"))
+    size = record["cost"]["peak_memory_bytes"]
+    print(f"time: {parts}" + ("" if size is None else f"; memory {memory(size)}"))
+    print(f"record: {path or 'not written: a finished one is there already'}")
+    if (work / "student.safetensors").is_file():
+        print(f"student: {work / 'student.safetensors'}")
+    if record["status"] == "partial":
+        print("run the same command with --resume to go on")
