@@ -19,7 +19,7 @@ SCHEMAS: dict[str, str] = {
     "protocols": "dfkd.protocols:PROTOCOLS",
     "params": "dfkd.protocols:SPAN",
     "priors": "dfkd.priors.recipes:RECIPES",
-    "published": "dfkd.leaderboard:ROW",
+    "published": "dfkd.report.published:ROW",
     "manifest": "dfkd.tasks.store:SCHEMA",
     "teacher-card": "dfkd.teachers.cards:SCHEMA",
     "prior-card": "dfkd.priors.cards:SCHEMA",
