@@ -132,9 +132,9 @@ def _notes(results: Sequence[Result]) -> list[str]:
 
 def _legend(rows: Sequence[Row]) -> str:
     """What the columns mean, as far as there are such."""
-    text = COLUMNS + legend(RESULTS, rows) + "\n" + legend(COSTS, _of_costs(rows))
     images = _of_images(rows)
-    return text + (COLUMNS_OF_IMAGES + legend(IMAGES, images) if images else "")
+    text = COLUMNS + legend((RESULTS, rows), (COSTS, _of_costs(rows)))
+    return text + (COLUMNS_OF_IMAGES + legend((IMAGES, images)) if images else "")
 
 
 def _of_costs(rows: Iterable[Row]) -> list[Row]:
