@@ -86,7 +86,9 @@ def tiny():
         method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits"
     ) -> protocols.ResolvedCell:
         base = TINY.get(protocols.recipes(data).get(method, {}).get("method", method), [])
-        return protocols.resolve(data, "quick", method, PAIRS[data], seed, [*BUDGET, *base, *changes], extra)
+        given = dict(change.split("=", 1) for change in (*BUDGET, *base, *changes))  # the last wins
+        settings = [f"{key}={value}" for key, value in given.items()]
+        return protocols.resolve(data, "quick", method, PAIRS[data], seed, settings, extra)
 
     return make
 

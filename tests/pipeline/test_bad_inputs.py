@@ -276,16 +276,20 @@ ROWS: dict[str, Row] = {
         folder=("results", "there is no module 'results'"),
         line_break=("a\nb", r"there is no module 'a\nb'"),
     ),
-    **each(
-        (*RUN, *SMALL),
-        "--time-limit",
-        nan=("nan", "time-limit"),
-        infinite=("inf", "time-limit"),
-        zero=("0", "time-limit"),
-        negative=("-1", "time-limit"),
-        word=("soon", "time-limit"),
-        empty=("", "time-limit"),
-    ),
+    **{
+        name: found
+        for base in ((*RUN, *SMALL), TEACHER, PRIOR)
+        for name, found in each(
+            base,
+            "--time-limit",
+            nan=("nan", "time-limit"),
+            infinite=("inf", "time-limit"),
+            zero=("0", "time-limit"),
+            negative=("-1", "time-limit"),
+            word=("soon", "time-limit"),
+            empty=("", "time-limit"),
+        ).items()
+    },
     # --- run, teacher, prior
     **{
         name: found

@@ -338,7 +338,7 @@ def with_prior(run, tmp_path, monkeypatch):
 
 def test_a_run_that_is_stopped_while_its_prior_trains_is_to_be_tried_again(with_prior, tmp_path, monkeypatch):
     from dfkd import priors
-    from dfkd.priors.training import Stopped
+    from dfkd.signals import Stopped
 
     def provide(*_, resume=True, **options):
         assert resume  # it goes on although the run was not asked to

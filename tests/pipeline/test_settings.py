@@ -1,0 +1,124 @@
+"""What `--set` makes of a protocol, and the closed list of optimizers and schedules."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from dfkd import protocols
+from dfkd.errors import UserError
+from dfkd.optimisers import OPTIMIZERS, SCHEDULES
+from tests.conftest import PAIR
+
+LEAST = {"step_size": 2, "milestones": [1, 3], "gamma": 0.5, "power": 1.0, "factor": 1.0}
+
+
+def training(*changes: str) -> dict:
+    """The training of Fast on digits (SGD of 0.1, 0.9 and 5e-4 under a cosine) with these changes."""
+    return protocols.resolve("digits", "quick", "fast-5", PAIR, changes=list(changes)).config["training"]
+
+
+def test_another_optimizer_keeps_what_both_take():
+    assert training("training.optimizer.type=AdamW")["optimizer"] == {
+        "type": "AdamW",
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+    }
+
+
+def test_what_belongs_to_the_new_type_can_be_set_in_any_order():
+    changes = [
+        "training.schedule.type=MultiStepLR",
+        "training.schedule.milestones=[4, 8]",
+        "training.schedule.gamma=0.5",
+    ]
+    expected = {"type": "MultiStepLR", "per": "step", "milestones": [4, 8], "gamma": 0.5}
+    assert training(*changes)["schedule"] == training(*reversed(changes))["schedule"] == expected
+
+
+def test_an_argument_that_the_protocol_leaves_at_its_default_can_be_set():
+    assert training("training.optimizer.nesterov=true")["optimizer"]["nesterov"] is True
+
+
+def test_the_same_type_changes_nothing():
+    assert training("training.optimizer.type=SGD") == training()
+
+
+def test_a_whole_number_for_a_rate_is_a_fraction():
+    """Or `lr=1` and `lr=1.0` would be two configurations."""
+    one = protocols.resolve("digits", "quick", "fast-5", PAIR, changes=["training.optimizer.lr=1"])
+    assert (
+        one.digest
+        == protocols.resolve("digits", "quick", "fast-5", PAIR, changes=["training.optimizer.lr=1.0"]).digest
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("recursive", "recursive"), ('"a: b"', "a: b"), ("010", "010"), ("true", "true"), ("", "")],
+)
+def test_a_text_is_taken_as_it_stands_or_quoted(text, value):
+    cell = protocols.resolve("digits", "quick", "ssdkd", PAIR, changes=[f"priority={text}"])
+    assert cell.config["args"]["priority"] == value
+
+
+def test_precision_and_its_option_are_one_thing():
+    by_option = protocols.resolve("digits", "quick", "fast-5", PAIR, precision="bf16")
+    by_set = protocols.resolve("digits", "quick", "fast-5", PAIR, changes=["precision=bf16"])
+    assert (by_option.digest, by_option.custom) == (by_set.digest, True)
+    assert not protocols.resolve("digits", "quick", "fast-5", PAIR, precision="fp32").custom
+
+
+def test_a_changed_recipe_file_is_read_anew(tmp_path, monkeypatch):
+    folder = tmp_path / "benchmarks" / "digits"
+    (folder / "recipes").mkdir(parents=True)
+    (folder / "protocol.yaml").write_text((protocols.BENCHMARKS / "digits" / "protocol.yaml").read_text())
+    monkeypatch.setattr(protocols, "BENCHMARKS", tmp_path / "benchmarks")
+    for k in (3, 14):
+        (folder / "recipes" / "mine.yaml").write_text(f"method: fast\nargs: {{k: {k}}}\n")
+        assert protocols.resolve("digits", "quick", "mine", PAIR).config["args"] == {"k": k}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_takes_what_the_schema_says(name):
+    import torch
+
+    cls = getattr(torch.optim, name)
+    assert OPTIMIZERS[name]["properties"].keys() - {"type"} <= inspect.signature(cls).parameters.keys()
+    assert training(f"training.optimizer.type={name}")["optimizer"]["type"] == name
+
+
+@pytest.mark.parametrize("end", [1, 2, 4])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_takes_what_the_schema_says_and_runs_to_its_end(name, end):
+    import torch
+    from mmengine.registry import PARAM_SCHEDULERS
+
+    from dfkd.engine.method import Budget
+    from dfkd.engine.run import _schedule
+
+    schema = SCHEDULES[name]
+    cls = PARAM_SCHEDULERS.get(name)
+    assert schema["properties"].keys() - {"type", "per"} <= {
+        key for base in cls.__mro__ for key in inspect.signature(base.__init__).parameters
+    }
+    changes = [f"training.schedule.{key}={LEAST[key]}" for key in schema["required"] if key in LEAST]
+    schedule = training(f"training.schedule.type={name}", *changes)["schedule"]
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    per = schedule.pop("per")
+    built = PARAM_SCHEDULERS.build(
+        {**_schedule(schedule, per, Budget(end, 8, end, 8)), "optimizer": optimiser}
+    )
+    for _ in range(end):
+        optimiser.step()
+        built.step()
+        assert 0 <= optimiser.param_groups[0]["lr"] <= 0.1
+
+
+def test_a_prior_has_a_recipe_of_the_schema_whatever_its_sizes():
+    from dfkd.priors import recipes
+
+    recipe = recipes.recipes()["public32"]
+    with pytest.raises(UserError, match="2 halvings do not divide a 'size' of 30"):
+        recipes.check(recipe | {"size": 30})
