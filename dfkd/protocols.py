@@ -305,7 +305,9 @@ def _lists(data: str, protocol: str) -> dict[str, list] | None:
     if lists is None:
         return None
     with _named(PARAMS, data):
-        known = protocols(data)
+        if data not in datasets():
+            raise unknown("data", data, datasets())
+    known, _, _ = protocols(data), recipes(data), catalog.entries()  # a fault in those files is not this one's
     with _named(PARAMS, f"{data}.{protocol}"):
         if protocol not in known:
             raise unknown("protocol", protocol, known)

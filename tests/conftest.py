@@ -86,9 +86,8 @@ def tiny():
         method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits"
     ) -> protocols.ResolvedCell:
         base = TINY.get(protocols.recipes(data).get(method, {}).get("method", method), [])
-        given = dict(change.split("=", 1) for change in (*BUDGET, *base, *changes))  # the last wins
-        settings = [f"{key}={value}" for key, value in given.items()]
-        return protocols.resolve(data, "quick", method, PAIRS[data], seed, settings, extra)
+        last = {change.partition("=")[0]: change for change in (*BUDGET, *base, *changes)}
+        return protocols.resolve(data, "quick", method, PAIRS[data], seed, list(last.values()), extra)
 
     return make
 

@@ -47,6 +47,14 @@ BROKEN: dict[str, str | bytes] = {
     "empty": "",
     "nothing": "{}",
 }
+FOLDER, PIPE = "<a folder>", "<a pipe>"  # in place of a file
+_SPLIT = {"images": [4, 32, 32, 3], "images_sha256": "0" * 64, "labels": [4], "labels_sha256": "0" * 64}
+MANIFEST = {
+    "name": "cifar10",
+    "classes": [str(i) for i in range(10)],
+    "changed": "",
+    "splits": {"train": _SPLIT, "test": _SPLIT},
+}
 RECORD = "results/records/digits/wrn16_2-wrn16_1/fast-5/quick-seed0.json"
 
 
@@ -276,6 +284,7 @@ ROWS: dict[str, Row] = {
         folder=("results", "there is no module 'results'"),
         line_break=("a\nb", r"there is no module 'a\nb'"),
     ),
+    # --- run, teacher, prior
     **{
         name: found
         for base in ((*RUN, *SMALL), TEACHER, PRIOR)
@@ -290,7 +299,6 @@ ROWS: dict[str, Row] = {
             empty=("", "time-limit"),
         ).items()
     },
-    # --- run, teacher, prior
     **{
         name: found
         for base in ((*RUN, *SMALL), TEACHER, PRIOR)
@@ -564,10 +572,37 @@ ROWS: dict[str, Row] = {
         f"manifest: {name}": Row(CIFAR, "manifest.json", {"data/cifar10/manifest.json": content})
         for name, content in BROKEN.items()
     },
-    "array: no array": Row(
-        ("data", "nyuv2", "--from=images", "--data-root=data"), "images", {"images/train/a.png": "no image"}
-    ),
+    **{
+        f"array: {name}": Row(
+            CIFAR,
+            "train_images.npy",
+            {"data/cifar10/manifest.json": json.dumps(MANIFEST), "data/cifar10/train_images.npy": content},
+        )
+        for name, content in {
+            "a text": "no array",
+            "half": b"\x93NUMPY\x01\x00",
+            "a folder": FOLDER,
+            "a pipe": PIPE,
+        }.items()
+    },
+    "image: a text": Row(("data", "nyuv2", "--from=images"), "images", {"images/train/a.png": "no image"}),
     "image: a folder of none": Row(("data", "nyuv2", "--from=images"), "images", {"images/notes.txt": "x"}),
+    **{
+        f"{content}: {name}": Row(arguments, Path(name).stem, {name: content})
+        for content in (FOLDER, PIPE)
+        for name, arguments in {
+            "benchmarks/digits/recipes/mine.yaml": RUN,
+            "benchmarks/digits/protocol.yaml": RUN if content == PIPE else ("plan",),
+            "params.yaml": ("plan",),
+            "benchmarks/priors.yaml": PRIOR,
+            "results/published.csv": ("leaderboard",),
+            "results/teachers/digits_resnet8.json": (*RUN, *SMALL),
+            "results/teachers/digits_resnet8.safetensors": (*RUN, *SMALL),
+            "data/cifar10/manifest.json": CIFAR,
+            "own.pth": (*RUN, *SMALL, "--teacher-weights=own.pth"),
+            "guest.py": (*RUN, "--import=guest.py"),
+        }.items()
+    },
     "checkpoint: empty": checkpoint(b"", "own.pth"),
     "checkpoint: a text": checkpoint("no weights", "own.pth"),
     "checkpoint: a page": checkpoint("<!DOCTYPE html><html>not found</html>", "own.pth"),
@@ -662,9 +697,12 @@ def test_bad_input_is_told_in_one_line(name, with_teacher, capsys):
     for path, content in files.items():
         path = with_teacher / path
         path.parent.mkdir(parents=True, exist_ok=True)
-        if content is None:
-            path.unlink()
-        else:
+        path.unlink(missing_ok=content is not None)
+        if content == FOLDER:
+            path.mkdir()
+        elif content == PIPE:
+            os.mkfifo(path)
+        elif content is not None:
             path.write_bytes(content.encode() if isinstance(content, str) else content)
     before = left(with_teacher)
     found = call(arguments)
