@@ -69,9 +69,12 @@ def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[boo
         yield not problems, f"data {data.name}: {'; '.join(problems) or 'intact'}"
     for name in TASKS:
         for arch in NETWORKS:
-            found = find(name, arch, weights_folders(teachers))
-            if found is not None:
-                good, line = _teacher(found, teachers)
+            try:
+                found = find(name, arch, weights_folders(teachers))
+                good, line = _teacher(found, teachers) if found else (None, "")
+            except UserError as error:  # a folder, a pipe or a broken link has its name
+                good, line = False, str(error)
+            if line:
                 yield good, f"teacher {weights_name(name, arch)}: {line}"
     for name in sorted({*recipes(), *HUB, *(path.stem for path in priors.glob("*.json"))}):
         yield _prior(name, priors)

@@ -130,6 +130,8 @@ def _read(path: Path, name: str, entry: Mapping[str, Any], part: str) -> np.ndar
         array = np.lib.format.open_memmap(regular(path), mode="r")
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {_remedy(name)}") from None
+    except RuntimeError:  # the guard's refusal is no fault of the file
+        raise
     except Exception as error:  # numpy raises whatever a damaged header makes it stumble over
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}); {_remedy(name)}") from None

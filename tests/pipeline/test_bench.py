@@ -270,6 +270,65 @@ def test_a_stopped_run_goes_on_with_resume(run, tmp_path):
     assert records.read(found)["time"]["resumes"] == 1
 
 
+def test_a_finished_cell_is_run_again_when_asked_to(run, tmp_path):
+    assert run()[0] == 0
+    (path,), (student,) = written(tmp_path), tmp_path.rglob("student.safetensors")
+    before = path.read_bytes(), student.stat().st_mtime_ns
+    status, out, errors = run()
+    assert (status, errors) == (0, []) and out.splitlines()[-1] == f"finished: {path}; to run it once more: --again"
+    assert (path.read_bytes(), student.stat().st_mtime_ns) == before
+    assert run("--resume")[1] == out, "there is nothing to go on from"
+    assert run("--again")[0] == 0
+    assert path.read_bytes() != before[0]
+
+
+@pytest.mark.parametrize("change", ["no student", "no record", "a broken record", "another teacher", "a stage of DVC"])
+def test_a_cell_is_run_where_something_is_missing_or_different(change, run, tmp_path, monkeypatch):
+    from dfkd.tasks import task
+    from dfkd.teachers import cards, save
+    from dfkd.teachers.training import initialise
+
+    assert run()[0] == 0
+    (path,), (student,) = written(tmp_path), tmp_path.rglob("student.safetensors")
+    before = path.read_bytes()
+    if change == "no student":
+        student.unlink()
+    elif change == "no record":
+        path.unlink()
+    elif change == "a broken record":
+        path.write_text('{"half')
+    elif change == "another teacher":
+        (weights,) = (tmp_path / "teachers").glob("*.safetensors")
+        card = cards.read_card(weights)
+        save(initialise("resnet8", task("digits").spec, 1), weights, card)
+    else:
+        monkeypatch.setenv("DVC_STAGE", "run")
+    assert run()[0] == 0
+    assert path.read_bytes() != before
+    assert records.read(path)["status"] == "ok"
+
+
+@pytest.mark.slow
+def test_a_method_that_declines_has_no_teacher_trained_for_it(command, tmp_path):
+    """Nobody has made one for label maps."""
+    pair = "deeplabv3plus_thin16-deeplabv3plus_thin16"
+    cell = ("--method=cmi", "--data=digit-scenes", f"--pair={pair}", "--device=cpu", f"--out={tmp_path / 'out'}")
+    status, out, errors = command("run", *cell, *BUDGETED)
+    assert (status, errors) == (0, [])
+    assert "unsupported" in out and "training" not in out
+    (path,) = written(tmp_path)
+    assert records.read(path)["metrics"]["teacher"] is None
+
+
+@pytest.mark.parametrize("body", ["raise SystemExit(0)", "os._exit(0)", "torch.zeros(10**15)"])
+def test_what_one_line_tells_is_told_in_one_line(body, run, tmp_path):
+    result = run(f"--import={method_file(tmp_path, body)}", method="outside", small=BUDGETED)
+    assert result[0] == 1
+    assert len([line for line in result[2] if " · " not in line]) == 1
+    (path,) = written(tmp_path)
+    assert records.read(path)["status"] == "failed"
+
+
 @pytest.fixture
 def with_prior(run, tmp_path, monkeypatch):
     """`run` of a method that uses a prior, of which none is there."""

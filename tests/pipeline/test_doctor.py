@@ -13,6 +13,7 @@ import bench
 from dfkd import checkout, doctor
 from dfkd.catalog import ROOT
 from dfkd.errors import UserError
+from dfkd.tasks import TASKS
 
 
 @pytest.fixture
@@ -81,6 +82,14 @@ def test_folders_that_cannot_be_written(lines, tmp_path):
     assert said(lines(), "results can be written")[0] is True
     (tmp_path / "results").write_text("")
     assert said(lines(), "results cannot be written: Not a directory")[0] is False
+
+
+def test_what_has_the_name_of_a_teacher_and_is_no_file(lines, tmp_path, monkeypatch):
+    """Named like any other fault, and the rest is still looked at."""
+    monkeypatch.setattr(doctor, "TASKS", {"digits": TASKS["digits"]})
+    (tmp_path / "results/teachers/digits_resnet8.safetensors").mkdir(parents=True)
+    assert said(lines(), "teacher digits_resnet8.safetensors: ")[0] is False
+    assert said(lines(), "digits_resnet8.safetensors is a folder")
 
 
 def test_a_data_root_that_a_run_could_not_live_with(lines, tmp_path):

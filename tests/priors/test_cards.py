@@ -38,8 +38,8 @@ def test_the_card_inside_goes_before_the_one_beside(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "gan"}, "kind: 'gan' is not one of"),
-        ({"origin": "found"}, "origin: 'found' is not one of"),
+        ({"kind": "gan"}, "kind: unknown value 'gan'"),
+        ({"origin": "found"}, "origin: unknown value 'found'"),
         ({"size": "8"}, "size: '8' is not of type 'integer'"),
         ({"seed": True}, "seed: True is not of type 'integer', 'null'"),
         ({"seconds": -1}, "seconds: -1 is less than"),
@@ -47,7 +47,7 @@ def test_the_card_inside_goes_before_the_one_beside(tmp_path):
         ({"seconds": float("nan")}, "nan is no number"),
         ({"images": {"count": 3, "height": 8}}, "images: 'width' is a required property"),
         ({"images": {"count": 3, "height": 8, "width": "8"}}, "images.width: '8' is not"),
-        ({"images": {"count": 3, "height": 8, "width": 8, "depth": 3}}, "images: .*'depth' was unexpected"),
+        ({"images": {"count": 3, "height": 8, "width": 8, "depth": 3}}, "images: unknown key 'depth'"),
         ({"recipe": {"lr": float("nan")}}, "nan is no number"),
     ],
 )

@@ -26,7 +26,8 @@ def check(tmp_path, arrays):
         card = (
             cards.new_card("p", "pixel", "noise", "trained", images=dict(count=20, height=8, width=8)) | facts
         )
-        check_disjoint(card, tmp_path / "p.images.npy", TASK, tmp_path / "data")
+        sized = replace(TASK, spec=replace(TASK.spec, size=train.shape[1]))
+        check_disjoint(card, tmp_path / "p.images.npy", sized, tmp_path / "data")
 
     return run
 

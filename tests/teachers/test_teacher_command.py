@@ -103,20 +103,6 @@ def test_the_prior_of_the_tutorial_is_limited_too(command, tmp_path, monkeypatch
     )
 
 
-@pytest.mark.parametrize("verb", ["run", "teacher", "prior"])
-@pytest.mark.parametrize("value", ["nan", "0", "-1", "inf", "1e400", "soon", "", "9" * 5000])
-def test_a_time_limit_that_is_none(command, verb, value):
-    status, _, err = command(verb, f"--time-limit={value}")
-    assert status == 2 and err.startswith("bench.py: argument --time-limit: ") and err.count("\n") == 1
-
-
-@pytest.mark.parametrize("seed", ["-1", "99999999999999999999", "1.5", "x"])
-def test_a_seed_that_is_none(command, tmp_path, seed):
-    status, _, err = command(*TEACHER, f"--seed={seed}")
-    assert status == 2 and "seed" in err and err.count("\n") == 1
-    assert not list((tmp_path / "results").rglob("*.*"))
-
-
 def test_a_folder_of_teachers_that_cannot_be_written_is_found_before_one_is_trained(command, tmp_path):
     (tmp_path / "results").write_text("")
     status, out, err = command(*TEACHER)

@@ -66,7 +66,7 @@ def test_weights_that_differ_from_their_card_are_refused(saved):
         ({"accuracy": "high"}, "accuracy: 'high' is not of type"),
         ({"accuracy": -1}, "accuracy: -1 is less than"),
         ({"accuracy": math.nan}, "nan is no number"),
-        ({"origin": "found"}, "origin: 'found' is not one of"),
+        ({"origin": "found"}, "origin: unknown value 'found'"),
         ({"spec": {}}, "spec: 'size' is a required property"),
         ({"spec": SPEC.to_dict() | {"std": [0.5, 0, 0.5]}}, r"spec: .* std \(0.5, 0.0, 0.5\) above 0"),
         ({"spec": SPEC.to_dict() | {"mean": [0.5, 1e300, 0.5]}}, r"spec: .* mean \(.*\) must be finite"),
