@@ -86,8 +86,8 @@ def tiny():
         method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits"
     ) -> protocols.ResolvedCell:
         base = TINY.get(protocols.recipes(data).get(method, {}).get("method", method), [])
-        last = {change.partition("=")[0]: change for change in (*BUDGET, *base, *changes)}
-        return protocols.resolve(data, "quick", method, PAIRS[data], seed, list(last.values()), extra)
+        joined = latest(*BUDGET, *base, *changes)
+        return protocols.resolve(data, "quick", method, PAIRS[data], seed, joined, extra)
 
     return make
 
@@ -107,6 +107,11 @@ def execute(teachers, request, tmp_path, monkeypatch):
         return run(cell, *teachers[cell.identity["data"]], Options(device="cpu", **options), prior, keep)
 
     return run_cell
+
+
+def latest(*changes: str) -> list[str]:
+    """Changes for `--set`, which takes no key twice: of each key the last."""
+    return list({change.partition("=")[0]: change for change in changes}.values())
 
 
 def outcome(record: dict) -> dict:
