@@ -89,8 +89,8 @@ def tiny():
         method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits"
     ) -> Resolved:
         base = TINY.get(recipes(table_of(data)).get(method, {}).get("method", method), [])
-        last = {change.partition("=")[0]: change for change in (*BUDGET, *base, *changes)}
-        return resolve(data, "quick", method, PAIRS[data], seed, list(last.values()), extra)
+        joined = latest(*BUDGET, *base, *changes)
+        return resolve(data, "quick", method, PAIRS[data], seed, joined, extra)
 
     return make
 
@@ -110,6 +110,11 @@ def execute(teachers, request, tmp_path, monkeypatch):
         return run(cell, *teachers[cell.run.data], Options(device="cpu", **options), prior, keep)
 
     return run_cell
+
+
+def latest(*changes: str) -> list[str]:
+    """Changes for `--set`, which takes no key twice: of each key the last."""
+    return list({change.partition("=")[0]: change for change in changes}.values())
 
 
 def outcome(record: dict) -> dict:

@@ -529,7 +529,8 @@ class _Facts:
         self, cell: Resolved, card: dict | None, manifest: dict, device: torch.device, prior: dict | None
     ) -> None:
         self.cell, self._prior_card = cell, prior
-        self.card = card or dict.fromkeys(("digest", "origin", "accuracy"))  # of a teacher that is not there yet
+        # None of a teacher that is not there yet.
+        self.card = card or dict.fromkeys(("digest", "origin", "accuracy"))
         self.method: Method | None = None
         self.report: dict[str, float] = {}
         self.diagnostics: dict | None = None
