@@ -2,6 +2,8 @@
 
 import pytest
 
+from dfkd.report.statistics import gather, tidy
+
 ACCOUNTS = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
 
 
@@ -99,6 +101,11 @@ def prior(name="public32", trained_on="7,500 images", *, origin="adopted", secon
     """A diffusion model."""
     facts = {"kind": "diffusion", "name": name, "trained_on": trained_on, "digest": digest}
     return facts | {"origin": origin, "seconds": seconds}
+
+
+def gathered(runs, current=None):
+    """The results of these records."""
+    return gather(tidy(runs, current))
 
 
 @pytest.fixture

@@ -1,32 +1,32 @@
-"""The committed results: every record valid and current, the tables what the records give, the bounds reached."""
+"""The committed results: every record valid and current, the tables what the records give, the limits reached."""
 
 from __future__ import annotations
 
 import pytest
 
-import bench
-from dfkd import leaderboard, plots, records
+from dfkd import paths, records, report
+from dfkd.identity import Run
+from dfkd.report import current, plots
 from dfkd.tasks import task
 
 
 def test_every_committed_record_is_valid_and_current():
-    found, problems = records.read_all(bench.RESULTS / "records")
+    found, problems = records.read_all(paths.records())
     assert len(found) >= 14 and not problems
-    digests = bench.current_digests(found)
+    digests = current.current_digests(found)
     for record in found:
         assert record["status"] in records.FINISHED and not record["custom"]
-        now = digests[records.cell_of(record)]
-        assert now == bench.made_with(record), f"{record['identity']} is stale"
+        now = digests[Run.of(record).cell]
+        assert now == current.digests_of(record), f"{record['identity']} is stale"
 
 
 def test_tables_and_plots_are_what_the_records_give():
-    inputs, _ = bench.tables()
-    assert leaderboard.check(bench.RESULTS, *inputs) == []
+    assert report.check() == ([], [])
 
 
 def results(data):
     """Records of the first seed by recipe."""
-    found = records.read_all(bench.RESULTS / "records", f"{data}/*/*/*-seed0.json").records
+    found = records.read_all(paths.records(), f"{data}/*/*/*-seed0.json").records
     return {record["identity"]["method"]: record for record in found}
 
 
@@ -62,19 +62,19 @@ def test_a_prior_is_named_and_paid_for():
             assert not uses or record["time"]["prior"] > 10
 
 
-BOUNDS = {"teacher", "student-real", "kd-real", "kd-noise"}
+REFERENCES = {"teacher", "student-real", "kd-real", "kd-noise"}
 
 
 @pytest.mark.parametrize("data", ["digit-scenes", "nyuv2"])
-def test_segmentation_stands_beside_its_bounds_at_equal_student_steps(data):
+def test_segmentation_stands_beside_its_reference_rows_at_equal_student_steps(data):
     found = results(data)
-    methods = found.keys() - BOUNDS
-    assert found.keys() >= BOUNDS and methods >= {"dfad", "ssdkd"} and methods & {"fast-5", "fast-10"}
+    methods = found.keys() - REFERENCES
+    assert found.keys() >= REFERENCES and methods >= {"dfad", "ssdkd"} and methods & {"fast-5", "fast-10"}
     assert len({record["cost"]["student_steps"] for name, record in found.items() if name != "teacher"}) == 1
     for name, record in found.items():
         assert record["metrics"]["name"] == "miou" and 0 < record["metrics"]["last"] < 1
         if name in methods:
-            assert (bench.RESULTS / "plots" / plots.grid_of(records.cell_of(record))).is_file()
+            assert (paths.plots() / plots.grid_of(Run.of(record).cell)).is_file()
             assert len(record["diagnostics"]["classes"]) == task(data).spec.classes
 
 
