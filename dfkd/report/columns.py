@@ -271,7 +271,7 @@ IMAGES = (
     ),
     Column(
         "Fréchet",
-        "Fréchet distance to the real images, 0 is closest; higher for fewer images; each teacher has its own scale",
+        "Fréchet distance to the real images, 0 is closest; higher for fewer images; each teacher has its scale",
         RIGHT, _mean("diagnostics.frechet", figure),
     ),
     Column(

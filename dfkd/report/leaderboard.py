@@ -72,14 +72,13 @@ def _sheets(results: Iterable[Result]) -> dict[tuple[str, str], list[list[Result
 
     A method that declines has a row where the same pair has other results.
     """
-    spans = {(data, rules.name): rules for table in tables().values() for data in table.data
-             for rules in table.protocols.values()}  # fmt: skip
-    order = {key: place for place, key in enumerate(spans)}
+    owners = {data: table for table in tables().values() for data in table.data}
 
     def place(cell: Cell) -> tuple:
-        key = (cell.data, cell.protocol)
-        pairs = spans[key].pairs if key in spans else ()
-        return (order.get(key, len(order)), *key, pairs.index(cell.pair) if cell.pair in pairs else len(pairs), cell)
+        protocols = owners[cell.data].protocols if cell.data in owners else {}
+        pairs = protocols[cell.protocol].pairs if cell.protocol in protocols else ()
+        known = (owners, cell.data), (protocols, cell.protocol), (pairs, cell.pair)
+        return *((_index(names, name), name) for names, name in known), cell
 
     sheets: dict[tuple[str, str], list[list[Result]]] = {}
     everything = sorted(results, key=lambda result: place(result.cell))
@@ -88,6 +87,11 @@ def _sheets(results: Iterable[Result]) -> dict[tuple[str, str], list[list[Result
         if any(result.state != "unsupported" for result in pair):
             sheets.setdefault((data, protocol), []).append(pair)
     return sheets
+
+
+def _index(names: Iterable[str], name: str) -> int:
+    """The place of a name, for a list that lacks it the end."""
+    return [*names, name].index(name)
 
 
 def _sheet(pairs: Sequence[Sequence[Result]], quotable: Sequence, folder: str) -> tuple[str, list[Row]]:
