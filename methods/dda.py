@@ -126,7 +126,7 @@ class DDA(CMI):
     def schedule(self, budget: Budget) -> list[Stage]:
         stages = super().schedule(budget)
         if self.variants:
-            stages.insert(1, Stage("augment", 1, calls=self.bank_calls, shared=True))
+            stages.insert(1, Stage("augment", 1, synthesis_steps=self.bank_calls, shared=True))
         return stages
 
     def buffer_capacity(self, budget: Budget) -> int:
@@ -166,10 +166,10 @@ class DDA(CMI):
     # --- synthesis
 
     def synthesize(self, ctx: Context) -> Samples:
-        if ctx.calls <= self.bank_calls:
+        if ctx.synthesis_step <= self.bank_calls:
             return self.invert(ctx, self.bank_batch, self.bank_steps)
-        if self.variants and ctx.calls <= 2 * self.bank_calls:
-            return self.augment(ctx, ctx.calls - self.bank_calls - 1)
+        if self.variants and ctx.synthesis_step <= 2 * self.bank_calls:
+            return self.augment(ctx, ctx.synthesis_step - self.bank_calls - 1)
         self.head.requires_grad_(False)
         samples = super().synthesize(ctx)
         self.head.requires_grad_(True)
