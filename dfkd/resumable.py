@@ -133,7 +133,9 @@ def finish(
     loop = dict(type="StageLoop", per=config["per"], time_limit=limit)
     parts = {key: value for key, value in config.items() if key != "per"}
     with tempfile.TemporaryDirectory() as folder:
-        runner = QuietRunner(parts | {"train_cfg": loop, "custom_hooks": hooks}, Path(folder), {"clock": clock, **given})
+        runner = QuietRunner(
+            parts | {"train_cfg": loop, "custom_hooks": hooks}, Path(folder), {"clock": clock, **given}
+        )
     runner.say, model = say, runner.model
     try:
         runner.train()

@@ -96,9 +96,7 @@ class DDA(CMI):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (0 <= self.strength <= 1 and 0 <= self.keep_ratio <= 1):
-            raise ValueError(
-                f"strength={self.strength} and keep_ratio={self.keep_ratio} must be in [0, 1]"
-            )
+            raise ValueError(f"strength={self.strength} and keep_ratio={self.keep_ratio} must be in [0, 1]")
         if self.variants < 0 or min(self.bank_steps, self.bank_batch) < 1:
             raise ValueError(
                 f"variants={self.variants} must not be negative, bank_steps={self.bank_steps} and "
@@ -117,11 +115,7 @@ class DDA(CMI):
             self.prior = "none"
 
     def supports(self, task: Task) -> str | None:
-        return (
-            None
-            if task.kind == "classification"
-            else "its inversion and rotation task take one label per image"
-        )
+        return None if task.kind == "classification" else "its inversion and rotation task take one label per image"
 
     def schedule(self, budget: Budget) -> list[Stage]:
         stages = super().schedule(budget)

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dfkd import protocols, records
+from dfkd import records
+from dfkd.networks import initialise
+from dfkd.tables.definition import table_of
+from dfkd.tables.recipes import recipes
+from dfkd.tables.resolve import Resolved, resolve
 
 PAIR = "resnet8-resnet8"
 # A task of each kind, with a pair of tiny networks.
@@ -36,7 +40,6 @@ def teachers(tmp_path_factory):
     """By data set: (weights file, card) of a network that has learnt nothing."""
     from dfkd.tasks import task
     from dfkd.teachers import cards, weights
-    from dfkd.teachers.training import initialise
 
     made = {}
     for data, pair in PAIRS.items():
@@ -84,10 +87,10 @@ def tiny():
 
     def make(
         method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits"
-    ) -> protocols.ResolvedCell:
-        base = TINY.get(protocols.recipes(data).get(method, {}).get("method", method), [])
+    ) -> Resolved:
+        base = TINY.get(recipes(table_of(data)).get(method, {}).get("method", method), [])
         last = {change.partition("=")[0]: change for change in (*BUDGET, *base, *changes)}
-        return protocols.resolve(data, "quick", method, PAIRS[data], seed, list(last.values()), extra)
+        return resolve(data, "quick", method, PAIRS[data], seed, list(last.values()), extra)
 
     return make
 
@@ -98,13 +101,13 @@ def execute(teachers, request, tmp_path, monkeypatch):
     few there."""
     monkeypatch.setattr("dfkd.tasks.digit_scenes.COUNTS", {"train": 12, "test": 4})
 
-    def run_cell(cell: protocols.ResolvedCell, **options) -> dict:
+    def run_cell(cell: Resolved, **options) -> dict:
         from dfkd.engine.run import Options, run
 
         keep = options.pop("keep", records.validate)
         options = {"work": tmp_path / "work", "data_root": tmp_path / "data", "save_every": 1e9, **options}
         prior = request.getfixturevalue("prior") if cell.prior else None
-        return run(cell, *teachers[cell.identity["data"]], Options(device="cpu", **options), prior, keep)
+        return run(cell, *teachers[cell.run.data], Options(device="cpu", **options), prior, keep)
 
     return run_cell
 

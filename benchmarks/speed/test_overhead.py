@@ -13,7 +13,7 @@ from conftest import BATCH, SPEC
 from dfkd import protocols
 from dfkd.tasks import store, task
 from dfkd.teachers import cards, weights
-from dfkd.teachers.training import initialise
+from dfkd.networks import initialise
 
 BOUND = 0.95
 PAIR = "resnet20-resnet8"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,6 @@ from dfkd.synthesis.cam import Inspection
 from dfkd.tasks.base import InputSpec
 
 if TYPE_CHECKING:
-    from dfkd.engine.module import Progress
     from dfkd.priors import Prior
 
 
@@ -46,6 +45,15 @@ class Teacher(Normalised):
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode whatever is asked: its statistics are part of what it knows."""
         return super().train(False)
+
+
+@dataclass
+class Progress:
+    """What the loop counts."""
+
+    synthesis_step: int = 0
+    student_steps: int = 0
+    images_synthesised: int = 0
 
 
 @dataclass
@@ -78,15 +86,15 @@ class Context:
     buffer: ReplayBuffer
     augmentation: Augment
     autocast: Callable[[], AbstractContextManager]
-    progress: InitVar[Progress]
-    charge: InitVar[Callable[[int], AbstractContextManager]]
     prior: Prior | None = None
     class_names: tuple[str, ...] = ()
     real: tuple[Tensor, Tensor] | None = None
     per_pixel: bool = False
+    progress: InitVar[Progress | None] = None
+    charge: InitVar[Callable[[int], AbstractContextManager]] = lambda count: nullcontext()
 
-    def __post_init__(self, progress: Progress, charge: Callable[[int], AbstractContextManager]) -> None:
-        self._progress, self._charge = progress, charge
+    def __post_init__(self, progress: Progress | None, charge: Callable[[int], AbstractContextManager]) -> None:
+        self._progress, self._charge = progress or Progress(), charge
 
     @property
     def synthesis_step(self) -> int:

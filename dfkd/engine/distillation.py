@@ -30,9 +30,13 @@ from dfkd.tasks import InputSpec, Task, task
 
 
 class Declined(Exception):
-    """The method does not apply to the task."""
+    """The method does not apply to the task; `prior` is what it would have known besides the teacher."""
 
     status = "unsupported"
+
+    def __init__(self, reason: str, prior: str | None = None) -> None:
+        super().__init__(reason)
+        self.prior = prior
 
 
 @MODELS.register_module()
@@ -79,12 +83,14 @@ class Distillation(TrainingModule):
         self.method = built = build_method(**method)
         reason = built.supports(self.on)
         if reason is not None:
-            raise Declined(reason)
+            raise Declined(reason, built.prior)
         with refused_values(run["method"]):
             stages = _stages(built, granted)
             super().__init__(stages, clock)
             student = self._new_student(spec)
-            self.ctx = self._context(frozen, student, granted, precision, Path(log), Streams(device, *axes), real, model)
+            self.ctx = self._context(
+                frozen, student, granted, precision, Path(log), Streams(device, *axes), real, model
+            )
             built.setup(self.ctx)
         if prior and "diffusion" in built.prior:
             self.prior_seconds = prior["card"]["seconds"]

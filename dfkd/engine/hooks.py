@@ -127,9 +127,7 @@ def with_predictions(ctx: Context, images: Tensor) -> Tensor:
 def palette(classes: int) -> Tensor:
     """The colour map of Pascal VOC, uint8 classes×3: the bits of the class spread over the high bits of R, G, B."""
     index = torch.arange(classes)
-    bits = [
-        [(index >> (3 * place + channel) & 1) << (7 - place) for channel in range(3)] for place in range(3)
-    ]
+    bits = [[(index >> (3 * place + channel) & 1) << (7 - place) for channel in range(3)] for place in range(3)]
     return torch.stack([sum(channel) for channel in zip(*bits, strict=True)], 1).to(torch.uint8)
 
 
@@ -138,7 +136,7 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
     from PIL import Image
 
     scale, gap = max(1, -(-64 // images.shape[2])), 2
-    count, channels, height, width = len(images), images.shape[1], images.shape[2] * scale, images.shape[3] * scale
+    count, height, width = len(images), images.shape[2] * scale, images.shape[3] * scale
     rows = -(-count // columns)
     sheet = torch.full((rows * columns, 3, height + gap, width + gap), 255, dtype=torch.uint8)
     tiles = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3).expand(-1, 3, -1, -1)

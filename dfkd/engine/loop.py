@@ -27,7 +27,7 @@ class Position:
 
 @LOOPS.register_module()
 class StageLoop(BaseLoop):
-    """Runs the stages of the Runner's model (a `TrainingModule`), which makes the data, takes the steps and is measured.
+    """Runs the stages of the Runner's model, a `TrainingModule`: that makes the data and takes the steps.
 
     Hooks get `before_synthesis`, `after_synthesis`, `before_train_iter`, `after_train_iter` and `after_round`
     beside mmengine's own; each of those three "after" is a point at which the whole state may be saved.

@@ -80,8 +80,8 @@ class Method:
     """True for reference methods, whose rows records and tables mark."""
 
     needs_data = False
-    """True for reference methods that train on the real training split (`ctx.real`), the only ones for which the guard is not
-    sealed; ignored where `reference` is False."""
+    """True for reference methods that train on the real training split (`ctx.real`), the only ones for which the guard
+    is not sealed; ignored where `reference` is False."""
 
     replace = "oldest"
     """Which entries a full buffer overwrites: "oldest" or "lowest" (priority)."""
@@ -116,9 +116,7 @@ class Method:
 
     def synthesize(self, ctx: Context) -> Samples:
         """Make new samples; the harness puts them into the buffer. Charged to synthesis."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has synthesis steps in its schedule but no synthesize()"
-        )
+        raise NotImplementedError(f"{type(self).__name__} has synthesis steps in its schedule but no synthesize()")
 
     def draw(self, ctx: Context) -> Batch:
         """The next student batch. Default: uniform from the buffer, with the protocol's augmentation.

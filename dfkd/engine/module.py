@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from dfkd.engine.clock import Clock
+from dfkd.engine.context import Progress
 from dfkd.engine.method import Stage
 from dfkd.synthesis.buffer import Samples
 
@@ -20,15 +20,6 @@ class Diverged(Exception):
     """A loss or a weight of what is trained was not finite."""
 
     status = "diverged"
-
-
-@dataclass
-class Progress:
-    """What the loop counts; methods may read it."""
-
-    synthesis_step: int = 0
-    student_steps: int = 0
-    images_synthesised: int = 0
 
 
 class TrainingModule(BaseModel):

@@ -35,6 +35,7 @@ class Measured:
     loop: StageLoop | None = None
     status: str = "ok"
     error: str | None = None
+    prior: str | None = None
     report: dict[str, float] = field(default_factory=dict)
     diagnostics: dict | None = None
     peak_memory: int | None = None
@@ -55,12 +56,9 @@ class Facts:
         self.hardware, self.versions, self.commit = machine.hardware(device), machine.versions(), machine.commit()
         self.work = work_name(resolved, self.card, manifest, device, prior)
 
-    def prior(self, loop: StageLoop | None) -> dict:
+    def prior(self, measured: Measured) -> dict:
         """What the method knew besides the teacher, and what that cost to train (0 where it is not known)."""
-        declared = self.resolved.entry.prior
-        if declared == "diffusion" and self.resolved.prior is None:
-            declared = "none"
-        kind = loop.model.method.prior if loop else declared
+        kind = measured.loop.model.method.prior if measured.loop else measured.prior or self.resolved.entry.prior
         card = self._prior if "diffusion" in kind else None
         facts = {key: card and card[key] for key in ("name", "trained_on", "digest", "origin")}
         return {"kind": kind, **facts, "seconds": card["seconds"] if card else 0.0}
@@ -94,7 +92,7 @@ class Facts:
                 "teacher_forwards": loop.model.ctx.teacher.images_seen if loop else 0,
                 "peak_memory_bytes": peak,
             },
-            "prior": self.prior(loop),
+            "prior": self.prior(measured),
             "diagnostics": measured.diagnostics,
             "report": measured.report,
             "provenance": {

@@ -86,7 +86,9 @@ def run(
         stack.enter_context(_resumable(folder))
         try:
             with _told(), _violations_first():
-                _measure(resolved, (teacher_weights, card), prior, options, facts, measured, clock, memory, folder, stack)
+                _measure(
+                    resolved, (teacher_weights, card), prior, options, facts, measured, clock, memory, folder, stack
+                )
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as problem:
@@ -126,7 +128,7 @@ def _measure(
             with clock.phase("bookkeeping"):
                 _keep_student(resolved, measured.loop, folder, facts)
     except (Declined, Diverged, Stopped) as end:
-        measured.status, measured.error = end.status, str(end)
+        measured.status, measured.error, measured.prior = end.status, str(end), getattr(end, "prior", None)
     if measured.loop:
         measured.report = _report(measured.loop.model.method)
 

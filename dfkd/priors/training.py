@@ -53,9 +53,7 @@ def train(
     check(recipe)
     source = pool(recipe["data"])
     if source.spec.size % recipe["size"]:
-        raise UserError(
-            f"{recipe['data']} has {source.spec.size} pixels, which {recipe['size']} does not divide"
-        )
+        raise UserError(f"{recipe['data']} has {source.spec.size} pixels, which {recipe['size']} does not divide")
     manifest = source.manifest(data_root)
     images, _ = source.load("train", data_root)
     data_digest = store.digest(manifest)

@@ -48,9 +48,7 @@ def rates(recipe: Mapping[str, Any]) -> list[float]:
         raise unknown("key of a teacher's recipe", key, keys | OPTIONAL)
     for key, types in keys.items():
         if not isinstance(recipe.get(key), types) or isinstance(recipe[key], bool):
-            raise UserError(
-                f"the teacher's recipe: {key!r} is {recipe.get(key)!r}, not a {types[-1].__name__}"
-            )
+            raise UserError(f"the teacher's recipe: {key!r} is {recipe.get(key)!r}, not a {types[-1].__name__}")
     epochs, lr = recipe["epochs"], recipe["lr"]
     if epochs < 1 or recipe["batch"] < 2:
         raise UserError("the teacher's recipe: 'epochs' must be at least 1 and 'batch' at least 2")

@@ -16,11 +16,11 @@ CHILD = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from dfkd import protocols
 from dfkd.engine.run import Options, run
+from dfkd.tables.resolve import resolve
 from dfkd.tasks import store, task
 from dfkd.teachers import new_card, save, weights_name
-from dfkd.teachers.training import initialise
+from dfkd.networks import initialise
 
 root = Path(sys.argv[1])
 rng = np.random.default_rng(0)
@@ -31,7 +31,7 @@ spec = task("cifar10").spec
 weights = root / weights_name("cifar10", "wrn40_2")
 card = save(initialise("wrn40_2", spec, 0), weights, new_card("cifar10", "wrn40_2", spec, "trained", accuracy=10.0))
 changes = ["k=1", "warmup=0", "rounds=1", "training.steps=2", "evaluations=1"]
-cell = protocols.resolve("cifar10", "paper", "fast-10", "wrn40_2-wrn16_1", 0, changes)
+cell = resolve("cifar10", "paper", "fast-10", "wrn40_2-wrn16_1", 0, changes)
 assert cell.config["synthesis_batch"] == cell.config["training"]["batch"] == 256
 record = run(cell, weights, card, Options(root / "data", "cpu", work=root / "work"))
 print(json.dumps([record["status"], record["cost"]]))

@@ -19,7 +19,7 @@ from dfkd.signals import Stopped
 from dfkd.tasks import task
 from dfkd.teachers import cards, training, weights
 from dfkd.teachers import provide as providing
-from dfkd.teachers.training import initialise
+from dfkd.networks import initialise
 
 RECIPE = {"epochs": 3, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
 DIGITS = task("digits")

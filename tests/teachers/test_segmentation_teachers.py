@@ -11,7 +11,9 @@ from dfkd.networks import build
 from dfkd.tasks import IGNORE, task
 from dfkd.teachers import provide as providing
 from dfkd.teachers import training
-from dfkd.teachers.training import initialise, on_device, rates, score, train
+from dfkd.engine.evaluation import on_device, score
+from dfkd.networks import initialise
+from dfkd.teachers.training import rates, train
 
 SCENES = task("digit-scenes")
 RECIPE = {

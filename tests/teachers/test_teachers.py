@@ -13,7 +13,7 @@ from dfkd import teachers
 from dfkd.errors import UserError
 from dfkd.networks import build
 from dfkd.tasks import task
-from dfkd.teachers.training import initialise
+from dfkd.networks import initialise
 
 SPEC = task("digits").spec
 

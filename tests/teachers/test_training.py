@@ -6,7 +6,9 @@ import torch
 from dfkd.errors import UserError
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import task
-from dfkd.teachers.training import accuracy, initialise, on_device, rates, train
+from dfkd.engine.evaluation import on_device, score
+from dfkd.networks import initialise
+from dfkd.teachers.training import rates, train
 
 DIGITS = task("digits")
 RECIPE = {
