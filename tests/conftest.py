@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfkd import records
+from dfkd.networks import initialise
 from dfkd.tables.definition import table_of
 from dfkd.tables.recipes import recipes
 from dfkd.tables.resolve import Resolved, resolve
@@ -39,7 +40,6 @@ def teachers(tmp_path_factory):
     """By data set: (weights file, card) of a network that has learnt nothing."""
     from dfkd.tasks import task
     from dfkd.teachers import cards, weights
-    from dfkd.teachers.training import initialise
 
     made = {}
     for data, pair in PAIRS.items():

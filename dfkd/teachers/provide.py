@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from dfkd import names, resumable
+from dfkd.engine.evaluation import score
 from dfkd.errors import UserError
 from dfkd.locks import alone
+from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import store, task
 from dfkd.teachers import cards, weights
-from dfkd.teachers.training import initialise, score, train
+from dfkd.teachers.training import train
 
 WORK = resumable.WORK / "teachers"
 

@@ -140,7 +140,7 @@ def test_ours_has_none(tmp_path):
 
 
 def test_its_data_parallel_wrapper_ignores_our_train_step():
-    """When this fails, `MMDistributedDataParallel` calls the model's own `train_step`, and may wrap `Distiller`."""
+    """When this fails, `MMDistributedDataParallel` calls the model's own `train_step`, and may wrap `Distillation`."""
     wrapper = MagicMock()
     wrapper.module.parse_losses.return_value = (torch.zeros(()), {})
     wrapper._run_forward.return_value, wrapper.detect_anomalous_params = {}, False

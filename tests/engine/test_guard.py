@@ -319,16 +319,16 @@ def test_the_teacher_cannot_be_put_into_train_mode(cheat, execute):
 @pytest.fixture
 def at_setup(monkeypatch):
     """(guard sealed, images in ctx.real) at the setup of each bound."""
-    from baselines import bounds
+    from baselines import reference
 
     seen = []
-    plain = bounds._RealData.setup
+    plain = reference._RealData.setup
 
     def setup(self, ctx):
         seen.append((guard.sealed, 0 if ctx.real is None else len(ctx.real[0])))
         plain(self, ctx)
 
-    monkeypatch.setattr(bounds._RealData, "setup", setup)
+    monkeypatch.setattr(reference._RealData, "setup", setup)
     return seen
 
 

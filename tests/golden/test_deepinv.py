@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from baselines.deepinv import DeepInv
-from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
 from dfkd.engine.method import Budget
 from dfkd.engine.seeds import Streams
@@ -40,7 +39,7 @@ def context(size=8, flip=True, gap=0.0):
         teacher=Teacher(network(0, 0, gap), spec), student=Normalised(network(1, 1, gap), spec).eval(),
         new_student=None, spec=spec, budget=Budget(steps=8, batch=4, rounds=2, synthesis_batch=BATCH),
         device=torch.device("cpu"), rng=Streams("cpu", "test"), buffer=ReplayBuffer(64, (3, size, size)),
-        augmentation=Augment(0, flip=flip), autocast=nullcontext, clock=Clock(),
+        augmentation=Augment(0, flip=flip), autocast=nullcontext,
     )
 
 

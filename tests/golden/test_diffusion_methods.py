@@ -181,7 +181,7 @@ def latents():
 def guiding(prior, **options):
     """A context of 30 images a call, six trajectories, and the method."""
     ctx = context(budget=replace(BUDGET, synthesis_batch=30), prior=prior)
-    ctx.class_names, ctx.calls = ("cat", "dog", "emu"), 1
+    ctx.class_names, ctx._progress.synthesis_step = ("cat", "dog", "emu"), 1
     method = DiffDFKD(**{"calls": 4, "steps": 5, "refresh_every": 1, "mixed": True, **options})
     method.setup(ctx)
     return ctx, method
@@ -291,7 +291,7 @@ def test_equal_seeds_give_equal_images_and_the_next_call_others(stable_diffusion
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         images = []
-        for ctx.calls in (1, 2):
+        for ctx._progress.synthesis_step in (1, 2):
             images.append(method.synthesize(ctx).images)
         assert torch.equal(torch.get_rng_state(), before)
         found.append(images)
@@ -352,18 +352,18 @@ def augmenting(prior, **options):
     method = DDA(**{**defaults, "variants": 3, "diffusion_steps": 4, "strength": 0.5, **options})
     method.setup(ctx)
     ctx.buffer.add(Samples(patches(10), torch.arange(10) % CLASSES))
-    ctx.calls = 3
+    ctx._progress.synthesis_step = 3
     return ctx, method
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "variations"])
 def test_variants_are_the_banks_size_with_the_labels_of_their_sources(name, request):
     ctx, method = augmenting(request.getfixturevalue(name))
-    for ctx.calls in (3, 4):
+    for ctx._progress.synthesis_step in (3, 4):
         samples = method.synthesize(ctx)
         assert samples.images.shape == (15, 3, SIZE, SIZE) and ctx.prior.size == 2 * SIZE
         assert samples.images.min() >= 0 and samples.images.max() <= 1
-        first = 5 * (ctx.calls - 3)
+        first = 5 * (ctx.synthesis_step - 3)
         labels = [i % CLASSES for i in range(first, first + 5) for _ in range(3)]
         assert samples.labels.tolist() == labels
     assert method.report()["filter_kept"] == 1
@@ -378,7 +378,7 @@ def test_equal_seeds_give_equal_variants_and_the_next_call_others(name, request)
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         sets = []
-        for ctx.calls in (3, 4):
+        for ctx._progress.synthesis_step in (3, 4):
             sets.append(method.synthesize(ctx).images)
         assert torch.equal(torch.get_rng_state(), before)
         found.append(sets)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from baselines.fast import Fast
-from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
 from dfkd.engine.method import Budget
 from dfkd.engine.seeds import Streams
@@ -35,7 +34,7 @@ def context():
         teacher=Teacher(network(0), spec), student=Normalised(network(1), spec).eval(), new_student=None,
         spec=spec, budget=Budget(steps=8, batch=4, rounds=2, synthesis_batch=12), device=torch.device("cpu"),
         rng=Streams("cpu", "test"), buffer=ReplayBuffer(64, (1, 8, 8)), augmentation=Augment(0, flip=False),
-        autocast=nullcontext, clock=Clock(),
+        autocast=nullcontext,
     )
 
 
@@ -52,7 +51,7 @@ def calls(method, last, monkeypatch):
 
     monkeypatch.setattr(method.generator, "invert", invert)
     with torch.no_grad():
-        for ctx.calls in range(1, last + 1):
+        for ctx._progress.synthesis_step in range(1, last + 1):
             method.synthesize(ctx)
     return [value for value, _ in seen], [slow for _, slow in seen]
 

@@ -9,7 +9,6 @@ from dfkd import teachers
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import task
 from dfkd.tasks.store import data_root
-from dfkd.teachers.training import accuracy
 
 pytestmark = pytest.mark.data
 

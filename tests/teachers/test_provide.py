@@ -15,11 +15,11 @@ from dfkd.catalog import ROOT
 from dfkd.errors import UserError
 from dfkd.files import replace_file
 from dfkd.locks import alone
+from dfkd.networks import initialise
 from dfkd.signals import Stopped
 from dfkd.tasks import task
 from dfkd.teachers import cards, training, weights
 from dfkd.teachers import provide as providing
-from dfkd.teachers.training import initialise
 
 RECIPE = {"epochs": 3, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
 DIGITS = task("digits")

@@ -6,13 +6,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dfkd import doctor, teachers
+from dfkd.engine.evaluation import on_device, score
 from dfkd.errors import UserError
-from dfkd.networks import build
+from dfkd.networks import build, initialise
 from dfkd.tables.resolve import resolve
 from dfkd.tasks import IGNORE, task
 from dfkd.teachers import provide as providing
 from dfkd.teachers import training
-from dfkd.teachers.training import initialise, on_device, rates, score, train
+from dfkd.teachers.training import rates, train
 
 SCENES = task("digit-scenes")
 RECIPE = {

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from dfkd.engine.evaluation import on_device
 from dfkd.errors import UserError
+from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import task
-from dfkd.teachers.training import accuracy, initialise, on_device, rates, train
+from dfkd.teachers.training import rates, train
 
 DIGITS = task("digits")
 RECIPE = {
