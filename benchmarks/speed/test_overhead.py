@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import BATCH, SPEC
 
-from dfkd import protocols
+from dfkd.tables.resolve import resolve
 from dfkd.tasks import store, task
 from dfkd.teachers import cards, weights
 from dfkd.networks import initialise
@@ -43,7 +43,7 @@ def test_harness_overhead(files, device, tmp_path, benchmark, capsys):
     # One step more than the blocks: the draw that begins it closes the last pair.
     budget = [f"block={block}", f"training.steps={pairs * block + 1}", f"training.batch={BATCH}"]
     changes = [*budget, "rounds=1", "evaluations=1"]
-    cell = protocols.resolve("cifar10", "cpu", "alternating", PAIR, 0, changes, method)
+    cell = resolve("cifar10", "cpu", "alternating", PAIR, 0, changes, method)
     options = Options(data_root, device=str(device), work=tmp_path / "work")
     record = benchmark.pedantic(run, (cell, teacher, card, options), rounds=1)
 

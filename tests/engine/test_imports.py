@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dfkd import catalog, protocols
+from dfkd import catalog
+from dfkd.tables.resolve import resolve
 from dfkd.errors import UserError
 from tests.conftest import PAIR
 
@@ -19,14 +20,15 @@ class Guest({base}):
 """
 HELPER = """
 import torch
+from dataclasses import dataclass
 from dfkd.engine.method import Method
 from dfkd.synthesis.buffer import Samples
 
+@dataclass(eq=False)
 class Base(Method):
     prior = "class names"
 
-    def __init__(self, scale: float = 1.0):
-        self.scale = scale
+    scale: float = 1.0
 
 def noise(ctx):
     shape = (ctx.budget.synthesis_batch, ctx.spec.channels, ctx.spec.size, ctx.spec.size)
@@ -85,7 +87,7 @@ def test_a_base_beside_it_says_what_the_method_knows_and_takes(guest):
     path.write_text(METHOD.format(statement="from helper_a import Base, noise", base="Base", call="noise"))
     entry = catalog.entry("guest", str(path))
     assert (entry.prior, entry.arguments) == ("class names", {"scale": 1.0})
-    cell = protocols.resolve("digits", "quick", "guest", PAIR, 0, ["scale=2.0"], str(path))
+    cell = resolve("digits", "quick", "guest", PAIR, 0, ["scale=2.0"], str(path))
     assert cell.config["args"] == {"scale": 2.0}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from dfkd import protocols
+from dfkd.tables.resolve import resolve
 from tests.conftest import PAIR
 
 # Every method that steps something inside a call or a draw, on which the loop's autocast is. (DiffDFKD moves its
@@ -61,7 +61,7 @@ def test_a_short_run_is_as_good_as_in_float32(tmp_path):
     def means(precision: str) -> tuple[float, float]:
         made = [
             run(
-                protocols.resolve("digits", "quick", "fast", PAIR, seed, [*changes, f"precision={precision}"]),
+                resolve("digits", "quick", "fast", PAIR, seed, [*changes, f"precision={precision}"]),
                 *teacher,
                 Options(data, "cpu", work=tmp_path / precision),
             )

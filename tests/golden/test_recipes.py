@@ -6,7 +6,9 @@ Numbers are copied from baselines.md 1.2, 1.3, 1.5 and 1.6, from ssdkd.md 1.4, 1
 
 import pytest
 
-from dfkd import protocols
+from dfkd.tables import pipeline
+from dfkd.tables.definition import table_of
+from dfkd.tables.resolve import resolve
 
 DATA = ["cifar10", "cifar100"]  # "identical"
 
@@ -44,7 +46,7 @@ DEEPINV = {
 
 def resolved(data, recipe, pair):
     """The cell and every constructor argument it will run with."""
-    cell = protocols.resolve(data, "paper", recipe, pair)
+    cell = resolve(data, "paper", recipe, pair)
     return cell, {**cell.entry.arguments, **cell.config["args"]}
 
 
@@ -143,7 +145,7 @@ def test_dda(data, pair, arm):
 
 @pytest.mark.parametrize("data, protocol", [("cifar10", "cpu"), ("digits", "quick")])
 def test_the_arms_of_dda_differ_in_what_they_are_named_for(data, protocol):
-    arms = {arm: protocols.resolve(data, protocol, arm).config for arm in ARMS}
+    arms = {arm: resolve(data, protocol, arm).config for arm in ARMS}
     full = arms["dda-paper"]
     for arm, config in arms.items():
         assert config["args"] == full["args"] | ARMS[arm]
@@ -211,14 +213,14 @@ def test_fast_and_ssdkd_on_nyuv2(recipe):
 
 @pytest.mark.parametrize("data", ["nyuv2", "digit-scenes"])
 def test_segmentation_is_distilled_at_temperature_1(data):
-    cells = [protocols.resolve(d, p, m, pair) for d, p, pair, m, _ in protocols.span() if d == data]
+    cells = [resolve(run.data, run.protocol, run.method, run.pair) for run in pipeline.span() if run.data == data]
     distilling = [cell for cell in cells if "temperature" in cell.entry.arguments]
     assert {cell.entry.name for cell in distilling} >= {"kd-real", "kd-noise", "fast", "ssdkd"}
     assert all(cell.config["args"]["temperature"] == 1.0 for cell in distilling)
 
 
 def test_the_teacher_of_nyuv2():
-    teacher = protocols.protocols("nyuv2")["paper"]["teacher"]
+    teacher = table_of("nyuv2").protocol("paper").teacher
     assert teacher == {
         "encoder": "imagenet_resnet50", "epochs": 200, "batch": 16, "lr": 0.05, "momentum": 0.9,
         "weight_decay": 5e-4, "schedule": "multistep", "milestones": [100], "gamma": 0.1, "focal": 2.0,
