@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from dfkd import paths, priors, records, teachers
-from dfkd.engine import compat, configuration, machine
+from dfkd.engine import configuration, machine
 from dfkd.engine.clock import Clock
 from dfkd.engine.distillation import Declined
 from dfkd.engine.evaluation import Batches, on_device
@@ -25,6 +25,7 @@ from dfkd.engine.guard import guard
 from dfkd.engine.method import Method, build_method
 from dfkd.engine.module import Diverged
 from dfkd.engine.record import Facts, Measured
+from dfkd.engine.runner import PlainRunner
 from dfkd.engine.seeds import seed_for
 from dfkd.errors import CannotWrite, UserError
 from dfkd.signals import Stopped
@@ -141,7 +142,7 @@ def _assemble(
     clock: Clock,
     folder: Path,
     stack: ExitStack,
-) -> compat.QuietRunner:
+) -> PlainRunner:
     """Everything up to the first synthesis step. Raises Declined."""
     on, root, entry = resolved.task, options.data_root, resolved.entry
     with clock.phase("evaluation"):
@@ -166,7 +167,7 @@ def _assemble(
     )
     configuration.write(config, folder)
     writer = stack.enter_context(_curves(folder)) if options.tensorboard else None
-    return compat.QuietRunner(config, folder / "log", given, test, curves=writer)
+    return PlainRunner(config, folder / "log", given, test=test, curves=writer)
 
 
 def declined(resolved: Resolved, options: Options, keep: Callable[[dict], Any]) -> dict | None:

@@ -25,6 +25,7 @@ from tests.conftest import BUDGET, PAIR, TINY, outcome, student_digest
 METHOD = """
 import os, sys
 import torch
+from dataclasses import dataclass
 from pathlib import Path
 from dfkd.engine.method import METHODS, Method
 from dfkd.synthesis.buffer import Samples
@@ -38,8 +39,9 @@ def at(place):
 at("import")
 
 @METHODS.register_module("ending", force=True)
+@dataclass(eq=False)
 class Ending(Method):
-    def __init__(self):
+    def __post_init__(self):
         at("constructor")
 
     def supports(self, task):

@@ -26,6 +26,7 @@ from tests.conftest import outcome, student_digest
 HEAD = """
 import time
 import torch
+from dataclasses import dataclass
 from dfkd.engine.method import METHODS, Method, Stage
 from dfkd.synthesis.buffer import Batch, Samples
 
@@ -38,6 +39,7 @@ class Noise(Method):
         return Samples(rand(ctx, ctx.budget.synthesis_batch))
 
 @METHODS.register_module("probe", force=True)
+@dataclass(eq=False)
 class Probe(Noise):
     SEEN = []
 """
@@ -314,8 +316,8 @@ def test_the_student_trains_in_distillation_only_and_the_teacher_never(probe, ex
 # --- stages, and what they are charged to
 
 SCRAP = """
-    def __init__(self, scrap: int = 3, nap: float = 0.0):
-        self.scrap, self.nap = scrap, nap
+    scrap: int = 3
+    nap: float = 0.0
 
     def schedule(self, budget):
         first = Stage("scrap", 1, student_steps=self.scrap, scored=False)

@@ -6,8 +6,8 @@ Numbers are copied from baselines.md 1.2, 1.3, 1.5 and 1.6, from ssdkd.md 1.4, 1
 
 import pytest
 
+from dfkd.tables import pipeline
 from dfkd.tables.definition import table_of
-from dfkd.tables.pipeline import span
 from dfkd.tables.resolve import resolve
 
 DATA = ["cifar10", "cifar100"]  # "identical"
@@ -213,7 +213,7 @@ def test_fast_and_ssdkd_on_nyuv2(recipe):
 
 @pytest.mark.parametrize("data", ["nyuv2", "digit-scenes"])
 def test_segmentation_is_distilled_at_temperature_1(data):
-    cells = [resolve(run.data, run.protocol, run.method, run.pair) for run in span() if run.data == data]
+    cells = [resolve(run.data, run.protocol, run.method, run.pair) for run in pipeline.span() if run.data == data]
     distilling = [cell for cell in cells if "temperature" in cell.entry.arguments]
     assert {cell.entry.name for cell in distilling} >= {"kd-real", "kd-noise", "fast", "ssdkd"}
     assert all(cell.config["args"]["temperature"] == 1.0 for cell in distilling)

@@ -10,9 +10,10 @@ import time
 import pytest
 import torch
 
-from dfkd import resumable, teachers
+from dfkd import teachers
 from dfkd.catalog import ROOT
-from dfkd.errors import UserError
+from dfkd.engine import state
+from dfkd.errors import CannotWrite, UserError
 from dfkd.files import replace_file
 from dfkd.locks import alone
 from dfkd.networks import initialise
@@ -55,16 +56,16 @@ def given(tmp_path):
 @pytest.fixture
 def during(monkeypatch):
     """during(step, act): `act` happens in that step of a training; what it returns undoes that."""
-    advance = training.Training.advance
+    train_step = training.Supervised.train_step
 
     def at(step, act):
-        def advanced(self):
-            if self.step == step - 1:
+        def stepped(self, data, optim_wrapper):
+            if self.progress.student_steps == step - 1:
                 act()
-            advance(self)
+            train_step(self, data, optim_wrapper)
 
-        monkeypatch.setattr(training.Training, "advance", advanced)
-        return lambda: monkeypatch.setattr(training.Training, "advance", advance)
+        monkeypatch.setattr(training.Supervised, "train_step", stepped)
+        return lambda: monkeypatch.setattr(training.Supervised, "train_step", train_step)
 
     return at
 
@@ -149,7 +150,7 @@ def test_a_damaged_state_is_named(ask, during, tmp_path, place):
     content = bytearray(state.read_bytes())
     content[place] ^= 1
     state.write_bytes(content)
-    with pytest.raises(UserError, match=r"\.pt cannot be read \(damaged\); delete it to start afresh"):
+    with pytest.raises(UserError, match=r"\.pt cannot be read .*; delete it to start this run afresh"):
         ask()
 
 
@@ -157,21 +158,22 @@ def test_a_full_disk_is_to_be_tried_again(ask, during, monkeypatch):
     during(4, interrupt())
 
     def full(path, content):
-        raise UserError(f"cannot write {path}: No space left on device")
+        raise CannotWrite(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(resumable, "replace_file", full)
+    monkeypatch.setattr(state, "save", full)
     with pytest.raises(Stopped, match="No space left on device; the same with --resume goes on"):
         ask()
 
 
 def test_weights_that_are_no_numbers_are_not_kept(ask, monkeypatch, tmp_path):
-    finish = resumable.finish
+    train_step = training.Supervised.train_step
 
-    def spoil(made, *options):
-        finish(made, *options)
-        made.network.fc.bias.data[3] = torch.nan
+    def spoil(self, data, optim_wrapper):
+        train_step(self, data, optim_wrapper)
+        if self.progress.student_steps == self.steps - 1:
+            self.trained.fc.bias.data[3] = torch.nan
 
-    monkeypatch.setattr(resumable, "finish", spoil)
+    monkeypatch.setattr(training.Supervised, "train_step", spoil)
     with pytest.raises(UserError, match=r"training diverged: 'fc\.bias' holds nan"):
         ask()
     assert not (tmp_path / "own").exists()
