@@ -67,9 +67,7 @@ def test_golden_with_priors_and_diagnostics(record):
     table = {"protocol": "cpu", "hardware": "CPU 2 cores"}
     runs = [record("kd-real", 92.5, reference=True, synthesis=0.0, **table)]
     runs += [record("fast-10", 81.0, diagnostics=diagnostics(0.991, [0.08, 0.92], 0.69, 4.125), **table)]
-    runs += [
-        record("ssdkd", 82.0, diagnostics=diagnostics(None, [0.4, 0.6], 0.74, 12.3, images=768), **table)
-    ]
+    runs += [record("ssdkd", 82.0, diagnostics=diagnostics(None, [0.4, 0.6], 0.74, 12.3, images=768), **table)]
     runs += [
         record(
             "diffdfkd", last, seed=seed, prior=prior(), shared=870.0, synthesis=900.0, report={"guided": guided},

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dfkd import teachers
+from dfkd.engine.evaluation import score
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import task
 from dfkd.tasks.store import data_root

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dfkd.engine.evaluation import on_device
+from dfkd.engine.evaluation import on_device, score
 from dfkd.errors import UserError
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
