@@ -72,8 +72,8 @@ class CMI(Method):
         return None if task.kind == "classification" else "its inversion takes one label per image"
 
     def schedule(self, budget: Budget) -> list[Stage]:
-        bank = [Stage("bank", 1, calls=self.bank_calls, shared=True)] if self.bank_calls else []
-        return [*bank, Stage("distil", budget.rounds, calls=self.calls, steps=budget.steps_per_round)]
+        bank = [Stage("bank", 1, synthesis_steps=self.bank_calls, shared=True)] if self.bank_calls else []
+        return [*bank, Stage("distil", budget.rounds, synthesis_steps=self.calls, student_steps=budget.steps_per_round)]
 
     def setup(self, ctx: Context) -> None:
         generator = build_generator(self.nz, self.ngf, ctx.spec.size, ctx.spec.channels)
@@ -93,7 +93,7 @@ class CMI(Method):
 
     def online(self, ctx: Context) -> bool:
         """Whether this call stands between student steps (the first one just before them, as published)."""
-        return ctx.calls > self.bank_calls
+        return ctx.synthesis_step > self.bank_calls
 
     def synthesize(self, ctx: Context) -> Samples:
         return self.invert(ctx, ctx.budget.synthesis_batch, self.steps)

@@ -48,7 +48,7 @@ class DFAD(Method):
             raise ValueError(f"kd and decay_every must be at least 1, not {self.kd} and {self.decay_every}")
 
     def schedule(self, budget: Budget) -> list[Stage]:
-        return [Stage("distil", budget.rounds, steps=budget.steps_per_round)]
+        return [Stage("distil", budget.rounds, student_steps=budget.steps_per_round)]
 
     def setup(self, ctx: Context) -> None:
         generator = build_generator(self.nz, self.ngf, ctx.spec.size, ctx.spec.channels)

@@ -53,8 +53,8 @@ class Fast(Method):
 
     def schedule(self, budget: Budget) -> list[Stage]:
         return [
-            Stage("warm-up", self.warmup, calls=1),
-            Stage("distil", budget.rounds, calls=1, steps=budget.steps_per_round),
+            Stage("warm-up", self.warmup, synthesis_steps=1),
+            Stage("distil", budget.rounds, synthesis_steps=1, student_steps=budget.steps_per_round),
         ]
 
     def setup(self, ctx: Context) -> None:
@@ -64,7 +64,7 @@ class Fast(Method):
         self.statistics = BatchNormLoss(ctx.teacher, self.bn_momentum)
 
     def synthesize(self, ctx: Context) -> Samples:
-        if self.meta != "none" and ctx.calls == self.reset_at:
+        if self.meta != "none" and ctx.synthesis_step == self.reset_at:
             self.generator.reset_first_layers(ctx.rng("reset"))
         count = ctx.budget.synthesis_batch
         z, labels = ctx.noise(count, self.nz), ctx.random_labels(count)
@@ -80,7 +80,7 @@ class Fast(Method):
         weight_oh, weight_adv = self.weights(ctx, teacher)
         loss = self.bn * self.statistics.loss()
         loss = loss + self.oh * losses.cross_entropy(teacher, labels, weight_oh).mean()
-        if self.adv and ctx.calls >= self.warmup:
+        if self.adv and ctx.synthesis_step >= self.warmup:
             loss = loss + self.adv * losses.adversarial(teacher, ctx.student(images), weight_adv).mean()
         return loss
 

@@ -1,56 +1,107 @@
-"""Trainings, of teachers and of priors, that can be stopped and gone on with, to the same result bit for bit."""
+"""Trainings of teachers and diffusion priors: the Runner, loop, state and signals of a distillation.
+
+They can be stopped and gone on with, to the same result bit for bit.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import Tensor
 
-from dfkd import catalog
-from dfkd.errors import UserError
-from dfkd.files import replace_file
-from dfkd.signals import Stopped, stopping
-from dfkd.units import duration
+from dfkd import catalog, paths
+from dfkd.engine.clock import Clock
+from dfkd.engine.hooks import ProgressHook
+from dfkd.engine.method import Stage
+from dfkd.engine.module import Diverged, TrainingModule
+from dfkd.engine.runner import PlainRunner
+from dfkd.errors import CannotWrite, UserError
+from dfkd.networks.keys import check_finite
+from dfkd.signals import Stopped
 
-WORK = catalog.ROOT / "work"
+WORK = paths.WORK
 SAVE_EVERY, SPEAK_EVERY = 60.0, 20.0  # seconds
 
 
-class Training:
-    """Everything the next step depends on, and the step. Subclasses set `steps` and the rest, and call this first."""
+class Training(TrainingModule):
+    """Base of what is trained on data: `rounds` epochs, or one, of `steps`."""
 
-    steps: int
+    def __init__(self, rounds: int, steps: int, clock: Clock) -> None:
+        super().__init__([Stage("training", rounds, student_steps=steps)], clock)
+        self.mean_loss = torch.zeros((), device=clock.device)  # over some 100 steps, read when it is told
 
-    def __init__(self, device: torch.device | str) -> None:
-        self.device = torch.device(device)
-        self.step, self.seconds = 0, 0.0
-        self.loss = torch.zeros((), device=device)  # running mean over some 100 steps, read when it is told
+    @property
+    def steps(self) -> int:
+        """How many there are in all."""
+        return self.stages[0].rounds * self.stages[0].student_steps
 
-    def advance(self) -> None:
-        """One step; nothing waits for the device. It ends with `done`."""
+    def loss(self, data: Any) -> Tensor:
         raise NotImplementedError
 
-    def done(self, loss: Tensor) -> None:
-        self.step += 1
-        self.loss = self.loss.lerp(loss.detach(), 1 / min(self.step, 100))
+    def train_step(self, data: Any, optim_wrapper: OptimWrapper) -> None:
+        loss = self.loss(data)
+        self.bad |= ~torch.isfinite(loss.detach())
+        self.mean_loss = self.mean_loss.lerp(loss.detach(), 1 / min(self.progress.student_steps + 1, 100))
+        self.update(loss, optim_wrapper)
 
-    def progress(self) -> str:
+    def update(self, loss: Tensor, optim_wrapper: OptimWrapper) -> None:
+        optim_wrapper.update_params(loss)
+
+    def check_losses(self) -> None:
+        if self.bad.item():
+            raise Diverged(f"training diverged before {self.place()}: the loss is not finite; lower lr")
+
+    def check_weights(self) -> None:
+        try:
+            check_finite(self.trained.state_dict())
+        except UserError as error:
+            raise Diverged(f"training diverged: {error}; lower lr") from None
+
+    def place(self) -> str:
         """How far it is, such as `step 4/6`."""
-        return f"step {self.step}/{self.steps}"
+        return f"step {self.progress.student_steps}/{self.steps}"
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "seconds": self.seconds, "loss": self.loss}
+    def opening(self) -> str | None:
+        """What is said first."""
+        return f"going on from {self.place()}" if self.progress.student_steps else None
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+    def describe(self) -> str:
+        return f"{self.place()}, loss {self.mean_loss.item():.4f}"
+
+    def run_state(self) -> dict[str, Any]:
+        return super().run_state() | {"mean_loss": self.mean_loss}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        super().load_run_state(state)
+        self.mean_loss = state["mean_loss"]
+
+
+@HOOKS.register_module()
+class TellingHook(ProgressHook):
+    """Progress in lines for the Runner's `say`, with the loss, which is looked at on the occasion."""
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        if opening := runner.model.opening():
+            runner.say(opening)
+
+    def tell(self, runner: Runner) -> None:
+        runner.train_loop.check_finite()
+        runner.say(f"{runner.model.describe()}, about {self.left(runner)} left")
+
+    def after_train(self, runner: Runner) -> None:
+        self.tell(runner)
 
 
 def state_path(folder: Path, *facts: Any) -> Path:
@@ -59,61 +110,38 @@ def state_path(folder: Path, *facts: Any) -> Path:
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.pt"
 
 
-def finish(training: Training, state: Path | None, until: float, say: Callable[[str], None]) -> None:
-    """Step to the end, saving to `state` (unless None) and telling on the way.
+def finish(
+    config: dict[str, Any],
+    given: dict[str, Any],
+    device: str | torch.device,
+    *,
+    state: Path | None,
+    resume: bool,
+    until: float,
+    say: Callable[[str], None],
+) -> tuple[Training, float]:
+    """Train the model of `config` to the end, saving to `state` (unless None) and telling on the way; and the seconds.
 
-    Raises `Stopped`, with the state saved, at SIGINT, at SIGTERM and at the moment `until` (seconds of
-    `time.monotonic`); UserError where the loss diverges.
+    With `resume` it goes on from what a stopped training left in `state`. Raises `Stopped`, with the state saved, at
+    SIGINT, at SIGTERM and at the moment `until` (seconds of `time.monotonic`); UserError where the loss diverges.
     """
-    asked: list[str] = []
-    with stopping(asked.append):
-        _finish(training, asked, state, until, say)
-
-
-def _finish(
-    training: Training, asked: list[str], state: Path | None, until: float, say: Callable[[str], None]
-) -> None:
-    begun, before = training.step, training.seconds
-    start = saved = time.monotonic()
-    spoke = start - SPEAK_EVERY  # the first estimate comes early
-    while training.step < training.steps:
-        training.advance()
-        last, now = training.step == training.steps, time.monotonic()
-        if now >= until:
-            asked.append("the time limit was reached")
-        if asked or last or (now - spoke > SPEAK_EVERY and training.step - begun >= 10):
-            loss = training.loss.item()  # waits for the device
-            if not math.isfinite(loss):
-                raise UserError(f"training diverged before {training.progress()}: the loss is not finite; lower lr")
-            spoke = now = time.monotonic()
-            left = duration((now - start) / (training.step - begun) * (training.steps - training.step))
-            say(f"{training.progress()}, loss {loss:.4f}, about {left} left")
-        training.seconds = before + now - start
-        if state and not last and (asked or now - saved > SAVE_EVERY):
-            try:
-                save(state, training.state_dict())
-            except UserError as error:  # the disk is full; the state before this one is still there
-                raise Stopped(f"{error}; the same with --resume goes on") from None
-            saved = time.monotonic()
-        if asked and not last:
-            raise Stopped(f"{asked[0]} at {training.progress()}; the same with --resume goes on")
-
-
-def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state atomically, behind the sha256 of its bytes."""
-    packed = io.BytesIO()
-    torch.save(dict(state), packed)
-    content = packed.getvalue()
-    replace_file(path, hashlib.sha256(content).digest() + content)
-
-
-def load(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """Read a state. Raises UserError where the file is not as it was written."""
+    clock = Clock(device)
+    limit = None if until == math.inf else until - time.monotonic()
+    hooks: list[dict] = [dict(type="TellingHook", every=SPEAK_EVERY)]
+    if state is not None:
+        hooks.append(dict(type="StateHook", path=str(state), interval=SAVE_EVERY, resume=resume))
+    loop = dict(type="StageLoop", per=config["per"], time_limit=limit)
+    parts = {key: value for key, value in config.items() if key != "per"}
+    with tempfile.TemporaryDirectory() as folder:
+        parts |= {"train_cfg": loop, "custom_hooks": hooks}
+        runner = PlainRunner(parts, Path(folder), {"clock": clock, **given}, say=say)
+    model = runner.model
     try:
-        content = path.read_bytes()
-        if hashlib.sha256(content[32:]).digest() != content[:32]:
-            raise ValueError("damaged")
-        return torch.load(io.BytesIO(content[32:]), map_location=device, weights_only=True)
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}); delete it to start afresh") from None
+        runner.train()
+    except Diverged as error:
+        raise UserError(str(error)) from None
+    except CannotWrite as error:  # the disk is full; the state before this one is still there
+        raise Stopped(f"{error}; the same with --resume goes on") from None
+    except Stopped as error:
+        raise Stopped(f"{error} at {model.place()}; the same with --resume goes on") from None
+    return model, clock.seconds["distillation"]

@@ -40,12 +40,13 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     out = _out(resolved, options.out)
     guard.install()  # before anything else that could keep a way to the data
     from dfkd.engine.machine import device_of
-    from dfkd.engine.run import Options, declined, run, work_name
+    from dfkd.engine.record import work_name
+    from dfkd.engine.run import Options, declined, run
 
     root, device = data_root(options.data_root), device_of(options.device)
     seconds = current.estimate(resolved.run)
     print(f"{resolved.run.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
-    settings = Options(root, str(device), options.resume, work=paths.WORK, tensorboard=options.tensorboard)
+    settings = Options(root, str(device), options.resume, tensorboard=options.tensorboard)
     kept: list[Path | None] = []
 
     def keep(record: dict) -> None:

@@ -96,9 +96,7 @@ class DDA(CMI):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (0 <= self.strength <= 1 and 0 <= self.keep_ratio <= 1):
-            raise ValueError(
-                f"strength={self.strength} and keep_ratio={self.keep_ratio} must be in [0, 1]"
-            )
+            raise ValueError(f"strength={self.strength} and keep_ratio={self.keep_ratio} must be in [0, 1]")
         if self.variants < 0 or min(self.bank_steps, self.bank_batch) < 1:
             raise ValueError(
                 f"variants={self.variants} must not be negative, bank_steps={self.bank_steps} and "
@@ -117,16 +115,12 @@ class DDA(CMI):
             self.prior = "none"
 
     def supports(self, task: Task) -> str | None:
-        return (
-            None
-            if task.kind == "classification"
-            else "its inversion and rotation task take one label per image"
-        )
+        return None if task.kind == "classification" else "its inversion and rotation task take one label per image"
 
     def schedule(self, budget: Budget) -> list[Stage]:
         stages = super().schedule(budget)
         if self.variants:
-            stages.insert(1, Stage("augment", 1, calls=self.bank_calls, shared=True))
+            stages.insert(1, Stage("augment", 1, synthesis_steps=self.bank_calls, shared=True))
         return stages
 
     def buffer_capacity(self, budget: Budget) -> int:
@@ -166,10 +160,10 @@ class DDA(CMI):
     # --- synthesis
 
     def synthesize(self, ctx: Context) -> Samples:
-        if ctx.calls <= self.bank_calls:
+        if ctx.synthesis_step <= self.bank_calls:
             return self.invert(ctx, self.bank_batch, self.bank_steps)
-        if self.variants and ctx.calls <= 2 * self.bank_calls:
-            return self.augment(ctx, ctx.calls - self.bank_calls - 1)
+        if self.variants and ctx.synthesis_step <= 2 * self.bank_calls:
+            return self.augment(ctx, ctx.synthesis_step - self.bank_calls - 1)
         self.head.requires_grad_(False)
         samples = super().synthesize(ctx)
         self.head.requires_grad_(True)

@@ -95,15 +95,15 @@ class DiffDFKD(Method):
         return 1 + (len(self.moments()) if self.intermediate else 0)
 
     def schedule(self, budget: Budget) -> list[Stage]:
-        distil = Stage("distil", budget.rounds, steps=budget.steps_per_round, fresh_student=True)
+        distil = Stage("distil", budget.rounds, student_steps=budget.steps_per_round, reset_student=True)
         if not self.adv:
             # Nothing here knows the student: one set serves every student of the teacher.
-            return [Stage("generate", 1, calls=self.calls, shared=True), distil]
+            return [Stage("generate", 1, synthesis_steps=self.calls, shared=True), distil]
         rounds = self.calls // self.refresh_every
         generate = Stage(
-            "generate", rounds - 1, calls=self.refresh_every, steps=self.refresh_steps, counted=False
+            "generate", rounds - 1, synthesis_steps=self.refresh_every, student_steps=self.refresh_steps, scored=False
         )
-        return [generate, Stage("generate, last", 1, calls=self.refresh_every), distil]
+        return [generate, Stage("generate, last", 1, synthesis_steps=self.refresh_every), distil]
 
     def setup(self, ctx: Context) -> None:
         if ctx.prior is None or not ctx.prior.guides:
@@ -123,7 +123,7 @@ class DiffDFKD(Method):
     def synthesize(self, ctx: Context) -> Samples:
         count, classes = self.trajectories, ctx.spec.classes
         shown = min(classes, max(1, count // 2)) if self.mixed else 1
-        labels = (torch.arange(count, device=ctx.device) % shown + (ctx.calls - 1) * shown) % classes
+        labels = (torch.arange(count, device=ctx.device) % shown + (ctx.synthesis_step - 1) * shown) % classes
         kept = self.sample(ctx, labels)
         with torch.no_grad():
             self.hits = self.hits + (ctx.teacher(kept[-1]).argmax(1) == labels).sum()
@@ -139,7 +139,7 @@ class DiffDFKD(Method):
         for j, t in enumerate(timesteps[:-1] if self.published_end else timesteps, 1):
             for _ in range(self.warm_steps if j == 1 else 0):
                 z, _ = self._guide(ctx, z, t, condition, labels, bn=0.1, oh=0.0, adv=0.0)
-            adv = self.adv if ctx.calls >= self.adversarial_from else 0.0
+            adv = self.adv if ctx.synthesis_step >= self.adversarial_from else 0.0
             if self.guided and prior.alpha(t) >= self.floor:
                 z, image = self._guide(ctx, z, t, condition, labels, self.bn, self.oh, adv)
             elif j in moments:

@@ -51,9 +51,7 @@ class SSDKD(Fast):
         if self.priority not in ("recursive", "per", "uniform"):
             raise ValueError(f"priority must be 'recursive', 'per' or 'uniform', not {self.priority!r}")
         if self.priority == "recursive" and not 0 <= self.beta < 1:
-            raise ValueError(
-                f"beta must be in [0, 1) with priority 'recursive' (it oscillates at 1), not {self.beta}"
-            )
+            raise ValueError(f"beta must be in [0, 1) with priority 'recursive' (it oscillates at 1), not {self.beta}")
 
     def buffer_capacity(self, budget: Budget) -> int:
         return self.capacity
@@ -99,9 +97,7 @@ class SSDKD(Fast):
             return {"kd": divergence.mean()}
         # E8 stores the unscaled weight; only the loss divides by the batch's largest (ssdkd.md 1.7).
         weights = batch.weights
-        batch.fields["delta"] = (
-            weights * divergence if self.priority == "recursive" else divergence
-        ).detach()
+        batch.fields["delta"] = (weights * divergence if self.priority == "recursive" else divergence).detach()
         return {"kd": (weights / weights.max() * divergence).mean()}
 
     def after_step(self, ctx: Context, batch: Batch, outputs: dict[str, Tensor]) -> None:

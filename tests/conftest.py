@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfkd import records
+from dfkd.networks import initialise
 from dfkd.tables.definition import table_of
 from dfkd.tables.recipes import recipes
 from dfkd.tables.resolve import Resolved, resolve
@@ -24,11 +25,26 @@ TINY = {
     "cmi": ["steps=2", "bank_calls=1", "ngf=8", "nz=16", "memory=20", "negatives=12"],
     # A bank of 12 images, two variants of each, of which half pass.
     "dda": [
-        "steps=2", "bank_calls=2", "bank_steps=2", "bank_batch=6", "ngf=8", "nz=16", "memory=20", "negatives=12",
-        "variants=2", "diffusion_steps=4", "strength=.5", "keep_ratio=.5",
+        "steps=2",
+        "bank_calls=2",
+        "bank_steps=2",
+        "bank_batch=6",
+        "ngf=8",
+        "nz=16",
+        "memory=20",
+        "negatives=12",
+        "variants=2",
+        "diffusion_steps=4",
+        "strength=.5",
+        "keep_ratio=.5",
     ],
     "diffdfkd": [
-        "calls=2", "steps=5", "refresh_every=1", "refresh_steps=1", "adversarial_from=2", "synthesis_batch=10",
+        "calls=2",
+        "steps=5",
+        "refresh_every=1",
+        "refresh_steps=1",
+        "adversarial_from=2",
+        "synthesis_batch=10",
     ],
 }
 BUDGET = ["training.steps=4", "training.batch=8", "rounds=2", "synthesis_batch=8", "evaluations=2"]
@@ -39,7 +55,6 @@ def teachers(tmp_path_factory):
     """By data set: (weights file, card) of a network that has learnt nothing."""
     from dfkd.tasks import task
     from dfkd.teachers import cards, weights
-    from dfkd.teachers.training import initialise
 
     made = {}
     for data, pair in PAIRS.items():
@@ -85,9 +100,7 @@ def prior(tmp_path_factory):
 def tiny():
     """tiny(method, *changes, seed=0, extra=None, data="digits"): the cell of a run of four student steps."""
 
-    def make(
-        method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits"
-    ) -> Resolved:
+    def make(method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits") -> Resolved:
         base = TINY.get(recipes(table_of(data)).get(method, {}).get("method", method), [])
         joined = latest(*BUDGET, *base, *changes)
         return resolve(data, "quick", method, PAIRS[data], seed, joined, extra)

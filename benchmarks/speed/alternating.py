@@ -54,9 +54,12 @@ class Alternating(Method):
         Alternating.last = self
 
     def schedule(self, budget: Budget) -> list[Stage]:
-        return [Stage("fill", 1, calls=1), Stage("distil", budget.rounds, steps=budget.steps_per_round)]
+        return [
+            Stage("fill", 1, synthesis_steps=1),
+            Stage("distil", budget.rounds, student_steps=budget.steps_per_round),
+        ]
 
-    def capacity(self, budget: Budget) -> int:
+    def buffer_capacity(self, budget: Budget) -> int:
         return SLOTS
 
     def setup(self, ctx: Context) -> None:

@@ -7,15 +7,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
 from dfkd.engine.method import Budget
 from dfkd.engine.seeds import Streams
+from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis.augment import Augment
 from dfkd.synthesis.buffer import ReplayBuffer, Samples
 from dfkd.tasks import task
-from dfkd.teachers.training import initialise
 
 SPEC = task("cifar10").spec
 BATCH, SYNTHESIS_BATCH, SLOTS = 128, 64, 5000
@@ -47,7 +46,6 @@ def world(device):
         buffer=ReplayBuffer(SLOTS, (SPEC.channels, SPEC.size, SPEC.size), device),
         augmentation=Augment(4, flip=True),
         autocast=nullcontext,
-        clock=Clock(device),
     )
     shape = (SLOTS, *ctx.buffer.shape)
     images = torch.rand(shape, generator=ctx.rng("images"), device=device)

@@ -41,7 +41,7 @@ def prior(device) -> PixelPrior:
 @pytest.mark.benchmark(group="overhead")
 def test_guided_sampling(world, prior, device, benchmark, capsys):
     count, steps, pairs = SIZES[device.type] if benchmark.enabled else (2, 2, 2)
-    world.prior, world.calls = prior, 1
+    world.prior, world._progress.synthesis_step = prior, 1
     world.budget = type(world.budget)(1, 128, 1, count)
     method = DiffDFKD(calls=1, steps=steps, adv=0.0, cutmix=0, mixed=True)
     method.setup(world)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import BATCH, SPEC
 
+from dfkd.networks import initialise
 from dfkd.tables.resolve import resolve
 from dfkd.tasks import store, task
 from dfkd.teachers import cards, weights
-from dfkd.teachers.training import initialise
 
 BOUND = 0.95
 PAIR = "resnet20-resnet8"
@@ -61,9 +61,7 @@ def test_harness_overhead(files, device, tmp_path, benchmark, capsys):
         "bare_ms": 1000 * statistics.median(took.wall for took in measured.bare) / block,
     }
     info = {key: round(value, 4) for key, value in info.items()}
-    benchmark.extra_info.update(
-        info, pairs=len(ratios), block=block, bound=BOUND, threads=torch.get_num_threads()
-    )
+    benchmark.extra_info.update(info, pairs=len(ratios), block=block, bound=BOUND, threads=torch.get_num_threads())
     if benchmark.enabled:
         verdict = "PASS" if ratio >= BOUND else "BELOW"
         with capsys.disabled():

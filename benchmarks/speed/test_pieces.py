@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from mmengine.evaluator import Evaluator
 
 from baselines.fast import Fast
 from dfkd.engine.compat import PrecisionOptimWrapper
-from dfkd.engine.evaluation import Judge, TopOne
-from dfkd.engine.loop import Distiller
+from dfkd.engine.evaluation import Batches, confusion_of
 from dfkd.engine.method import Method
 from dfkd.synthesis.batchnorm import BatchNormLoss
 from dfkd.synthesis.buffer import to_bytes
@@ -22,16 +18,22 @@ pytestmark = pytest.mark.benchmark(group="pieces")
 def test_kd_step(world, measure):
     student = world.student.train()
     sgd = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    distiller, wrapper = Distiller(student, [], world.device), PrecisionOptimWrapper(optimizer=sgd)
-    method = Method()
-    measure(lambda: distiller.train_step((method, world), wrapper), rounds=10)
+    wrapper, method = PrecisionOptimWrapper(optimizer=sgd), Method()
+
+    def step() -> None:
+        batch = method.draw(world)
+        with wrapper.optim_context(student):
+            losses = method.distill(world, batch)
+        wrapper.update_params(sum(losses.values()))
+
+    measure(step, rounds=10)
 
 
 def test_synthesis_call(world, measure):
     method = Fast(k=2)
     method.setup(world)
     # Past the warm-up: L_adv is on, and the harness has put the student aside.
-    world.calls = method.warmup + 1
+    world._progress.synthesis_step = method.warmup + 1
     world.student.eval().requires_grad_(False)
     measure(lambda: method.synthesize(world), rounds=4)
 
@@ -71,8 +73,5 @@ def test_augmentation(world, measure, kind):
 
 
 def test_evaluation(world, measure):
-    images = world.buffer.images[:1000]
-    runner = SimpleNamespace(call_hook=lambda *_, **__: None)
-    labels = world.random_labels(1000)
-    judge = Judge(runner, Evaluator(TopOne()), images, labels, world.clock)
-    measure(lambda: judge.run(world.student), rounds=5)
+    batches = Batches(world.buffer.images[:1000], world.random_labels(1000), world.device)
+    measure(lambda: confusion_of(world.student, batches, world.spec.classes), rounds=5)

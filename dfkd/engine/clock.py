@@ -19,9 +19,7 @@ class Clock:
     that started it. Seconds are wall-clock.
     """
 
-    def __init__(
-        self, device: torch.device | str = "cpu", now: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, device: torch.device | str = "cpu", now: Callable[[], float] = time.perf_counter) -> None:
         self.device = torch.device(device)
         self.seconds = dict.fromkeys(ACCOUNTS, 0.0)
         self.resumes = 0

@@ -16,6 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 # Every default hook that keeps state in MessageHub, writes checkpoints or reads log values is switched off.
 NO_DEFAULT_HOOKS = dict.fromkeys(
@@ -26,7 +27,7 @@ NO_DEFAULT_HOOKS = dict.fromkeys(
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The context in which networks run: `bf16` autocasts, `fp32` and `tf32` do not.
 
-    Without autocast's cache of weights, which lasts until the context is left: a synthesis call steps a generator many
+    Without autocast's cache of weights, which lasts until the context is left: a synthesis step steps a generator many
     times in one context, and every forward pass after the first would still run with the weights of before.
     """
     if precision != "bf16":
@@ -35,16 +36,42 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 class QuietRunner(Runner):
-    """mmengine's Runner collects its environment by starting compilers and importing torchvision (and dies with a
-    broken one), and its Visualizer draws a matplotlib figure that nobody asked for: the first one of an account
-    starts `fc-list` and writes a cache of fonts. The record has what we need of the environment, `CurveHook` writes
-    TensorBoard's curves itself, and a sealed guard starts no process."""
+    """mmengine's Runner without what it does unasked.
+
+    It collects its environment by starting compilers and importing torchvision (and dies with a broken one); its
+    Visualizer draws a matplotlib figure: the first one of an account starts `fc-list` and writes a cache of fonts; it
+    moves every model to CUDA wherever there is one; and it dumps a configuration at each start.
+    """
 
     def _log_env(self, env_cfg: dict) -> None:
-        """Nothing."""
+        """Nothing: the record has what we need of the environment, and a sealed guard starts no process."""
 
     def build_visualizer(self, visualizer: object = None) -> None:
-        """None."""
+        """None: `CurveHook` writes TensorBoard's curves itself."""
+
+    def wrap_model(self, model_wrapper_cfg: object, model: nn.Module) -> nn.Module:
+        """The model, on the device where it was made."""
+        return model
+
+    def dump_config(self) -> None:
+        """Nothing: the configuration is written once, whole, by who made it."""
+
+
+class ClosedForm(LRScheduler):
+    """mmengine's schedules multiply the rate of before, so that rounding adds up; here it is a function of the step.
+
+    Subclasses give it in `rate`; all parameter groups have it.
+    """
+
+    def __init__(self, optimizer: OptimWrapper, recipe: dict, end: int = 0, epoch_length: int = 0) -> None:
+        self.recipe = recipe
+        super().__init__(optimizer.optimizer)
+
+    def rate(self, step: int) -> float:
+        raise NotImplementedError
+
+    def get_lr(self) -> list[float]:
+        return [self.rate(self.last_epoch)] * len(self.optimizer.param_groups)
 
 
 @OPTIM_WRAPPERS.register_module()

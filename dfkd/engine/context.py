@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from dfkd.engine.clock import Clock
 from dfkd.engine.method import Budget
 from dfkd.engine.seeds import Streams
 from dfkd.networks.normalised import Normalised
@@ -49,22 +48,32 @@ class Teacher(Normalised):
 
 
 @dataclass
+class Progress:
+    """What the loop counts."""
+
+    synthesis_step: int = 0
+    student_steps: int = 0
+    images_synthesised: int = 0
+
+
+@dataclass
 class Context:
     """The method's world.
 
     Attributes:
         teacher: images in [0, 1] → logits; frozen. `teach` is the same without gradient.
-        student: the present student, images in [0, 1] → logits. Another object after a stage with a fresh one.
+        student: the present student, images in [0, 1] → logits. Another object after a student reset.
         new_student: makes another student with the run's initialisation.
         spec: image size, channels and classes of the teacher's input.
         budget, device: see `Budget`; everything lives on `device`.
         buffer: the replay buffer.
         per_pixel: whether logits are maps, B×C×H×W, one label a pixel.
-        calls: synthesis calls so far, the present one included.
+        synthesis_step: the number of the present synthesis step, from 1.
         student_steps: student steps so far (those of discarded students not counted).
         prior: the diffusion model of the run, or None; a method that uses it declares so.
         class_names: side information; a method that uses them declares so.
-        real: None; the training split, (uint8 N×C×H×W, int64 N or N×H×W), for bounds that declare `needs_data`.
+        real: None; the training split, (uint8 N×C×H×W, int64 N or N×H×W), for reference methods that declare
+            `needs_data`.
     """
 
     teacher: Teacher
@@ -77,14 +86,23 @@ class Context:
     buffer: ReplayBuffer
     augmentation: Augment
     autocast: Callable[[], AbstractContextManager]
-    clock: Clock = field(repr=False)
-    calls: int = 0
-    student_steps: int = 0
-    images_synthesised: int = 0
     prior: Prior | None = None
     class_names: tuple[str, ...] = ()
     real: tuple[Tensor, Tensor] | None = None
     per_pixel: bool = False
+    progress: InitVar[Progress | None] = None
+    charge: InitVar[Callable[[int], AbstractContextManager]] = lambda count: nullcontext()
+
+    def __post_init__(self, progress: Progress | None, charge: Callable[[int], AbstractContextManager]) -> None:
+        self._progress, self._charge = progress or Progress(), charge
+
+    @property
+    def synthesis_step(self) -> int:
+        return self._progress.synthesis_step
+
+    @property
+    def student_steps(self) -> int:
+        return self._progress.student_steps
 
     def teach(self, images: Tensor) -> Tensor:
         """The teacher's logits, without gradient."""
@@ -116,5 +134,4 @@ class Context:
 
     def making_images(self, count: int) -> AbstractContextManager:
         """For methods that sample a generator in `draw`: charge the work inside, `count` images, to synthesis."""
-        self.images_synthesised += count
-        return self.clock.aside("synthesis")
+        return self._charge(count)

@@ -1,107 +1,117 @@
-"""The judge: test images that only it holds, and the metric."""
+"""One batched evaluation, for teachers and students alike: a network, a test set, one confusion matrix, a metric."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
-from mmengine.registry import METRICS
+from mmengine.registry import LOOPS, METRICS
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from dfkd.engine import diagnostics
-from dfkd.engine.clock import Clock
-from dfkd.teachers.training import batch_of, mean_iou
+from dfkd.metrics import confusion, metric
 
 if TYPE_CHECKING:
     from dfkd.tasks import Task
 
-
-@METRICS.register_module()
-class TopOne(BaseMetric):
-    """Top-1 accuracy in percent over the whole set."""
-
-    default_prefix = "test"
-
-    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        for sample in data_samples:
-            correct = (sample["logits"].argmax(1) == sample["labels"]).sum()
-            self.results.append((correct, len(sample["labels"])))
-
-    def compute_metrics(self, results: list) -> dict[str, float]:
-        correct, count = zip(*results, strict=True)
-        return {"top1": 100.0 * torch.stack(list(correct)).sum().item() / sum(count)}
+Array = np.ndarray | Tensor
 
 
-@METRICS.register_module()
-class MeanIoU(BaseMetric):
-    """Mean intersection over union as a fraction, from one confusion matrix of the whole set (see `mean_iou`)."""
+def on_device(images: Array, labels: Array, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """Arrays (uint8 N x H x W x C, int64 labels) as tensors on the device (uint8 N x C x H x W, channels last).
 
-    default_prefix = "test"
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.jaccard = mean_iou(classes)
-
-    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        for sample in data_samples:
-            self.jaccard.to(sample["labels"].device).update(sample["logits"].argmax(1), sample["labels"])
-            self.results.append(len(sample["labels"]))
-
-    def compute_metrics(self, results: list) -> dict[str, float]:
-        value = self.jaccard.compute().item()
-        self.jaccard.reset()
-        return {"miou": value}
-
-
-def metric_of(task: Task) -> dict:
-    """The configuration of the task's metric; what that needs is imported, which may take seconds."""
-    if task.metric == "miou":
-        mean_iou(task.spec.classes)
-    return {"top1": dict(type="TopOne"), "miou": dict(type="MeanIoU", classes=task.spec.classes)}[task.metric]
-
-
-class Judge(BaseLoop):
-    """Evaluates a network on the test split; an mmengine validation loop without a loader.
-
-    The images, uint8 on the device, are loaded before the guard is sealed, and nothing hands them on.
+    Tensors are taken to be N x C x H x W already.
     """
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+    if isinstance(labels, np.ndarray):
+        labels = torch.from_numpy(np.array(labels, dtype=np.int64))
+    return images.to(device), labels.to(device)
 
-    def __init__(
-        self,
-        runner: Runner,
-        evaluator: Evaluator,
-        images: Tensor,
-        labels: Tensor,
-        clock: Clock,
-    ) -> None:
-        super().__init__(runner, dataloader=[])
-        self.evaluator, self._clock, self._batch = evaluator, clock, batch_of(images)
-        self.__images, self.__labels = images, labels
+
+class Batches:
+    """A test set on the device, in batches as large as an evaluation takes at once: images in [0, 1], labels."""
+
+    def __init__(self, images: Array, labels: Array, device: str | torch.device) -> None:
+        self.images, self.labels = on_device(images, labels, device)
+        # 500 images, or fewer where they are large.
+        self.size = max(1, min(500, 2**20 // (self.images.shape[2] * self.images.shape[3])))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in zip(self.images.split(self.size), self.labels.split(self.size), strict=True):
+            yield images.float().div_(255), labels
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.size)
+
+
+@torch.no_grad()
+def confusion_of(network: nn.Module, batches: Batches, classes: int) -> Tensor:
+    """The confusion matrix of a network (images in [0, 1] → logits), which is left in the mode it was in."""
+    training = network.training
+    network.eval()
+    matrix = sum(confusion(network(images).argmax(1), labels, classes) for images, labels in batches)
+    network.train(training)
+    return matrix
+
+
+def score(network: nn.Module, on: Task, images: Array, labels: Array, device: str | torch.device) -> float:
+    """The task's metric of a network that takes images in [0, 1]; it waits for the device once."""
+    return metric(on.metric).of(confusion_of(network, Batches(images, labels, device), on.spec.classes).cpu())
+
+
+@METRICS.register_module()
+class ConfusionMetric(BaseMetric):
+    """A metric of `dfkd.metrics`, by name, over the sum of the confusion matrices that it is given."""
+
+    default_prefix = "test"
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.metric = metric(name)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        self.results += [sample["confusion"] for sample in data_samples]
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        return {self.metric.name: self.metric.of(sum(results))}
+
+
+@LOOPS.register_module()
+class EvaluationLoop(BaseLoop):
+    """Evaluates what the Runner's model names, on a test set of `Batches` that nothing hands on. Uncharged."""
+
+    def __init__(self, runner: Runner, dataloader: Batches, evaluator: Evaluator | dict, classes: int) -> None:
+        super().__init__(runner, dataloader)
+        self.evaluator = runner.build_evaluator(evaluator) if isinstance(evaluator, dict) else evaluator
+        self.classes, self.clock = classes, runner.model.clock
+
+    def run(self) -> float:
+        model = self.runner.model
+        with self.clock.phase("evaluation"):
+            self.runner.call_hook("before_val")
+            seen = model.ctx.teacher.images_seen  # where it is the teacher that is evaluated
+            matrix = confusion_of(model.evaluated(), self.dataloader, self.classes)
+            model.ctx.teacher.images_seen = seen
+            self.evaluator.process([{"confusion": matrix}])
+            (value,) = self.evaluator.evaluate(1).values()
+        return value
 
     @torch.no_grad()
-    def describe(self, teacher: nn.Module, images: Tensor, labels: Tensor | None) -> dict:
-        """What synthetic images (uint8) are like beside the test set, to the teacher's eye. Uncharged, uncounted."""
-        with self._clock.phase("evaluation"):
+    def describe(self) -> dict | None:
+        """What the model's synthetic images are like beside the test set, to the teacher's eye; None without images."""
+        model = self.runner.model
+        made = model.images()
+        if made is None:
+            return None
+        with self.clock.phase("evaluation"):
+            teacher, size = model.ctx.teacher, self.dataloader.size
             seen = teacher.images_seen
-            real = diagnostics.features_of(teacher, self.__images, self._batch)
-            facts = diagnostics.describe(teacher, images, labels, real, self._batch)
+            real = diagnostics.features_of(teacher, self.dataloader.images, size)
+            facts = diagnostics.describe(teacher, *made, real, size)
             teacher.images_seen = seen
         return facts
-
-    @torch.no_grad()
-    def run(self, network: nn.Module) -> float:
-        """The metric of `network` (images in [0, 1] → logits), left in the mode it was in. Uncharged."""
-        training = network.training
-        with self._clock.phase("evaluation"):
-            network.eval()
-            self.runner.call_hook("before_val")
-            for first in range(0, len(self.__labels), self._batch):
-                images = self.__images[first : first + self._batch].float().div_(255)
-                sample = {"logits": network(images), "labels": self.__labels[first : first + self._batch]}
-                self.evaluator.process([sample])
-            (value,) = self.evaluator.evaluate(len(self.__labels)).values()
-            network.train(training)
-        return value

@@ -1,15 +1,16 @@
-"""mmengine hooks of a run: exact resume, progress, the guard's checks, sample grids, curves."""
+"""mmengine hooks: exact resume, progress, the guard's checks, sample grids, curves."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -17,10 +18,10 @@ from dfkd.engine import state
 from dfkd.engine.context import Context
 from dfkd.engine.guard import DataFreeViolation, guard
 from dfkd.files import replacing
-from dfkd.synthesis.buffer import to_bytes
 from dfkd.units import duration
 
 
+@HOOKS.register_module()
 class StateHook(Hook):
     """Saves the whole state at the first point between two steps that is `interval` seconds after the last, and when
     all is done: until its record is in place a run can be finished by a later process.
@@ -30,15 +31,15 @@ class StateHook(Hook):
 
     priority = "VERY_HIGH"
 
-    def __init__(self, path: Path, interval: float, resume: bool) -> None:
-        self.path, self.interval, self.resume = path, interval, resume
+    def __init__(self, path: str, interval: float, resume: bool) -> None:
+        self.path, self.interval, self.resume = Path(path), interval, resume
         self._last = time.monotonic()
 
     def before_train(self, runner: Runner) -> None:
         if self.resume and self.path.is_file():
-            loop = runner.train_loop
-            with loop.clock.phase("bookkeeping"):
-                state.restore(runner, loop, state.load(self.path, loop.ctx.device))
+            clock = runner.model.clock
+            with clock.phase("bookkeeping"):
+                state.restore(runner, state.load(self.path, clock.device))
 
     def _due(self, runner: Runner, **_: object) -> None:
         if time.monotonic() - self._last >= self.interval:
@@ -47,27 +48,28 @@ class StateHook(Hook):
     after_synthesis = after_train_iter = after_round = _due
 
     def save_state(self, runner: Runner) -> None:
-        with runner.train_loop.clock.phase("bookkeeping"):
-            state.save(self.path, state.collect(runner, runner.train_loop))
+        with runner.model.clock.phase("bookkeeping"):
+            state.save(self.path, state.collect(runner))
         self._last = time.monotonic()
 
     after_train = save_state
 
 
+@HOOKS.register_module()
 class GuardHook(Hook):
     """Fails the run if real data were asked for, the teacher changed, or a hook was left on it."""
 
-    def __init__(self, teacher: nn.Module) -> None:
-        self.teacher = teacher
-        self.before = fingerprint(teacher)
+    def before_train(self, runner: Runner) -> None:
+        self.before = fingerprint(runner.model.ctx.teacher)
 
     def after_round(self, runner: Runner) -> None:
         guard.check()
 
     def after_train(self, runner: Runner) -> None:
-        if fingerprint(self.teacher) != self.before:
+        teacher = runner.model.ctx.teacher
+        if fingerprint(teacher) != self.before:
             raise DataFreeViolation("the method changed the teacher's weights or buffers")
-        left = next((name for name, m in self.teacher.named_modules() if _hooks(m)), None)
+        left = next((name for name, m in teacher.named_modules() if _hooks(m)), None)
         if left is not None:
             raise DataFreeViolation(f"the method left a hook on the teacher's module {left or '(root)'!r}")
 
@@ -86,25 +88,28 @@ def _hooks(module: nn.Module) -> bool:
     return any(getattr(module, kind) for kind in kinds)
 
 
+@HOOKS.register_module()
 class SamplesHook(Hook):
     """A PNG grid of the newest synthetic images, written once, when the run ends.
 
     In segmentation each image is followed by the teacher's and the student's prediction, and there are half the rows.
     """
 
-    def __init__(self, path: Path, rows: int = 6, columns: int = 12) -> None:
-        self.path, self.rows, self.columns = path, rows, columns
+    def __init__(self, path: str, rows: int = 6, columns: int = 12) -> None:
+        self.path, self.rows, self.columns = Path(path), rows, columns
 
     def after_train(self, runner: Runner) -> None:
-        loop, count = runner.train_loop, self.rows * self.columns
-        if loop.ctx.buffer.size:
-            images = loop.ctx.buffer.newest(count)
-        elif runner.model.latest is not None and not loop.method.reference:  # it makes its images in `draw`
-            images = to_bytes(runner.model.latest[:count])
+        model, count = runner.model, self.rows * self.columns
+        made = model.images()
+        buffer = model.ctx.buffer
+        if buffer.size:
+            images = buffer.newest(count)
+        elif made is not None:  # it makes its images in `draw`
+            images = made[0][:count]
         else:
             return
-        if loop.ctx.per_pixel:
-            images = with_predictions(loop.ctx, images[: count // 6])
+        if model.ctx.per_pixel:
+            images = with_predictions(model.ctx, images[: count // 6])
         save_grid(images, self.path, self.columns)
 
 
@@ -122,9 +127,7 @@ def with_predictions(ctx: Context, images: Tensor) -> Tensor:
 def palette(classes: int) -> Tensor:
     """The colour map of Pascal VOC, uint8 classes×3: the bits of the class spread over the high bits of R, G, B."""
     index = torch.arange(classes)
-    bits = [
-        [(index >> (3 * place + channel) & 1) << (7 - place) for channel in range(3)] for place in range(3)
-    ]
+    bits = [[(index >> (3 * place + channel) & 1) << (7 - place) for channel in range(3)] for place in range(3)]
     return torch.stack([sum(channel) for channel in zip(*bits, strict=True)], 1).to(torch.uint8)
 
 
@@ -132,54 +135,52 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
     """Write uint8 N×C×H×W as one PNG, at least 64 pixels a tile, nearest neighbour, 2 pixels apart."""
     from PIL import Image
 
-    tiles = images.permute(0, 2, 3, 1).cpu().numpy()
-    scale = max(1, -(-64 // tiles.shape[1]))
-    tiles = tiles.repeat(scale, 1).repeat(scale, 2)
-    height, width, gap = tiles.shape[1], tiles.shape[2], 2
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
-    for i, tile in enumerate(tiles):
-        pixels = tile if tile.shape[2] == 3 else tile.repeat(3, 2)
-        sheet.paste(Image.fromarray(pixels), ((i % columns) * (width + gap), (i // columns) * (height + gap)))
+    scale, gap = max(1, -(-64 // images.shape[2])), 2
+    count, height, width = len(images), images.shape[2] * scale, images.shape[3] * scale
+    rows = -(-count // columns)
+    sheet = torch.full((rows * columns, 3, height + gap, width + gap), 255, dtype=torch.uint8)
+    tiles = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3).expand(-1, 3, -1, -1)
+    sheet[:count, :, :height, :width] = tiles
+    sheet = sheet.view(rows, columns, 3, height + gap, width + gap).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     with replacing(path) as file:
-        sheet.save(file, "PNG", optimize=True)
+        Image.fromarray(sheet[:-gap, :-gap].numpy()).save(file, "PNG", optimize=True)
 
 
+@HOOKS.register_module()
 class CurveHook(Hook):
-    """Hands the curve to TensorBoard, by a `SummaryWriter`."""
-
-    def __init__(self, writer: Any) -> None:
-        self.writer = writer
+    """Hands the curve, and the seconds by category, to the Runner's TensorBoard writer."""
 
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
-        loop = runner.train_loop
-        scalars = {"value": metrics["value"], **{f"time/{k}": v for k, v in loop.clock.seconds.items()}}
+        seconds = runner.model.clock.seconds
+        scalars = {"value": metrics["value"], **{f"time/{k}": v for k, v in seconds.items()}}
         for name, value in scalars.items():
-            self.writer.add_scalar(name, value, loop.ctx.student_steps)
+            runner.curves.add_scalar(name, value, runner.model.progress.student_steps)
 
 
+@HOOKS.register_module()
 class ProgressHook(Hook):
-    """What is done, the last value, and when it will end: a live line on a terminal, plain lines elsewhere."""
+    """What is done, the last value, and when it will end: a live line on a terminal, plain lines elsewhere.
 
-    def __init__(self, title: str, every: float = 20.0) -> None:
+    The first line comes early, then one every `every` seconds and one at each evaluation.
+    """
+
+    def __init__(self, title: str = "", every: float = 20.0) -> None:
         self.title, self.live = title, sys.stderr.isatty()
         self.every = 0.2 if self.live else every
-        self._last = 0.0
+        self._last, self._display = -math.inf, None
 
     def before_train(self, runner: Runner) -> None:
-        self._start = time.monotonic()
-        self._seconds = {"call": 0.0, "step": 0.0}
+        self._seconds = {"synthesis": 0.0, "training": 0.0}
         self._mark, self._begun = time.monotonic(), self._done(runner)
 
     def _done(self, runner: Runner) -> tuple[int, int]:
-        ctx = runner.train_loop.ctx
-        return ctx.calls, ctx.student_steps
+        return runner.model.progress.synthesis_step, runner.model.progress.student_steps
 
     def after_synthesis(self, runner: Runner) -> None:
-        self._tick(runner, "call")
+        self._tick(runner, "synthesis")
 
     def after_train_iter(self, runner: Runner, **_: object) -> None:
-        self._tick(runner, "step")
+        self._tick(runner, "training")
 
     def _tick(self, runner: Runner, kind: str) -> None:
         now = time.monotonic()
@@ -187,38 +188,40 @@ class ProgressHook(Hook):
         self._mark = now
         if now - self._last >= self.every:
             self._last = now
-            self._show(self.line(runner))
+            self.tell(runner)
 
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
         if not self.live:
-            self._show(self.line(runner))
+            self.tell(runner)
 
-    def line(self, runner: Runner) -> str:
-        """One line of progress: calls, steps, last value, time left."""
-        loop = runner.train_loop
-        calls = sum(stage.rounds * stage.calls for stage in loop.stages)
-        done = self._done(runner)
-        left = 0.0
-        for name, total, now, then in zip(
-            ("call", "step"), (calls, loop.total_steps), done, self._begun, strict=True
-        ):
+    def left(self, runner: Runner) -> str:
+        """What the steps still to be taken will need, by what those of this process took."""
+        loop, left = runner.train_loop, 0.0
+        totals = sum(stage.rounds * stage.synthesis_steps for stage in loop.stages), loop.total_steps
+        spent = self._seconds.values()
+        for total, now, then, seconds in zip(totals, self._done(runner), self._begun, spent, strict=True):
             if now > then:
-                left += (total - now) * self._seconds[name] / (now - then)
-        parts = [self.title]
-        if calls:
-            parts.append(f"synthesis {done[0]}/{calls}")
-        parts.append(f"step {done[1]}/{loop.total_steps}")
-        if loop.curve:
-            parts.append(f"last {loop.curve[-1]['value']:.3g}")
-        parts.append(f"about {duration(left)} left")
-        return " · ".join(parts)
+                left += (total - now) * seconds / (now - then)
+        return duration(left)
+
+    def tell(self, runner: Runner) -> None:
+        """One line of progress: steps, last value, time left."""
+        curve = runner.train_loop.curve
+        last = [f"last {curve[-1]['value']:.3g}"] if curve else []
+        self._show(" · ".join([self.title, runner.model.describe(), *last, f"about {self.left(runner)} left"]))
 
     def _show(self, line: str) -> None:
-        if self.live:
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-        else:
+        if not self.live:
             print(line, file=sys.stderr, flush=True)
+            return
+        if self._display is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._display = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._display.start()
+        self._display.update(line, refresh=True)
 
     def after_train(self, runner: Runner) -> None:
-        if self.live:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        if self._display is not None:
+            self._display.stop()

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from mmengine.registry import Registry
 from torch import Tensor, nn
 
+from dfkd import catalog
+from dfkd.errors import UserError
 from dfkd.synthesis import losses
 from dfkd.synthesis.buffer import Batch, Samples
 
@@ -23,7 +33,7 @@ class Budget:
     """What a protocol (in `paper`: the recipe) grants. A method spends it in its `schedule`.
 
     `steps` student steps of `batch` images; `rounds` alternations of synthesis and distillation;
-    `synthesis_batch` images a synthesis call makes.
+    `synthesis_batch` images a synthesis step makes.
     """
 
     steps: int
@@ -38,20 +48,20 @@ class Budget:
 
 @dataclass(frozen=True)
 class Stage:
-    """`rounds` times: `calls` synthesis calls, then `steps` student steps.
+    """`rounds` times: `synthesis_steps`, each of which makes images, then `student_steps`.
 
-    Steps of a stage with `counted=False` train a student that is thrown away: they are charged to synthesis and
-    appear in no curve. `fresh_student` starts the stage with a new student, optimiser and learning-rate schedule.
-    A `shared` stage depends on the teacher (and prior) alone, so what it makes would serve every student of that
-    teacher; its time is shown as spent once per teacher.
+    Steps of a stage with `scored=False` train a student that is thrown away: they are charged to synthesis and appear
+    in no curve. `reset_student` starts the stage with a new student, optimizer and learning-rate schedule. A `shared`
+    stage depends on the teacher (and prior) alone, so what it makes would serve every student of that teacher; its time
+    is shown as spent once per teacher.
     """
 
     name: str
     rounds: int
-    calls: int = 0
-    steps: int = 0
-    counted: bool = True
-    fresh_student: bool = False
+    synthesis_steps: int = 0
+    student_steps: int = 0
+    scored: bool = True
+    reset_student: bool = False
     shared: bool = False
 
 
@@ -67,11 +77,11 @@ class Method:
     states the most it may use; a constructor whose arguments ask for less, or more, says so on the instance."""
 
     reference = False
-    """True for bounds, which records and tables mark."""
+    """True for reference methods, whose rows records and tables mark."""
 
     needs_data = False
-    """True for bounds that train on the real training split (`ctx.real`), the only ones for which the guard is not
-    sealed; ignored where `reference` is False."""
+    """True for reference methods that train on the real training split (`ctx.real`), the only ones for which the guard
+    is not sealed; ignored where `reference` is False."""
 
     replace = "oldest"
     """Which entries a full buffer overwrites: "oldest" or "lowest" (priority)."""
@@ -93,22 +103,20 @@ class Method:
         return None
 
     def schedule(self, budget: Budget) -> list[Stage]:
-        """The stages in order. Default: a synthesis call and its share of the student steps in each round."""
-        return [Stage("distil", budget.rounds, calls=1, steps=budget.steps_per_round)]
+        """The stages in order. Default: a synthesis step and its share of the student steps in each round."""
+        return [Stage("distil", budget.rounds, synthesis_steps=1, student_steps=budget.steps_per_round)]
 
     def buffer_capacity(self, budget: Budget) -> int:
         """Entries of the replay buffer. Default: every image the schedule makes."""
-        calls = sum(stage.rounds * stage.calls for stage in self.schedule(budget))
-        return max(1, calls * budget.synthesis_batch)
+        steps = sum(stage.rounds * stage.synthesis_steps for stage in self.schedule(budget))
+        return max(1, steps * budget.synthesis_batch)
 
     def setup(self, ctx: Context) -> None:
         """Build generators, banks and heads. Charged to setup."""
 
     def synthesize(self, ctx: Context) -> Samples:
         """Make new samples; the harness puts them into the buffer. Charged to synthesis."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has synthesis calls in its schedule but no synthesize()"
-        )
+        raise NotImplementedError(f"{type(self).__name__} has synthesis steps in its schedule but no synthesize()")
 
     def draw(self, ctx: Context) -> Batch:
         """The next student batch. Default: uniform from the buffer, with the protocol's augmentation.
@@ -134,8 +142,8 @@ class Method:
         """Numbers about the run that its record shall keep, such as the share of images a filter let through."""
         return {}
 
-    def judged(self, ctx: Context) -> nn.Module:
-        """The network that is evaluated; heeded for bounds only."""
+    def evaluated(self, ctx: Context) -> nn.Module:
+        """The network that is evaluated; heeded for reference methods only."""
         return ctx.student
 
     def state_dict(self) -> dict:
@@ -150,3 +158,51 @@ class Method:
                 getattr(self, name).load_state_dict(value)
             else:
                 setattr(self, name, value)
+
+
+def build_method(name: str, path: str, arguments: Mapping[str, Any], prior: str, reference: bool) -> Method:
+    """Import the method's file and build it; `prior` and `reference` are what was read of it without importing.
+
+    Raises UserError for an argument value that it refuses.
+    """
+    import_file(Path(path))
+    with refused_values(name):
+        method = METHODS.get(name)(**arguments)
+    found = (type(method).prior, type(method).reference)
+    if (prior, reference) != found:
+        raise UserError(f"{path} must state `prior` and `reference` as plain constants, not {found}")
+    return method
+
+
+@contextmanager
+def refused_values(name: str) -> Iterator[None]:
+    """A ValueError of a constructor or of `setup` is about a value somebody gave: one line, not a crash."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def import_file(path: Path) -> None:
+    """Import a method's file once: as `methods.x` or `baselines.x` inside the project, by path elsewhere."""
+    if path.is_relative_to(catalog.ROOT):
+        name = ".".join(path.relative_to(catalog.ROOT).with_suffix("").parts)
+        if name.split(".")[0] in catalog.FOLDERS:
+            importlib.import_module(name)
+            return
+    # What lies beside it can be imported, `from .helper` as if the folder were a package; behind all else on the
+    # path, for a file there must not take the place of a library's.
+    package = ModuleType(f"imported_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}")
+    package.__path__ = [str(path.parent)]
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    name = f"{package.__name__}.{path.stem}"
+    if name not in sys.modules:
+        sys.modules[package.__name__] = package
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise

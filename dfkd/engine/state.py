@@ -13,48 +13,36 @@ from pathlib import Path
 import torch
 from mmengine.runner import Runner
 
-from dfkd.engine.loop import DataFreeLoop
 from dfkd.engine.seeds import global_state, load_global_state
 from dfkd.errors import UserError
 from dfkd.files import replacing
 
-VERSION = 3
+VERSION = 4
 MAGIC = b"dfkd state\n"
 
 
-def collect(runner: Runner, loop: DataFreeLoop) -> dict:
+def collect(runner: Runner) -> dict:
     """The state of a run between two steps."""
     return {
         "version": VERSION,
-        "loop": loop.state_dict(),
-        "student": runner.model.state_dict(),
-        "bad": runner.model.bad,
-        # Of a method without a buffer; a bound's are real images, and nobody asks for them.
-        "latest": None if loop.ctx.buffer.size or loop.method.reference else runner.model.latest,
-        "optimiser": runner.optim_wrapper.state_dict(),
+        "loop": runner.train_loop.state_dict(),
+        "model": runner.model.run_state(),
+        "optimizer": runner.optim_wrapper.state_dict(),
         "schedules": [schedule.state_dict() for schedule in runner.param_schedulers or ()],
-        "buffer": loop.ctx.buffer.state_dict(),
-        "method": loop.method.state_dict(),
-        "streams": loop.ctx.rng.state_dict(),
         "globals": global_state(),
-        "clock": loop.clock.state_dict(),
+        "clock": runner.model.clock.state_dict(),
     }
 
 
-def restore(runner: Runner, loop: DataFreeLoop, state: dict) -> None:
+def restore(runner: Runner, state: dict) -> None:
     """Put `state` back into a freshly built run."""
-    loop.load_state_dict(state["loop"])
-    runner.model.load_state_dict(state["student"])
-    runner.model.bad.copy_(state["bad"])
-    runner.model.latest = state["latest"]
-    runner.optim_wrapper.load_state_dict(state["optimiser"])
+    runner.train_loop.load_state_dict(state["loop"])
+    runner.model.load_run_state(state["model"])
+    runner.optim_wrapper.load_state_dict(state["optimizer"])
     for schedule, saved in zip(runner.param_schedulers or (), state["schedules"], strict=True):
         schedule.load_state_dict(saved)
-    loop.ctx.buffer.load_state_dict(state["buffer"])
-    loop.method.load_state_dict(state["method"])
-    loop.ctx.rng.load_state_dict(state["streams"])
     load_global_state(state["globals"])
-    loop.clock.load_state_dict(state["clock"])
+    runner.model.clock.load_state_dict(state["clock"])
 
 
 def save(path: Path, state: dict) -> None:

@@ -18,6 +18,8 @@ from dfkd.errors import unknown
 if TYPE_CHECKING:
     from torch import nn
 
+    from dfkd.tasks import InputSpec
+
 
 class Network(NamedTuple):
     """The `kind` of task it is for, and what builds it: `module:callable` taking classes, size and `options`."""
@@ -76,3 +78,12 @@ def build(arch: str, classes: int, size: int = 32) -> nn.Module:
     _, builder, options = network(arch)
     module, name = builder.split(":")
     return getattr(importlib.import_module(module), name)(classes=classes, size=size, **options)
+
+
+def initialise(arch: str, spec: InputSpec, seed: int) -> nn.Module:
+    """A bare network with first weights that depend on `seed` alone; global random state is left alone."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(arch, spec.classes, spec.size)

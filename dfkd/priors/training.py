@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from torch import Tensor
 
 from dfkd import resumable
+from dfkd.engine.clock import Clock
+from dfkd.engine.compat import ClosedForm
 from dfkd.errors import UserError
 from dfkd.priors import cards
 from dfkd.priors.pixel import SCHEDULE
 from dfkd.priors.recipes import check
 from dfkd.synthesis.buffer import ShuffledPasses
-from dfkd.tasks import Task, pool, store
+from dfkd.tasks import pool, store
 from dfkd.teachers import file_digest
 
 if TYPE_CHECKING:
@@ -49,18 +53,21 @@ def train(
     check(recipe)
     source = pool(recipe["data"])
     if source.spec.size % recipe["size"]:
-        raise UserError(
-            f"{recipe['data']} has {source.spec.size} pixels, which {recipe['size']} does not divide"
-        )
+        raise UserError(f"{recipe['data']} has {source.spec.size} pixels, which {recipe['size']} does not divide")
     manifest = source.manifest(data_root)
     images, _ = source.load("train", data_root)
     data_digest = store.digest(manifest)
     state = resumable.state_path(WORK / name, recipe, data_digest, seed, torch.device(device).type)
-    training = Training(recipe, source, images, device, seed)
-    if resume and state.is_file():
-        training.load_state_dict(resumable.load(state, device))
-    say(f"prior {name}: training {recipe['steps']} steps on {len(images)} images, from step {training.step}")
-    resumable.finish(training, state, until, lambda line: say(f"prior {name}: {line}"))
+    optimizer = dict(type="AdamW", lr=recipe["lr"], betas=(0.9, 0.99), weight_decay=recipe["weight_decay"])
+    config = dict(
+        model=dict(type="Denoising", recipe=dict(recipe), seed=seed),
+        per="step",
+        optim_wrapper=dict(type="OptimWrapper", optimizer=optimizer),
+        param_scheduler=dict(type="PriorRate", recipe=dict(recipe)),
+        randomness=dict(seed=seed % 2**32),
+    )
+    told = {"state": state, "resume": resume, "until": until, "say": lambda line: say(f"prior {name}: {line}")}
+    training, seconds = resumable.finish(config, {"flip": source.flip, "images": images}, device, **told)
 
     target = own / name
     partial = _save(training.averaged(), target)
@@ -76,7 +83,7 @@ def train(
         size=recipe["size"],
         recipe=dict(recipe),
         seed=seed,
-        seconds=round(training.seconds, 2),
+        seconds=round(seconds, 2),
         digest=file_digest(cards.weights_path(partial)),
     )
     cards.write_card(own / f"{name}.json", card)
@@ -114,77 +121,76 @@ def rate(recipe: Mapping[str, Any], step: int) -> float:
     return lr * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
 
 
-class Training(resumable.Training):
-    """Of a U-Net on the images of a pool."""
+@PARAM_SCHEDULERS.register_module()
+class PriorRate(ClosedForm):
+    """`rate`, step by step."""
 
-    def __init__(
-        self,
-        recipe: Mapping[str, Any],
-        source: Task,
-        images: np.ndarray,
-        device: torch.device | str,
-        seed: int,
-    ) -> None:
+    def rate(self, step: int) -> float:
+        return rate(self.recipe, step)
+
+
+@MODELS.register_module()
+class Denoising(resumable.Training):
+    """A U-Net that predicts the noise in auxiliary images, with averaged weights."""
+
+    def __init__(self, recipe: Mapping[str, Any], seed: int, *, images: np.ndarray, flip: bool, clock: Clock) -> None:
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
         from diffusers.training_utils import EMAModel
 
-        super().__init__(device)
-        self.recipe, self.flip, self.steps = recipe, source.flip, recipe["steps"]
-        # As bytes in the pool's own size; each batch is scaled as it is drawn.
+        super().__init__(1, recipe["steps"], clock)
+        self.recipe, self.flip, device = recipe, flip, clock.device
+        # As bytes in their own size; each batch is scaled as it is drawn.
         self.images = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).to(device)
-        self.unet = network(recipe, seed).to(device, memory_format=torch.channels_last).train()
+        self.unet = network(recipe, seed).to(device, memory_format=torch.channels_last)
         self.schedule = DDPMScheduler(**SCHEDULE)
-        self.optimiser = torch.optim.AdamW(
-            self.unet.parameters(), recipe["lr"], (0.9, 0.99), weight_decay=recipe["weight_decay"]
-        )
         # Its decay rises as (1 + n)/(10 + n), so that the first weights are soon forgotten.
         self.ema = EMAModel(self.unet.parameters(), decay=recipe["ema"], foreach=True)
         self.passes = ShuffledPasses()
         self.generator = torch.Generator(device).manual_seed(seed)
 
+    @property
+    def trained(self) -> UNet2DModel:
+        return self.unet
+
+    def opening(self) -> str:
+        return f"training {self.steps} steps on {len(self.images)} images, from step {self.progress.student_steps}"
+
     def draw(self) -> Tensor:
-        """A batch in [−1, 1], B×3×size×size: area-averaged, flipped where the pool allows it."""
+        """A batch in [−1, 1], B×3×size×size: area-averaged, flipped where the auxiliary data allow it."""
         index = self.passes.draw(self.recipe["batch"], len(self.images), self.generator)
         batch = self.images[index].float() / 127.5 - 1
         batch = F.avg_pool2d(batch, batch.shape[-1] // self.recipe["size"])
         if self.flip:
-            flipped = torch.rand(len(batch), 1, 1, 1, generator=self.generator, device=self.device) < 0.5
+            flipped = torch.rand(len(batch), 1, 1, 1, generator=self.generator, device=batch.device) < 0.5
             batch = torch.where(flipped, batch.flip(3), batch)
         return batch.contiguous(memory_format=torch.channels_last)
 
-    def advance(self) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate(self.recipe, self.step)
-        clean, draw = self.draw(), {"generator": self.generator, "device": self.device}
-        noise = torch.randn(clean.shape, **draw)
-        times = torch.randint(0, SCHEDULE["num_train_timesteps"], (len(clean),), **draw)
-        predicted = self.unet(self.schedule.add_noise(clean, noise, times), times).sample
-        loss = F.mse_loss(predicted, noise)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
-        self.optimiser.step()
+    def loss(self, data: Tensor) -> Tensor:
+        draw = {"generator": self.generator, "device": data.device}
+        noise = torch.randn(data.shape, **draw)
+        times = torch.randint(0, SCHEDULE["num_train_timesteps"], (len(data),), **draw)
+        return F.mse_loss(self.unet(self.schedule.add_noise(data, noise, times), times).sample, noise)
+
+    def update(self, loss: Tensor, optim_wrapper: OptimWrapper) -> None:
+        optim_wrapper.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)  # the wrapper's own reads the norm at each step
+        optim_wrapper.step()
+        optim_wrapper.zero_grad()
         self.ema.step(self.unet.parameters())
-        self.done(loss)
 
     def averaged(self) -> UNet2DModel:
         """The network with the averaged weights; the training is over with it."""
         self.ema.copy_to(self.unet.parameters())
         return self.unet.cpu().eval()
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {
-            "unet": self.unet.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "ema": self.ema.state_dict(),
-            "passes": self.passes.state_dict(),
-            "generator": self.generator.get_state(),
-        }
+    def run_state(self) -> dict[str, Any]:
+        averages = {"ema": self.ema.state_dict(), "passes": self.passes.state_dict()}
+        return super().run_state() | averages | {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        for part in ("unet", "optimiser", "ema", "passes"):
-            getattr(self, part).load_state_dict(state[part])
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        super().load_run_state(state)
+        self.ema.load_state_dict(state["ema"])
+        self.passes.load_state_dict(state["passes"])
         self.generator.set_state(state["generator"].cpu())
 
 

@@ -193,7 +193,6 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-
 RESULTS = (
     Column("teacher", "score of the teacher", RIGHT, _score_of("metrics.teacher"), common=True),
     Column(
@@ -286,9 +285,7 @@ OVERVIEW = (
     Column(KD, "", RIGHT, lambda pair: pair.kd and _last_mean(pair.kd)),
     Column("best method", "", LEFT, lambda pair: pair.best and plain(pair.best.cell.method)),
     Column("last", "", RIGHT, lambda pair: pair.best and _last_mean(pair.best)),
-    Column(
-        "gap", "", RIGHT, lambda pair: pair.best and _signed(gap_to_kd(pair.best, pair.results), pair.best.metric)
-    ),
+    Column("gap", "", RIGHT, lambda pair: pair.best and _signed(gap_to_kd(pair.best, pair.results), pair.best.metric)),
 )
 
 

@@ -8,8 +8,21 @@ from dataclasses import replace
 
 from dfkd.identity import Cell
 from dfkd.report import plots, published
-from dfkd.report.columns import COSTS, IMAGES, OVERVIEW, RESULTS, Pair, Row
-from dfkd.report.columns import common, figure, legend, names, ordered, rows_of, table
+from dfkd.report.columns import (
+    COSTS,
+    IMAGES,
+    OVERVIEW,
+    RESULTS,
+    Pair,
+    Row,
+    common,
+    figure,
+    legend,
+    names,
+    ordered,
+    rows_of,
+    table,
+)
 from dfkd.report.markdown import plain
 from dfkd.report.statistics import Result
 from dfkd.tables.definition import MEANINGS, tables

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from dfkd import names, resumable
+from dfkd.engine.evaluation import score
 from dfkd.errors import UserError
 from dfkd.locks import alone
+from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import store, task
 from dfkd.teachers import cards, weights
-from dfkd.teachers.training import initialise, score, train
+from dfkd.teachers.training import train
 
 WORK = resumable.WORK / "teachers"
 
@@ -130,9 +132,7 @@ def _train(
     return path, card
 
 
-def foreign(
-    data: str, arch: str, path: Path, folder: Path, data_root: Path, device: torch.device
-) -> tuple[Path, dict]:
+def foreign(data: str, arch: str, path: Path, folder: Path, data_root: Path, device: torch.device) -> tuple[Path, dict]:
     """Somebody's own checkpoint, converted into `folder` and measured; returns the weights file and its card."""
     path = names.path(str(path))
     spec = weights.spec_of(path, task(data).spec)
@@ -144,9 +144,7 @@ def foreign(
     return target, weights.save(network, target, card)
 
 
-def _measure(
-    network: torch.nn.Module, data: str, test: tuple[np.ndarray, np.ndarray], device: torch.device
-) -> float:
+def _measure(network: torch.nn.Module, data: str, test: tuple[np.ndarray, np.ndarray], device: torch.device) -> float:
     network = network.to(device, memory_format=torch.channels_last)
     measured = score(network, task(data), *test, device)
     if not math.isfinite(measured):

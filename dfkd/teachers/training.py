@@ -1,30 +1,26 @@
-"""Supervised training of teachers, and their test scores: uint8 arrays held on the device, no loader."""
+"""Supervised training of teachers: uint8 arrays held on the device, no loader."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from torch import Tensor, nn
 
 from dfkd import resumable
+from dfkd.engine.clock import Clock
+from dfkd.engine.compat import ClosedForm
+from dfkd.engine.evaluation import Array, on_device
 from dfkd.errors import UserError, unknown
-from dfkd.networks import build
-from dfkd.networks.keys import check_finite
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis import losses
 from dfkd.synthesis.augment import augment_for
-from dfkd.tasks import IGNORE, InputSpec, Task
-
-if TYPE_CHECKING:
-    from torchmetrics.classification import MulticlassJaccardIndex
-
-Array = np.ndarray | Tensor
+from dfkd.tasks import Task
 
 RECIPE: dict[str, tuple[type, ...]] = {
     "epochs": (int,),
@@ -37,25 +33,6 @@ RECIPE: dict[str, tuple[type, ...]] = {
 # γ of the focal loss (without it: the cross-entropy), and the weights file from which the encoder starts.
 OPTIONAL: dict[str, tuple[type, ...]] = {"focal": (int, float), "encoder": (str,)}
 SCHEDULES = {"cosine": {}, "multistep": {"milestones": (list, tuple), "gamma": (int, float)}}
-
-
-def initialise(arch: str, spec: InputSpec, seed: int) -> nn.Module:
-    """A bare network with first weights that depend on `seed` alone; global random state is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build(arch, spec.classes, spec.size)
-
-
-def on_device(images: Array, labels: Array, device: str | torch.device) -> tuple[Tensor, Tensor]:
-    """Arrays (uint8 N x H x W x C, int64 labels) as tensors on the device (uint8 N x C x H x W, channels last).
-
-    Tensors are taken to be N x C x H x W already.
-    """
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
-    if isinstance(labels, np.ndarray):
-        labels = torch.from_numpy(np.array(labels, dtype=np.int64))
-    return images.to(device), labels.to(device)
 
 
 def rates(recipe: Mapping[str, Any]) -> list[float]:
@@ -71,15 +48,22 @@ def rates(recipe: Mapping[str, Any]) -> list[float]:
         raise unknown("key of a teacher's recipe", key, keys | OPTIONAL)
     for key, types in keys.items():
         if not isinstance(recipe.get(key), types) or isinstance(recipe[key], bool):
-            raise UserError(
-                f"the teacher's recipe: {key!r} is {recipe.get(key)!r}, not a {types[-1].__name__}"
-            )
+            raise UserError(f"the teacher's recipe: {key!r} is {recipe.get(key)!r}, not a {types[-1].__name__}")
     epochs, lr = recipe["epochs"], recipe["lr"]
     if epochs < 1 or recipe["batch"] < 2:
         raise UserError("the teacher's recipe: 'epochs' must be at least 1 and 'batch' at least 2")
     if name == "cosine":
         return [lr * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs)]
     return [lr * recipe["gamma"] ** sum(epoch >= m for m in recipe["milestones"]) for epoch in range(epochs)]
+
+
+@PARAM_SCHEDULERS.register_module()
+class TeacherRate(ClosedForm):
+    """`rates`, epoch by epoch."""
+
+    def rate(self, step: int) -> float:
+        epochs = rates(self.recipe)
+        return epochs[min(step, len(epochs) - 1)]
 
 
 def train(
@@ -102,141 +86,86 @@ def train(
     and ends with the same weights, bit for bit. The network stays on the device, in eval mode. UserError for a bad
     recipe and where the loss diverges, `Stopped` as `resumable.finish` raises it.
     """
-    training = Training(network, images, labels, on, recipe, seed, device)
-    if resume and state is not None and state.is_file():
-        training.load_state_dict(resumable.load(state, device))
-        say(f"going on from {training.progress()}")
-    resumable.finish(training, state, until, say)
-    try:
-        check_finite(network.state_dict())
-    except UserError as error:
-        raise UserError(f"training diverged: {error}; lower lr") from None
+    rates(recipe)
+    sgd = {key: recipe[key] for key in ("lr", "momentum", "weight_decay")}
+    config = dict(
+        model=dict(type="Supervised", recipe=dict(recipe), seed=seed),
+        per="round",
+        optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", **sgd)),
+        param_scheduler=dict(type="TeacherRate", recipe=dict(recipe)),
+        randomness=dict(seed=seed % 2**32),
+    )
+    given = {"network": network, "images": images, "labels": labels, "on": on}
+    _, seconds = resumable.finish(config, given, device, state=state, resume=resume, until=until, say=say)
     network.eval()
-    return training.seconds
+    return seconds
 
 
-class Training(resumable.Training):
-    """Of a classifier or a segmentation network."""
+@MODELS.register_module()
+class Supervised(resumable.Training):
+    """A classifier or a segmentation network on labelled images; cross-entropy, or for maps the focal loss."""
 
     def __init__(
         self,
+        recipe: Mapping[str, Any],
+        seed: int,
+        *,
         network: nn.Module,
         images: Array,
         labels: Array,
         on: Task,
-        recipe: Mapping[str, Any],
-        seed: int,
-        device: str | torch.device,
+        clock: Clock,
     ) -> None:
-        super().__init__(device)
-        self.network, self.recipe, self.rates = network, recipe, rates(recipe)
-        self.images, self.labels = on_device(images, labels, device)
-        self.model = Normalised(network, on.spec).to(device, memory_format=torch.channels_last).train()
-        self.augment = augment_for(on)
-        batches, left = divmod(len(self.labels), recipe["batch"])
+        batches, left = divmod(len(labels), recipe["batch"])
         # Pooled to 1x1 by ASPP, one image gives BatchNorm no variance.
-        self.batches = batches + (left > (1 if self.labels.dim() > 1 else 0))
-        self.steps = self.batches * recipe["epochs"]
-        if not self.steps:
-            raise UserError(f"{on.name} has {len(self.labels)} training images: too few for a teacher")
+        batches += left > (1 if labels.ndim > 1 else 0)
+        if not batches:
+            raise UserError(f"{on.name} has {len(labels)} training images: too few for a teacher")
+        super().__init__(recipe["epochs"], int(batches), clock)
+        self.recipe, device = recipe, clock.device
+        self.images, self.labels = on_device(images, labels, device)
+        self.network = Normalised(network, on.spec).to(device, memory_format=torch.channels_last)
+        self.augment = augment_for(on)
         # Streams of their own: one draw more in one place must not move the others.
         self.shuffling = torch.Generator().manual_seed(seed)
         self.augmentation = torch.Generator(device).manual_seed(seed)
+        self.order, self.drawn = torch.empty(0, dtype=torch.int64), 0
         torch.manual_seed(seed)  # dropout takes no generator
-        self.order = torch.empty(0, dtype=torch.int64)
-        self.optimiser = torch.optim.SGD(
-            network.parameters(), self.rates[0], recipe["momentum"], weight_decay=recipe["weight_decay"]
-        )
 
-    def advance(self) -> None:
-        epoch, batch = divmod(self.step, self.batches)
+    @property
+    def trained(self) -> nn.Module:
+        return self.network.network
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        batch = self.drawn % self.stages[0].student_steps
         if batch == 0:
-            self.order = torch.randperm(len(self.labels), generator=self.shuffling).to(self.device)
-        self.optimiser.param_groups[0]["lr"] = self.rates[epoch]
+            self.order = torch.randperm(len(self.labels), generator=self.shuffling).to(self.clock.device)
+        self.drawn += 1
         index = self.order[batch * self.recipe["batch"] : (batch + 1) * self.recipe["batch"]]
         images, target = self.augment.pair(self.images[index], self.labels[index], self.augmentation)
-        loss = _loss(self.model(images.float() / 255), target, self.recipe)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
-        self.done(loss)
+        return images.float() / 255, target
 
-    def progress(self) -> str:
-        return f"epoch {self.step / self.batches:.4g}/{len(self.rates)}"
+    def loss(self, data: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = data
+        logits = self.network(images)
+        if labels.dim() == 1:
+            return F.cross_entropy(logits, labels)
+        return losses.focal(logits, labels, self.recipe.get("focal", 0.0)).mean()
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {
-            "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+    def place(self) -> str:
+        epochs, batches = self.stages[0].rounds, self.stages[0].student_steps
+        return f"epoch {self.progress.student_steps / batches:.4g}/{epochs}"
+
+    def run_state(self) -> dict[str, Any]:
+        return super().run_state() | {
             "order": self.order,
+            "drawn": self.drawn,
             "shuffling": self.shuffling.get_state(),
             "augmentation": self.augmentation.get_state(),
-            "host": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.order = state["order"]
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        super().load_run_state(state)
+        self.order, self.drawn = state["order"], state["drawn"]
         self.shuffling.set_state(state["shuffling"].cpu())
         self.augmentation.set_state(state["augmentation"].cpu())
-        torch.set_rng_state(state["host"].cpu())
-        if state["cuda"] is not None:
-            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
-
-
-def _loss(logits: Tensor, labels: Tensor, recipe: Mapping[str, Any]) -> Tensor:
-    """Cross-entropy, or for labels per pixel the focal loss, averaged over the labelled pixels of each image."""
-    if labels.dim() == 1:
-        return F.cross_entropy(logits, labels)
-    return losses.focal(logits, labels, recipe.get("focal", 0.0)).mean()
-
-
-def batch_of(images: Tensor) -> int:
-    """How many of these images, N x C x H x W, are evaluated at once: 500, or fewer where they are large."""
-    return max(1, min(500, 2**20 // (images.shape[2] * images.shape[3])))
-
-
-def score(network: nn.Module, on: Task, images: Array, labels: Array, device: str | torch.device) -> float:
-    """The task's metric of a network that takes images in [0, 1], as `accuracy` or `mean_iou` gives it."""
-    if on.metric == "top1":
-        return accuracy(network, images, labels, device)
-    jaccard = mean_iou(on.spec.classes).to(device)
-    for predicted, truth in _predictions(network, images, labels, device):
-        jaccard.update(predicted, truth)
-    return jaccard.compute().item()
-
-
-def accuracy(network: nn.Module, images: Array, labels: Array, device: str | torch.device) -> float:
-    """Top-1 accuracy in percent; it waits for the device once."""
-    hits = sum(
-        (predicted == truth).sum() for predicted, truth in _predictions(network, images, labels, device)
-    )
-    return 100.0 * hits.item() / len(labels)
-
-
-def mean_iou(classes: int) -> MulticlassJaccardIndex:
-    """Mean intersection over union as a fraction, from one confusion matrix of all predictions it is updated with.
-
-    Pixels labelled `IGNORE` do not count. A class without a pixel in labels and predictions is left out of the mean
-    (DFAD's convention; the CMI and Fast programs count it as 0).
-    """
-    # Takes seconds, and classifiers need none of it.
-    from torchmetrics.classification import MulticlassJaccardIndex
-
-    return MulticlassJaccardIndex(classes, average="macro", ignore_index=IGNORE, validate_args=False)
-
-
-@torch.inference_mode()
-def _predictions(
-    network: nn.Module, images: Array, labels: Array, device: str | torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Predicted and true classes, batch by batch, of a network in eval mode; it is left in the mode it had."""
-    images, labels = on_device(images, labels, device)
-    training, batch = network.training, batch_of(images)
-    network.eval()
-    for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-        yield network(x.float() / 255).argmax(1), y
-    network.train(training)

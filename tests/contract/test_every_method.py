@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import pytest
 
 from dfkd import catalog, records
+from dfkd.engine import configuration
+from dfkd.engine.method import METHODS as REGISTRY
+from dfkd.engine.method import build_method, import_file
 from dfkd.errors import UserError
-from dfkd.tables.pipeline import span
+from dfkd.tables import pipeline
 from dfkd.tables.resolve import resolve
+from dfkd.tasks import task
 from tests.conftest import PAIRS, outcome, student_digest
 
 METHODS = sorted(catalog.entries())
@@ -16,10 +22,7 @@ on_each_kind = pytest.mark.parametrize("data", PAIRS)
 
 def declines(method: str, data: str) -> bool:
     """Whether the method says that it does not apply to these data."""
-    from dfkd.engine.run import build_method
-    from dfkd.tasks import task
-
-    return build_method(resolve(data, "quick", method)).supports(task(data)) is not None
+    return build_method(**configuration.method(resolve(data, "quick", method))).supports(task(data)) is not None
 
 
 @on_each_kind
@@ -84,14 +87,9 @@ def test_an_unknown_argument_names_the_nearest(method, tiny):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_read_without_torch_is_what_the_class_says(method):
-    from inspect import signature
-
-    from dfkd.engine.method import METHODS as registry
-    from dfkd.engine.run import import_file
-
     entry = catalog.entry(method)
     import_file(entry.path)
-    cls = registry.get(method)
+    cls = REGISTRY.get(method)
     assert (entry.prior, entry.reference) == (cls.prior, cls.reference)
     defaults = {name: p.default for name, p in signature(cls).parameters.items()}
     assert entry.arguments == (defaults if cls.__init__ is not object.__init__ else {})
@@ -99,8 +97,8 @@ def test_what_is_read_without_torch_is_what_the_class_says(method):
 
 
 def test_every_cell_of_the_tables_resolves():
-    cells = [resolve(run.data, run.protocol, run.method, run.pair, run.seed) for run in span()]
-    assert len({cell.name for cell in cells}) == len(cells) > 100
+    cells = [resolve(run.data, run.protocol, run.method, run.pair, run.seed) for run in pipeline.span()]
+    assert len({cell.run.name for cell in cells}) == len(cells) > 100
     assert not any(cell.custom for cell in cells)
 
 

@@ -17,14 +17,15 @@ from dfkd.engine import run as engine
 from dfkd.engine import state
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.hooks import SamplesHook
-from dfkd.engine.loop import Stopped
 from dfkd.errors import CannotWrite, UserError
+from dfkd.signals import Stopped
 from dfkd.synthesis.buffer import ImageLog
 from tests.conftest import BUDGET, PAIR, TINY, outcome, student_digest
 
 METHOD = """
 import os, sys
 import torch
+from dataclasses import dataclass
 from pathlib import Path
 from dfkd.engine.method import METHODS, Method
 from dfkd.synthesis.buffer import Samples
@@ -38,8 +39,9 @@ def at(place):
 at("import")
 
 @METHODS.register_module("ending", force=True)
+@dataclass(eq=False)
 class Ending(Method):
-    def __init__(self):
+    def __post_init__(self):
         at("constructor")
 
     def supports(self, task):
@@ -93,7 +95,7 @@ def straight(ending, execute, tmp_path):
 
 
 def folder_of(cell, tmp_path):
-    (lock,) = (tmp_path / "work" / cell.name).rglob("lock")
+    (lock,) = (tmp_path / "work" / cell.run.name).rglob("lock")
     return lock.parent
 
 
@@ -241,9 +243,9 @@ CHILD = """
 import resource, sys
 import bench
 from pathlib import Path
-bench.TEACHERS, bench.RESULTS = Path(sys.argv[1]), Path(sys.argv[2])
-from dfkd.engine import run, hooks
-run.WORK = Path(sys.argv[2]) / "work"
+from dfkd import paths
+paths.teachers, paths.RESULTS, paths.WORK = (lambda: Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[2]) / "work"
+from dfkd.engine import hooks
 save = hooks.state.save
 def first_then_full(path, state):
     save(path, state)
@@ -263,7 +265,14 @@ def test_a_disk_that_is_really_full_is_one_line_and_status_75(teacher, tmp_path)
     own.write_bytes(teacher[0].read_bytes())
     write_card(own, teacher[1])
     changes = [f"--set={change}" for change in (*TINY["ssdkd"], *BUDGET)]
-    arguments = ["--method=ssdkd", "--data=digits", f"--pair={PAIR}", "--device=cpu", f"--out={tmp_path / 'out'}"]
+    arguments = [
+        "run",
+        "--method=ssdkd",
+        "--data=digits",
+        f"--pair={PAIR}",
+        "--device=cpu",
+        f"--out={tmp_path / 'out'}",
+    ]
     command = [sys.executable, "-c", CHILD, str(own.parent), str(tmp_path), *arguments, *changes]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 75, done.stderr

@@ -104,8 +104,7 @@ WAYS = {
     "scikit-learn": "from sklearn.datasets import load_digits; return load_digits().data",
     "scikit-learn's file": f"{DIGITS}; return open(folder + '/digits.csv.gz', 'rb').read()",
     "scikit-learn's file, directory descriptor": (
-        f"{DIGITS}; there = os.open(folder, os.O_RDONLY); "
-        "return os.open('digits.csv.gz', os.O_RDONLY, dir_fd=there)"
+        f"{DIGITS}; there = os.open(folder, os.O_RDONLY); return os.open('digits.csv.gz', os.O_RDONLY, dir_fd=there)"
     ),
     "symlink from before": "return (ASIDE / 'symbolic').read_bytes()",
     "hard link from before": "return (ASIDE / 'hard').read_bytes()",
@@ -319,16 +318,16 @@ def test_the_teacher_cannot_be_put_into_train_mode(cheat, execute):
 @pytest.fixture
 def at_setup(monkeypatch):
     """(guard sealed, images in ctx.real) at the setup of each bound."""
-    from baselines import bounds
+    from baselines import reference
 
     seen = []
-    plain = bounds._RealData.setup
+    plain = reference._RealData.setup
 
     def setup(self, ctx):
         seen.append((guard.sealed, 0 if ctx.real is None else len(ctx.real[0])))
         plain(self, ctx)
 
-    monkeypatch.setattr(bounds._RealData, "setup", setup)
+    monkeypatch.setattr(reference._RealData, "setup", setup)
     return seen
 
 

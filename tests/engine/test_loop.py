@@ -16,16 +16,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfkd import records
-from dfkd.engine import run as engine
 from dfkd.engine.compat import QuietRunner
+from dfkd.engine.distillation import Distillation
 from dfkd.engine.hooks import fingerprint
-from dfkd.engine.loop import DataFreeLoop, Distiller
+from dfkd.engine.loop import StageLoop
 from dfkd.errors import UserError
 from tests.conftest import outcome, student_digest
 
 HEAD = """
 import time
 import torch
+from dataclasses import dataclass
 from dfkd.engine.method import METHODS, Method, Stage
 from dfkd.synthesis.buffer import Batch, Samples
 
@@ -38,6 +39,7 @@ class Noise(Method):
         return Samples(rand(ctx, ctx.budget.synthesis_batch))
 
 @METHODS.register_module("probe", force=True)
+@dataclass(eq=False)
 class Probe(Noise):
     SEEN = []
 """
@@ -93,10 +95,7 @@ class CountReads(TorchDispatchMode):
         name = str(func).removeprefix("aten.")
         read = name in READS or name.partition(".")[0] in READS
         by_mask = name.startswith("index") and any(
-            torch.is_tensor(i) and i.dtype == torch.bool
-            for a in args
-            if isinstance(a, list | tuple)
-            for i in a
+            torch.is_tensor(i) and i.dtype == torch.bool for a in args if isinstance(a, list | tuple) for i in a
         )
         if counted is not None and (read or by_mask):
             counted[name] += 1
@@ -128,14 +127,14 @@ def counting(counter: Counter | None):
 def inside(monkeypatch):
     """What the distillation loop did, hooks and schedules included, but for evaluations and the phase's end."""
     install_audit()
-    counter, distil = Counter(), DataFreeLoop._distill
+    counter, distil = Counter(), StageLoop._distill
 
     def counted_distil(self, stage):
         with CountReads(), CountCalls(), counting(counter):
             distil(self, stage)
-        counter["steps"] += stage.steps
+        counter["steps"] += stage.student_steps
 
-    monkeypatch.setattr(DataFreeLoop, "_distill", counted_distil)
+    monkeypatch.setattr(StageLoop, "_distill", counted_distil)
 
     def aside(plain):
         def uncounted(self):
@@ -145,7 +144,7 @@ def inside(monkeypatch):
         return uncounted
 
     for name in ("_measure", "check_finite"):
-        monkeypatch.setattr(DataFreeLoop, name, aside(getattr(DataFreeLoop, name)))
+        monkeypatch.setattr(StageLoop, name, aside(getattr(StageLoop, name)))
     return counter
 
 
@@ -193,13 +192,13 @@ def test_no_loader_is_built(tiny, execute, monkeypatch):
 
 
 def test_hooks_are_handed_no_log_values(tiny, execute, monkeypatch):
-    calls, plain, step = [], QuietRunner.call_hook, Distiller.train_step
+    calls, plain, step = [], QuietRunner.call_hook, Distillation.train_step
     monkeypatch.setattr(
         QuietRunner, "call_hook", lambda self, name, **kw: (calls.append((name, kw)), plain(self, name, **kw))
     )
     returned = []
     monkeypatch.setattr(
-        Distiller, "train_step", lambda self, *a, **k: returned.append(step(self, *a, **k)) or returned[-1]
+        Distillation, "train_step", lambda self, *a, **k: returned.append(step(self, *a, **k)) or returned[-1]
     )
     execute(tiny("ssdkd"))
     steps = [kw for name, kw in calls if name == "after_train_iter"]
@@ -275,9 +274,7 @@ def test_a_diverged_run_stays_diverged_through_a_resume(probe, execute):
         (2, 1, 9, [1, 2]),  # more than there are steps
     ],
 )
-def test_evaluations_are_spread_evenly_and_end_with_the_run(
-    steps, rounds, evaluations, moments, probe, execute
-):
+def test_evaluations_are_spread_evenly_and_end_with_the_run(steps, rounds, evaluations, moments, probe, execute):
     changes = [f"training.steps={steps}", f"rounds={rounds}", f"evaluations={evaluations}"]
     record = execute(probe("", *changes))
     curve = record["metrics"]["curve"]
@@ -314,22 +311,22 @@ def test_the_student_trains_in_distillation_only_and_the_teacher_never(probe, ex
 # --- stages, and what they are charged to
 
 SCRAP = """
-    def __init__(self, scrap: int = 3, nap: float = 0.0):
-        self.scrap, self.nap = scrap, nap
+    scrap: int = 3
+    nap: float = 0.0
 
     def schedule(self, budget):
-        first = Stage("scrap", 1, steps=self.scrap, counted=False)
-        last = Stage("final", budget.rounds, 1, budget.steps_per_round, fresh_student=True)
+        first = Stage("scrap", 1, student_steps=self.scrap, scored=False)
+        last = Stage("final", budget.rounds, 1, budget.steps_per_round, reset_student=True)
         return [first, last] if self.scrap else [last]
 
     def draw(self, ctx):
-        if ctx.calls:  # the final stage; the student to be thrown away has a stream of its own
+        if ctx.synthesis_step:  # the final stage; the student to be thrown away has a stream of its own
             return super().draw(ctx)
         time.sleep(self.nap)
         return Batch(rand(ctx, ctx.budget.batch, "scrap"))
 
     def distill(self, ctx, batch):
-        self.SEEN.append((ctx.student_steps, ctx.clock._stack[-1]))
+        self.SEEN.append((ctx.student_steps, ctx._charge.__self__.clock._stack[-1]))
         return super().distill(ctx, batch)
 """
 
@@ -353,8 +350,8 @@ def test_the_next_student_starts_afresh(probe, execute, tmp_path):
 
 
 def test_a_discarded_student_is_trained_at_all(probe, execute, tmp_path):
-    """The control of the test above: without `fresh_student` its steps do show."""
-    body = SCRAP.replace(", fresh_student=True", "")
+    """The control of the test above: without `reset_student` its steps do show."""
+    body = SCRAP.replace(", reset_student=True", "")
     without, with_scrap = execute(probe(body, "scrap=0")), execute(probe(body, "scrap=3"))
     assert student_digest(with_scrap, tmp_path) != student_digest(without, tmp_path)
 
@@ -376,7 +373,7 @@ def test_a_method_that_draws_from_its_generator_pays_for_synthesis(probe, execut
     cell = probe(
         """
     def schedule(self, budget):
-        return [Stage("distil", budget.rounds, steps=budget.steps_per_round)]
+        return [Stage("distil", budget.rounds, student_steps=budget.steps_per_round)]
 
     def draw(self, ctx):
         with ctx.making_images(ctx.budget.batch):
@@ -392,14 +389,13 @@ def test_a_method_that_draws_from_its_generator_pays_for_synthesis(probe, execut
 
 
 def test_all_methods_start_from_one_student_at_equal_seed(tiny, execute, monkeypatch):
-    students, make = {}, engine._context
+    students, make = {}, Distillation.__init__
 
-    def context(cell, *rest):
-        ctx = make(cell, *rest)
-        students[cell.identity["method"], cell.identity["seed"]] = fingerprint(ctx.student)
-        return ctx
+    def built(self, run, *rest, **given):
+        make(self, run, *rest, **given)
+        students[run["method"], run["seed"]] = fingerprint(self.student)
 
-    monkeypatch.setattr(engine, "_context", context)
+    monkeypatch.setattr(Distillation, "__init__", built)
     for method in ("deepinv", "template", "kd-noise"):
         for seed in (0, 1):
             execute(tiny(method, seed=seed))
@@ -410,17 +406,15 @@ def test_all_methods_start_from_one_student_at_equal_seed(tiny, execute, monkeyp
 # --- the learning rate
 
 
-@pytest.mark.parametrize(
-    ("per", "rates"), [("step", [0.4, 0.341, 0.2, 0.059]), ("round", [0.4, 0.4, 0.2, 0.2])]
-)
+@pytest.mark.parametrize(("per", "rates"), [("step", [0.4, 0.341, 0.2, 0.059]), ("round", [0.4, 0.4, 0.2, 0.2])])
 def test_a_schedule_goes_by_steps_or_by_rounds_and_ends_with_the_run(per, rates, probe, execute, monkeypatch):
-    seen, step = [], Distiller.train_step
+    seen, step = [], Distillation.train_step
 
     def noted(self, data, optim_wrapper):
         seen.append(round(optim_wrapper.get_lr()["lr"][0], 3))
         return step(self, data, optim_wrapper)
 
-    monkeypatch.setattr(Distiller, "train_step", noted)
+    monkeypatch.setattr(Distillation, "train_step", noted)
     changes = [f"training.schedule.per={per}", "training.optimizer.lr=0.4"]
     assert execute(probe("", *changes))["status"] == "ok"
     assert seen == rates
@@ -430,11 +424,11 @@ def test_a_schedule_goes_by_steps_or_by_rounds_and_ends_with_the_run(per, rates,
 def test_no_method_takes_more_student_steps_than_granted(steps, fits, probe, execute):
     cell = probe(f"""
     def schedule(self, budget):
-        return [Stage("all", 1, calls=1, steps={steps})]""")
+        return [Stage("all", 1, synthesis_steps=1, student_steps={steps})]""")
     if fits:
         assert execute(cell)["cost"]["student_steps"] == cell.config["training"]["steps"]
     else:
-        with pytest.raises(UserError, match="5 counted student steps, the protocol grants 4"):
+        with pytest.raises(UserError, match="5 scored student steps, the protocol grants 4"):
             execute(cell)
 
 

@@ -16,11 +16,11 @@ CHILD = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from dfkd.tables.resolve import resolve
 from dfkd.engine.run import Options, run
+from dfkd.tables.resolve import resolve
 from dfkd.tasks import store, task
 from dfkd.teachers import new_card, save, weights_name
-from dfkd.teachers.training import initialise
+from dfkd.networks import initialise
 
 root = Path(sys.argv[1])
 rng = np.random.default_rng(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -11,11 +10,12 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock
 
 from dfkd.catalog import ROOT
 from dfkd.engine import state
 from dfkd.errors import UserError
-from tests.conftest import BUDGET, PAIR, TINY, latest, outcome
+from tests.conftest import BUDGET, PAIR, TINY, outcome
 
 CPU = torch.device("cpu")
 
@@ -59,7 +59,7 @@ def test_killed_twice_it_equals_the_run_that_was_let_be(teacher, tiny, execute, 
     longer = ["training.steps=60", "rounds=20", "evaluations=6"]
     cell = tiny("ssdkd", *longer)
     straight = execute(cell, work=tmp_path / "straight")
-    changes = json.dumps(latest(*TINY["ssdkd"], *BUDGET, *longer))
+    changes = json.dumps([*TINY["ssdkd"], *BUDGET, *longer])
     command = [sys.executable, "-c", CHILD, str(teacher[0]), str(tmp_path / "work"), changes, PAIR]
     states = []
     for _ in range(2):
@@ -121,23 +121,14 @@ def test_the_state_is_tensors_and_plain_containers(stopped):
     _, folder = stopped
     saved = state.load(folder / "state.pt", CPU)
     assert plain(saved)
-    assert {
-        "loop",
-        "student",
-        "optimiser",
-        "schedules",
-        "buffer",
-        "method",
-        "streams",
-        "globals",
-        "clock",
-    } <= (saved.keys())
+    assert saved.keys() == {"version", "loop", "model", "optimizer", "schedules", "globals", "clock"}
+    assert {"weights", "buffer", "method", "streams"} <= saved["model"].keys()
 
 
 def test_the_images_are_not_in_it(stopped):
     """Of the bank it holds length and digest."""
     _, folder = stopped
-    buffer = state.load(folder / "state.pt", CPU)["buffer"]
+    buffer = state.load(folder / "state.pt", CPU)["model"]["buffer"]
     assert "images" not in buffer and buffer["log"].keys() == {"length", "digest"}
     assert (folder / "bank.bin").stat().st_size == buffer["log"]["length"] * 3 * 16 * 16
 
@@ -207,10 +198,9 @@ def test_other_code_does_not_resume_it(tiny, execute, tmp_path):
 def test_two_processes_do_not_share_a_work_folder(resume, stopped, execute):
     cell, folder = stopped
     before = (folder / "state.pt").read_bytes()
-    with open(folder / "lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is running this cell") as caught:
-            execute(cell, resume=resume)
+    refused = pytest.raises(UserError, match="another process is running this cell")
+    with FileLock(folder / "lock"), refused as caught:
+        execute(cell, resume=resume)
     assert "\n" not in str(caught.value)
     assert (folder / "state.pt").read_bytes() == before
 
@@ -229,6 +219,7 @@ def test_a_signal_stops_the_run_at_the_next_safe_point(number, tiny, execute, tm
 import os
 from pathlib import Path
 import torch
+from filelock import FileLock
 from dfkd.engine.method import METHODS, Method
 from dfkd.synthesis.buffer import Samples
 

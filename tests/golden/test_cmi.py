@@ -12,7 +12,6 @@ from torch import nn
 
 import baselines.cmi
 from baselines.cmi import CMI
-from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
 from dfkd.engine.method import Budget
 from dfkd.engine.seeds import Streams
@@ -64,10 +63,17 @@ def patches(count, seed=5):
 def context(capacity=256, budget=BUDGET, prior=None):
     spec = InputSpec(SIZE, 3, mean=(0.0,) * 3, std=(1.0,) * 3, classes=CLASSES)
     ctx = Context(
-        teacher=Teacher(Network(0), spec), student=Normalised(Network(1, (3, 5)), spec), new_student=None,
-        spec=spec, budget=budget, device=torch.device("cpu"), rng=Streams("cpu", "test"),
-        buffer=ReplayBuffer(capacity, (3, SIZE, SIZE)), augmentation=Augment(0, flip=False), autocast=nullcontext,
-        clock=Clock(), prior=prior,
+        teacher=Teacher(Network(0), spec),
+        student=Normalised(Network(1, (3, 5)), spec),
+        new_student=None,
+        spec=spec,
+        budget=budget,
+        device=torch.device("cpu"),
+        rng=Streams("cpu", "test"),
+        buffer=ReplayBuffer(capacity, (3, SIZE, SIZE)),
+        augmentation=Augment(0, flip=False),
+        autocast=nullcontext,
+        prior=prior,
     )
     ctx.student.eval().requires_grad_(False)  # as the loop hands it to a synthesis call
     return ctx
@@ -116,7 +122,7 @@ def test_the_loss_is_the_sum_of_its_terms(call, adversarial, cached, features):
     method = CMI(bn=0.5, oh=0.4, adv=1.1, cr=0.8, tau=0.2, features=features, bank_calls=2, nz=4, ngf=2, memory=40)
     method.setup(ctx)
     method.local = lambda images, generator: images.flip(2)  # the other view
-    images, labels, ctx.calls = patches(BATCH), torch.arange(BATCH) % CLASSES, call
+    images, labels, ctx._progress.synthesis_step = patches(BATCH), torch.arange(BATCH) % CLASSES, call
     size = {"bn": 4 + 6, "stages": 3 + 4}[features]
     memory = torch.rand(cached, 2 * size)
     method.contrast.memory.add(memory)
@@ -135,7 +141,7 @@ def test_without_contrast_the_teacher_sees_one_view():
     for cr, views in ((0.8, 2), (0.0, 1)):
         ctx, method = context(), CMI(cr=cr, steps=3, bank_calls=1, nz=4, ngf=2, memory=40)
         method.setup(ctx)
-        before, ctx.calls = ctx.teacher.images_seen, 1
+        before, ctx._progress.synthesis_step = ctx.teacher.images_seen, 1
         method.synthesize(ctx)
         assert ctx.teacher.images_seen - before == 3 * views * BATCH
         assert (method.contrast is None) == (cr == 0)
@@ -154,7 +160,7 @@ def test_the_call_learns_generator_code_and_head_and_nothing_else(monkeypatch):
     method.setup(ctx)
     before = {name: value.clone() for name, value in ctx.teacher.state_dict().items()}
     heads = [p.clone() for p in method.contrast.head.parameters()]
-    for ctx.calls in (1, 2):
+    for ctx._progress.synthesis_step in (1, 2):
         method.synthesize(ctx)
     (head, options), *calls = built
     assert [set(map(id, head))] == [set(map(id, method.contrast.head.parameters()))]
@@ -181,7 +187,7 @@ def test_the_best_step_is_kept_with_its_features(monkeypatch):
         return value, torch.full((BATCH, 20), float(len(seen)))
 
     monkeypatch.setattr(method, "inversion_loss", loss)
-    ctx.calls = 1
+    ctx._progress.synthesis_step = 1
     samples = method.synthesize(ctx)
     assert torch.equal(samples.images, seen[2]) and not samples.images.requires_grad
     assert not torch.equal(seen[1], seen[2])
@@ -199,7 +205,7 @@ def test_every_call_begins_with_a_generator_drawn_anew(monkeypatch):
     monkeypatch.setattr(baselines.cmi, "redraw", record)
     ctx, method = context(), CMI(steps=2, nz=16, ngf=16, memory=40)
     method.setup(ctx)
-    for ctx.calls in (1, 2):
+    for ctx._progress.synthesis_step in (1, 2):
         method.synthesize(ctx)
     first, second = drawn
     for name in first:
@@ -235,8 +241,8 @@ def test_what_is_drawn_is_as_published():
 def test_the_regimes(options, expected):
     method = CMI(**options)
     stages = method.schedule(BUDGET)
-    assert [(s.name, s.rounds, s.calls, s.steps, s.shared) for s in stages] == expected
-    assert method.buffer_capacity(BUDGET) == BATCH * sum(s.rounds * s.calls for s in stages)
+    assert [(s.name, s.rounds, s.synthesis_steps, s.student_steps, s.shared) for s in stages] == expected
+    assert method.buffer_capacity(BUDGET) == BATCH * sum(s.rounds * s.synthesis_steps for s in stages)
 
 
 @pytest.mark.parametrize(

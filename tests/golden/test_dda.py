@@ -44,12 +44,12 @@ def augmenting(prior=None, **options):
     ctx = context(prior=prior or Jitter())
     method = built(ctx, **{"variants": 3, **options})
     ctx.buffer.add(Samples(patches(10), torch.arange(10) % CLASSES))
-    ctx.calls = 2
+    ctx._progress.synthesis_step = 2
     return ctx, method
 
 
 def call(ctx, method):
-    ctx.calls += 1
+    ctx.synthesis_step += 1
     samples = method.synthesize(ctx)
     ctx.buffer.add(samples)
     return samples
@@ -99,7 +99,7 @@ def test_the_released_preset_is_csds_loss(options, scale):
     images, labels = patches(BATCH), torch.arange(BATCH) % CLASSES
     bn, oh, _ = plain_terms(ctx, images, labels.numpy())
     values = []
-    for ctx.calls in (2, 3):
+    for ctx._progress.synthesis_step in (2, 3):
         before = ctx.teacher.images_seen
         values.append(method.inversion_loss(ctx, images, labels)[0].item())
         assert ctx.teacher.images_seen - before == BATCH
@@ -110,7 +110,7 @@ def test_the_released_preset_is_csds_loss(options, scale):
 @torch.no_grad()
 def test_contrast_and_adversary_come_on_top():
     ctx = context()
-    ctx.calls = 3
+    ctx._progress.synthesis_step = 3
     images, labels = patches(BATCH), torch.arange(BATCH) % CLASSES
     *_, adv = plain_terms(ctx, images, labels.numpy())
     values = {}
@@ -131,9 +131,9 @@ def test_synthesis_moves_neither_teacher_nor_student_nor_head():
     ctx = context()
     method = built(ctx)
     before = [copy.deepcopy(m.state_dict()) for m in (ctx.teacher, ctx.student, method.head)]
-    ctx.calls = 2
+    ctx._progress.synthesis_step = 2
     samples = method.invert(ctx, BATCH, 2)  # a bank call
-    ctx.calls, method.head.redraw = 3, lambda: None
+    ctx._progress.synthesis_step, method.head.redraw = 3, lambda: None
     samples = method.synthesize(ctx)
     for module, state in zip((ctx.teacher, ctx.student, method.head), before, strict=True):
         assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
@@ -175,12 +175,12 @@ def test_the_head_starts_anew_after_each_call_between_steps_and_keeps_its_moment
     ctx = context()
     method = built(ctx)
     momentum, weights = [], []
-    for ctx.calls in (1, 2, 3, 4):
+    for ctx._progress.synthesis_step in (1, 2, 3, 4):
         ctx.student.eval().requires_grad_(False)
         method.synthesize(ctx)
         weights.append([p.detach().clone() for p in method.head.parameters()])
         momentum.append(copy.deepcopy(method.head_optimizer.state_dict()["state"]))
-        if ctx.calls > 2:
+        if ctx.synthesis_step > 2:
             student_batch(ctx)
             method.after_step(ctx, method.draw(ctx), {})
             method.after_step(ctx, method.draw(ctx), {})
@@ -317,7 +317,7 @@ def test_each_call_takes_the_images_of_one_bank_call():
         images, count, options = ctx.prior.asked[chunk]
         assert torch.equal(to_bytes(images), ctx.buffer.images[5 * chunk : 5 * chunk + 5])
         assert count == 3 and options == {"strength": 0.4, "steps": 25}
-    ctx.calls += 1
+    ctx.synthesis_step += 1
     assert len(method.synthesize(ctx).images) == BATCH and len(ctx.prior.asked) == 2, "the next one is no variant"
 
 
@@ -399,7 +399,7 @@ def test_variants_drift_as_the_strength_grows(pixels):
 def test_bank_and_variants_are_made_once_for_a_teacher():
     budget = Budget(steps=80, batch=128, rounds=4, synthesis_batch=40)
     method = DDA(bank_calls=6, bank_batch=20, variants=4)
-    stages = [(s.name, s.rounds, s.calls, s.steps, s.shared) for s in method.schedule(budget)]
+    stages = [(s.name, s.rounds, s.synthesis_steps, s.student_steps, s.shared) for s in method.schedule(budget)]
     assert stages == [("bank", 1, 6, 0, True), ("augment", 1, 6, 0, True), ("distil", 4, 1, 20, False)]
     assert method.buffer_capacity(budget) == 6 * 20 * 5 + 4 * 40
     without = DDA(bank_calls=6, bank_batch=20, variants=0)

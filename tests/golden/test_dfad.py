@@ -38,9 +38,7 @@ def test_the_generators_objective(ctx):
     expected = distance(ctx)
     assert expected > 0.1
     assert DFAD().generator_loss(ctx, IMAGES).item() == pytest.approx(-expected, rel=1e-5)
-    assert DFAD(objective="log").generator_loss(ctx, IMAGES).item() == pytest.approx(
-        -math.log(1 + expected), rel=1e-5
-    )
+    assert DFAD(objective="log").generator_loss(ctx, IMAGES).item() == pytest.approx(-math.log(1 + expected), rel=1e-5)
 
 
 def test_the_students_loss_is_l1(ctx):
@@ -56,7 +54,7 @@ def test_a_generator_step_comes_before_every_kd_student_steps(ctx, monkeypatch):
     explore = method.explore
     monkeypatch.setattr(method, "explore", lambda ctx: (seen.append(ctx.student_steps), explore(ctx)))
     batches = []
-    for ctx.student_steps in range(8):
+    for ctx._progress.student_steps in range(8):
         batches.append(method.draw(ctx).images)
         assert ctx.student.training and all(p.requires_grad for p in ctx.student.parameters())
     assert seen == [0, 3, 6]
@@ -88,7 +86,7 @@ def test_the_generators_rate_falls_with_the_rounds(ctx, step, factor):
     """Five steps a round, the rate times .3 after every two rounds."""
     method = DFAD(nz=4, ngf=2, lr=1e-3, decay=0.3, decay_every=2)
     method.setup(ctx)
-    ctx.student_steps = step
+    ctx._progress.student_steps = step
     method.explore(ctx)
     assert method.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * factor)
 

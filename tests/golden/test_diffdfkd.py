@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
 from dfkd.engine.method import Budget
 from dfkd.engine.seeds import Streams
@@ -62,7 +61,7 @@ def context(count=12, prior=None):
         teacher=Teacher(network(0), spec), student=Normalised(network(1), spec).eval().requires_grad_(False),
         new_student=None, spec=spec, budget=Budget(steps=8, batch=4, rounds=2, synthesis_batch=count),
         device=torch.device("cpu"), rng=Streams("cpu", "test"), buffer=ReplayBuffer(64, (1, SIZE, SIZE)),
-        augmentation=Augment(0, flip=False), autocast=nullcontext, clock=Clock(), prior=prior or Linear(),
+        augmentation=Augment(0, flip=False), autocast=nullcontext, prior=prior or Linear(),
         class_names=("cat", "dog", "emu"),
     )  # fmt: skip
 
@@ -144,7 +143,7 @@ def test_below_the_floor_nothing_is_guided(monkeypatch):
     method, at = made(ctx), []
     guide = method._guide
     monkeypatch.setattr(method, "_guide", lambda ctx, z, t, *rest, **w: at.append(t) or guide(ctx, z, t, *rest, **w))
-    ctx.calls = 1
+    ctx._progress.synthesis_step = 1
     method.synthesize(ctx)
     assert at == prior.timesteps(10)[3:]
 
@@ -162,12 +161,12 @@ def test_cutmix_and_the_images_on_the_way(steps, moments):
 def test_a_call_makes_one_class_and_mixed_calls_take_turns():
     ctx = context(20)
     seen = []
-    for ctx.calls in (1, 2, 4):
+    for ctx._progress.synthesis_step in (1, 2, 4):
         seen.append(made(ctx).synthesize(ctx).labels)
     assert [set(labels.tolist()) for labels in seen] == [{0}, {1}, {0}]
     assert len(seen[0]) == 20
     labels = []
-    for ctx.calls in (1, 2, 3):
+    for ctx._progress.synthesis_step in (1, 2, 3):
         samples = made(ctx, mixed=True).synthesize(ctx)
         labels += samples.labels[:4].tolist()
         assert torch.equal(samples.labels, samples.labels[:4].repeat(5)), "every image of a trajectory has its label"
@@ -182,8 +181,8 @@ def test_the_adversarial_term_starts_with_its_call():
     for start in (2, 3):
         ctx = context(10)
         method = made(ctx, adv=1.0, refresh_every=2, adversarial_from=start)
-        for ctx.calls in (1, 2):
-            results[start, ctx.calls] = method.synthesize(ctx).images
+        for ctx._progress.synthesis_step in (1, 2):
+            results[start, ctx.synthesis_step] = method.synthesize(ctx).images
     assert torch.equal(results[2, 1], results[3, 1])
     assert not torch.equal(results[2, 2], results[3, 2])
 
@@ -214,7 +213,7 @@ def test_warm_steps_follow_the_batchnorm_loss_alone(monkeypatch):
         return guide(ctx, z, t, condition, labels, bn, oh, adv)
 
     monkeypatch.setattr(method, "_guide", spy)
-    ctx.calls = 1
+    ctx._progress.synthesis_step = 1
     method.synthesize(ctx)
     assert weights[:3] == [(901, 0.1, 0.0, 0.0)] * 2 + [(901, 0.1, 1.0, 0.0)]
     assert len(weights) == 12
@@ -223,7 +222,7 @@ def test_warm_steps_follow_the_batchnorm_loss_alone(monkeypatch):
 def test_what_the_prior_is_told():
     """The class enters through the teacher alone, unless its name is asked for, which the record says."""
     ctx = context(10)
-    ctx.calls = 2
+    ctx._progress.synthesis_step = 2
     made(ctx).synthesize(ctx)
     assert ctx.prior.asked == [("A realistic photo.", None, 3.0)]
     named = made(ctx, class_names=True)
@@ -287,13 +286,13 @@ def test_cutmix_of_one_map_is_the_identity():
 
 def test_without_the_adversarial_term_one_set_serves_every_student():
     generate, distil = DiffDFKD(calls=7, adv=0.0).schedule(Budget(8, 4, 2, 10))
-    assert (generate.calls, generate.steps, generate.shared) == (7, 0, True)
+    assert (generate.synthesis_steps, generate.student_steps, generate.shared) == (7, 0, True)
     assert (distil.rounds, distil.steps, distil.fresh_student) == (2, 4, True)
 
 
 def test_with_it_the_student_is_refreshed_between_and_thrown_away():
     stages = DiffDFKD(calls=9, refresh_every=3, refresh_steps=5).schedule(Budget(8, 4, 2, 10))
-    found = [(s.rounds, s.calls, s.steps, s.counted) for s in stages]
+    found = [(s.rounds, s.synthesis_steps, s.student_steps, s.scored) for s in stages]
     assert found == [(2, 3, 5, False), (1, 3, 0, True), (2, 0, 4, True)]
     assert [s.fresh_student for s in stages] == [False, False, True]
     assert not any(s.shared for s in stages)
@@ -434,7 +433,7 @@ def test_guidance_reaches_the_class_on_cifar10():
         ctx.teacher = Teacher(load_teacher(folder / "cifar10_resnet20.safetensors", "resnet20", spec), spec)
         weights = {} if guided else {"bn": 0.0, "oh": 0.0}
         method = made(ctx, steps=50, intermediate=False, mixed=True, **weights)
-        ctx.calls = 1
+        ctx._progress.synthesis_step = 1
         method.synthesize(ctx)
         hits[guided] = method.report()["final_agreement"]
     assert hits[True] >= 0.9 and hits[False] <= 0.3, hits

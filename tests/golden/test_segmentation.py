@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dfkd.engine.evaluation import MeanIoU
+from dfkd import metrics
+from dfkd.engine.evaluation import Batches, ConfusionMetric
 from dfkd.engine.hooks import palette, with_predictions
 from dfkd.synthesis import losses
 from dfkd.synthesis.augment import PixelAugment
 from dfkd.synthesis.buffer import ReplayBuffer, Samples
 from dfkd.tasks import IGNORE
-from dfkd.teachers.training import batch_of, mean_iou
 from methods.ssdkd import SSDKD, _predicted
 
 LOGITS = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
@@ -110,32 +110,26 @@ def test_mean_iou_against_a_confusion_matrix_by_hand():
     assert ious[3] == ious[4] == 0 and matrix[5].sum() + matrix[:, 5].sum() == 0
     assert min(ious[:3]) > 0
 
-    metric = MeanIoU(classes=6)
+    metric = ConfusionMetric("miou")
     for part in (slice(0, 4), slice(4, 6)):  # batches of unequal size: one matrix over the whole set
-        metric.process(None, [{"logits": logits[part], "labels": labels[part]}])
-    value = metric.evaluate(6)["test/miou"]
-    assert value == pytest.approx(
-        sum(ious) / 5
-    )  # the absent class is left out, as DFAD does, and not counted as 0
+        metric.process(None, [{"confusion": metrics.confusion(logits[part].argmax(1), labels[part], 6)}])
+    value = metric.evaluate(2)["test/miou"]
+    assert value == pytest.approx(sum(ious) / 5)  # the absent class is left out, as DFAD does, and not counted as 0
     assert value != pytest.approx(sum(ious) / 6)
-    metric.process(
-        None, [{"logits": F.one_hot(labels[:1].clamp_max(3), 6).movedim(3, 1), "labels": labels[:1]}]
-    )
+    perfect = F.one_hot(labels[:1].clamp_max(3), 6).movedim(3, 1).argmax(1)
+    metric.process(None, [{"confusion": metrics.confusion(perfect, labels[:1], 6)}])
     assert metric.evaluate(1)["test/miou"] == 1, "a second evaluation begins anew"
 
 
 def test_two_pixels_by_hand():
     """Labels 0 0 1 1, predictions 0 1 1 1: IoU 1/2 and 2/3."""
-    jaccard = mean_iou(2)
-    jaccard.update(torch.tensor([[[0, 1, 1, 1, 0]]]), torch.tensor([[[0, 0, 1, 1, IGNORE]]]))
-    assert jaccard.compute().item() == pytest.approx((1 / 2 + 2 / 3) / 2)
+    matrix = metrics.confusion(torch.tensor([[[0, 1, 1, 1, 0]]]), torch.tensor([[[0, 0, 1, 1, IGNORE]]]), 2)
+    assert metrics.metric("miou").of(matrix) == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
-@pytest.mark.parametrize(
-    ("sides", "count"), [((16, 16), 500), ((32, 32), 500), ((192, 256), 21), ((480, 640), 3)]
-)
+@pytest.mark.parametrize(("sides", "count"), [((16, 16), 500), ((32, 32), 500), ((192, 256), 21), ((480, 640), 3)])
 def test_large_images_are_evaluated_in_small_batches(sides, count):
-    assert batch_of(torch.empty(1, 3, *sides, device="meta")) == count
+    assert Batches(torch.empty(1, 3, *sides, device="meta"), torch.zeros(1), "meta").size == count
 
 
 # --- crops of real images
@@ -229,9 +223,7 @@ def test_each_image_stands_beside_both_predictions():
             self.images_seen += len(images)
             return torch.cat([images[:, :1] * 0, images[:, :1] * 0, images[:, :1] - 0.5], 1) + self.bias
 
-    ctx = SimpleNamespace(
-        teacher=Net([0.0, -9.0, 0.0]), student=Net([0.0, 9.0, 0.0]), spec=SimpleNamespace(classes=3)
-    )
+    ctx = SimpleNamespace(teacher=Net([0.0, -9.0, 0.0]), student=Net([0.0, 9.0, 0.0]), spec=SimpleNamespace(classes=3))
     images = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8).expand(2, 3, 2, 2)
     tiles = with_predictions(ctx, images)
     assert tiles.shape == (6, 3, 2, 2) and tiles.dtype == torch.uint8

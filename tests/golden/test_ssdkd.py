@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from baselines.fast import Fast
-from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
 from dfkd.engine.method import Budget
 from dfkd.engine.seeds import Streams
@@ -36,10 +35,16 @@ def kl(t, s, tau):
 def context(teacher, student, classes, size, capacity=64, batch=4, channels=1):
     spec = InputSpec(size, channels, mean=(0.0,) * channels, std=(1.0,) * channels, classes=classes)
     return Context(
-        teacher=Teacher(teacher, spec), student=Normalised(student, spec).eval(), new_student=None, spec=spec,
-        budget=Budget(steps=8, batch=batch, rounds=2, synthesis_batch=6), device=torch.device("cpu"),
-        rng=Streams("cpu", "test"), buffer=ReplayBuffer(capacity, (channels, size, size)),
-        augmentation=Augment(0, flip=False), autocast=nullcontext, clock=Clock(),
+        teacher=Teacher(teacher, spec),
+        student=Normalised(student, spec).eval(),
+        new_student=None,
+        spec=spec,
+        budget=Budget(steps=8, batch=batch, rounds=2, synthesis_batch=6),
+        device=torch.device("cpu"),
+        rng=Streams("cpu", "test"),
+        buffer=ReplayBuffer(capacity, (channels, size, size)),
+        augmentation=Augment(0, flip=False),
+        autocast=nullcontext,
     )
 
 
@@ -66,7 +71,11 @@ def tables(teacher, student, priority, **options):
 def convolutional(classes, seed):
     torch.manual_seed(seed)
     network = nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
         nn.Linear(12, classes),
     )
     nn.init.normal_(network[1].running_mean)
@@ -148,7 +157,7 @@ def test_phi_counts_the_teachers_classes_not_the_labels():
 @pytest.mark.parametrize("call, adversarial", [(19, False), (20, True), (21, True)])
 def test_the_inversion_loss_is_e5(phi_on, call, adversarial):
     ctx = context(convolutional(3, 0), convolutional(3, 1), classes=3, size=8)
-    ctx.calls = call
+    ctx._progress.synthesis_step = call
     classes = {"teacher_class": torch.tensor([0, 0, 1, 2, 2]), "priority": torch.ones(5)}
     ctx.buffer.add(Samples(torch.rand(5, 1, 8, 8), fields=classes))
     method = SSDKD(bn=0.5, oh=0.4, adv=1.1, warmup=20, phi_on=phi_on, nz=4, ngf=2)
@@ -174,7 +183,7 @@ def test_the_inversion_loss_is_e5(phi_on, call, adversarial):
 
 def test_fast_is_ssdkd_without_phi():
     ctx = context(convolutional(3, 0), convolutional(3, 1), classes=3, size=8)
-    ctx.calls = 20
+    ctx._progress.synthesis_step = 20
     images, labels = patches(12), torch.arange(12) % 3
     values = []
     for method in (Fast(nz=4, ngf=2), SSDKD(nz=4, ngf=2, diversity=False, difficulty=False, phi_on="oh+adv")):
@@ -190,7 +199,7 @@ def test_fast_is_ssdkd_without_phi():
 @pytest.mark.parametrize("temperature", [1.0, 20.0])
 def test_a_new_entry_starts_at_tau_squared_kl(temperature):
     ctx = context(convolutional(3, 0), convolutional(3, 1), classes=3, size=8)
-    ctx.calls = 1
+    ctx._progress.synthesis_step = 1
     method = SSDKD(k=2, nz=4, ngf=2, temperature=temperature)
     method.setup(ctx)
     samples = method.synthesize(ctx)
@@ -316,4 +325,4 @@ def test_the_buffer_is_small_and_the_rest_is_fast():
     assert SSDKD(replace="lowest").replace == "lowest"
     stages = method.schedule(budget)
     assert stages == Fast().schedule(budget)
-    assert [(s.rounds, s.calls, s.steps) for s in stages] == [(20, 1, 0), (200, 1, 100)]
+    assert [(s.rounds, s.synthesis_steps, s.student_steps) for s in stages] == [(20, 1, 0), (200, 1, 100)]

@@ -126,9 +126,9 @@ def test_a_corrupted_array_is_named_with_its_digest(run, stored, tmp_path, own_c
 @pytest.fixture
 def own_cifar(tmp_path):
     """A folder with a ResNet-8 for CIFAR-10, as DFKD_WEIGHTS names one."""
+    from dfkd.networks import initialise
     from dfkd.tasks import task
     from dfkd.teachers import new_card, save, weights_name
-    from dfkd.teachers.training import initialise
 
     spec, folder = task("cifar10").spec, tmp_path / "weights"
     card = new_card("cifar10", "resnet8", spec, "adopted", accuracy=10.0)
@@ -281,9 +281,9 @@ def test_a_finished_cell_is_run_again_when_asked_to(run, tmp_path):
 
 @pytest.mark.parametrize("change", ["no student", "no record", "a broken record", "another teacher", "a stage of DVC"])
 def test_a_cell_is_run_where_something_is_missing_or_different(change, run, tmp_path, monkeypatch):
+    from dfkd.networks import initialise
     from dfkd.tasks import task
     from dfkd.teachers import cards, save
-    from dfkd.teachers.training import initialise
 
     assert run()[0] == 0
     (path,), (student,) = written(tmp_path), tmp_path.rglob("student.safetensors")

@@ -50,10 +50,7 @@ def test_the_same_type_changes_nothing():
 def test_a_whole_number_for_a_rate_is_a_fraction():
     """Or `lr=1` and `lr=1.0` would be two configurations."""
     one = resolve("digits", "quick", "fast-5", PAIR, changes=["training.optimizer.lr=1"])
-    assert (
-        one.digest
-        == resolve("digits", "quick", "fast-5", PAIR, changes=["training.optimizer.lr=1.0"]).digest
-    )
+    assert one.digest == resolve("digits", "quick", "fast-5", PAIR, changes=["training.optimizer.lr=1.0"]).digest
 
 
 @pytest.mark.parametrize(
@@ -108,9 +105,7 @@ def test_a_schedule_takes_what_the_schema_says_and_runs_to_its_end(name, end):
     schedule = training(f"training.schedule.type={name}", *changes)["schedule"]
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
     per = schedule.pop("per")
-    built = PARAM_SCHEDULERS.build(
-        {**_schedule(schedule, per, Budget(end, 8, end, 8)), "optimizer": optimiser}
-    )
+    built = PARAM_SCHEDULERS.build({**_schedule(schedule, per, Budget(end, 8, end, 8)), "optimizer": optimiser})
     for _ in range(end):
         optimiser.step()
         built.step()

@@ -279,9 +279,7 @@ def test_four_leaderboards_at_once_all_succeed(record, tmp_path):
         f"paths.RESULTS = Path({str(tmp_path)!r}); sys.exit(bench.main(['leaderboard']))"
     )
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], cwd=paths.ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        subprocess.Popen([sys.executable, "-c", code], cwd=paths.ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(4)
     ]
     outcomes = [(process.communicate()[1], process.returncode) for process in started]
@@ -290,9 +288,7 @@ def test_four_leaderboards_at_once_all_succeed(record, tmp_path):
     assert "(4)" in (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8")
 
 
-def test_a_process_that_keeps_the_tables_to_itself_does_not_fail_a_run(
-    good, command, monkeypatch, capsys, tmp_path
-):
+def test_a_process_that_keeps_the_tables_to_itself_does_not_fail_a_run(good, command, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(report, "PATIENCE", 0.1)
     with FileLock(tmp_path / ".lock"):
         report.after_run(records.read(good) | {"work": "nowhere"})

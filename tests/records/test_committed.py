@@ -10,14 +10,15 @@ from dfkd.report import current, plots
 from dfkd.tasks import task
 
 
-def test_every_committed_record_is_valid_and_current():
+def test_every_committed_record_is_valid_and_of_todays_configuration():
+    """Its code may have changed since: then the tables say that it is stale, until it is run again."""
     found, problems = records.read_all(paths.records())
     assert len(found) >= 14 and not problems
     digests = current.current_digests(found)
     for record in found:
         assert record["status"] in records.FINISHED and not record["custom"]
         now = digests[Run.of(record).cell]
-        assert now == current.digests_of(record), f"{record['identity']} is stale"
+        assert now[1] == current.digests_of(record)[1], f"{record['identity']} has another configuration"
 
 
 def test_tables_and_plots_are_what_the_records_give():

@@ -92,9 +92,7 @@ def test_golden_with_priors_and_diagnostics(record):
     table = {"protocol": "cpu", "hardware": "CPU 2 cores"}
     runs = [record("kd-real", 92.5, reference=True, synthesis=0.0, **table)]
     runs += [record("fast-10", 81.0, diagnostics=diagnostics(0.991, [0.08, 0.92], 0.69, 4.125), **table)]
-    runs += [
-        record("ssdkd", 82.0, diagnostics=diagnostics(None, [0.4, 0.6], 0.74, 12.3, images=768), **table)
-    ]
+    runs += [record("ssdkd", 82.0, diagnostics=diagnostics(None, [0.4, 0.6], 0.74, 12.3, images=768), **table)]
     runs += [
         record(
             "diffdfkd", last, seed=seed, prior=prior(), shared=870.0, synthesis=900.0, report={"guided": guided},
@@ -375,8 +373,11 @@ def test_the_table_of_one_data_set_is_one_file(record, results):
 
 
 def test_all_records_stand_in_one_tidy_file(record, results):
-    made = [record("ssdkd", seed=1, report={"kept": 0.25}), record("ssdkd", diagnostics=diagnostics(classes=[0.1, 0.9]))]
-    made += [record("cmi", status="unsupported", changed="line one\nline, \"two\""), record("dda", status="failed")]
+    made = [
+        record("ssdkd", seed=1, report={"kept": 0.25}),
+        record("ssdkd", diagnostics=diagnostics(classes=[0.1, 0.9])),
+    ]
+    made += [record("cmi", status="unsupported", changed='line one\nline, "two"'), record("dda", status="failed")]
     for each in made:
         records.write(each, paths.records())
     report.write()
@@ -426,17 +427,25 @@ def test_tables_stand_in_the_order_of_the_definition(record):
     assert re.findall(r"^## (\w+)$", text, re.MULTILINE)[:4] == ["cifar10", "cifar100", "digits", "unknown"]
     assert re.findall(r"^### (\w+)$", text, re.MULTILINE)[:4] == ["paper", "cpu", "gone", "scaled"]
     assert list(parts_of(text)) == ["resnet34 → resnet18", "vgg11 → resnet18", "wrn40_2 → wrn16_1"]
-    assert "## cifar10\n\nCIFAR-10, 32×32, ten classes.\n\n### paper\n\nTop-1 accuracy in percent. The published" in text
+    assert (
+        "## cifar10\n\nCIFAR-10, 32×32, ten classes.\n\n### paper\n\nTop-1 accuracy in percent. The published" in text
+    )
 
 
 def test_a_table_is_no_wider_than_a_page(record):
     """As a reader sees it, at about eight pixels a character: long names, several seeds, all columns."""
     model = prior("stable-diffusion-v1-5", "LAION-5B", origin="foreign", seconds=36_000)
     table = {"seed": 0, "diagnostics": diagnostics(), "teacher": "deeplabv3plus_mobilenetv2", "hardware": "NVIDIA H200"}
-    runs = [record("diffdfkd-unguided", 90.0 + seed, prior=model, shared=100.0, **table | {"seed": seed}) for seed in range(3)]
+    runs = [
+        record("diffdfkd-unguided", 90.0 + seed, prior=model, shared=100.0, **table | {"seed": seed})
+        for seed in range(3)
+    ]
     runs += [record("student-real", reference=True, **table)]
     text = page(runs, [published("diffdfkd-unguided", 90.0) | {"teacher": "deeplabv3plus_mobilenetv2"}])
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
-        shown = [[re.sub(r"\]\(\S*\)|[`*\[]", "", cell) for cell in row] for row in map(list, map(dict.values, parsed(block)))]
+        shown = [
+            [re.sub(r"\]\(\S*\)|[`*\[]", "", cell) for cell in row]
+            for row in map(list, map(dict.values, parsed(block)))
+        ]
         widths = [max(map(len, column)) for column in zip(list(parsed(block)[0]), *shown, strict=True)]
         assert sum(widths) <= 120, block

@@ -97,9 +97,7 @@ def test_what_is_spent_once_per_teacher_is_part_of_the_scored_time(record):
     whole = record(prior=prior(seconds=1000), synthesis=500.0, distillation=0.0, shared=501.0)
     records.validate(whole)
     whole["time"]["shared"] = 510.0
-    with pytest.raises(
-        UserError, match=r"time\.shared: 510\.0 s and the prior's 1000 s are more than time\.scored"
-    ):
+    with pytest.raises(UserError, match=r"time\.shared: 510\.0 s and the prior's 1000 s are more than time\.scored"):
         records.validate(whole)
 
 

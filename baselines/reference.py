@@ -26,7 +26,7 @@ class TeacherBound(Method):
     def schedule(self, budget: Budget) -> list[Stage]:
         return []
 
-    def judged(self, ctx: Context) -> nn.Module:
+    def evaluated(self, ctx: Context) -> nn.Module:
         return ctx.teacher
 
 
@@ -38,7 +38,7 @@ class _RealData(Method):
     saved = ("passes",)
 
     def schedule(self, budget: Budget) -> list[Stage]:
-        return [Stage("distil", budget.rounds, steps=budget.steps_per_round)]
+        return [Stage("distil", budget.rounds, student_steps=budget.steps_per_round)]
 
     def setup(self, ctx: Context) -> None:
         self.passes = ShuffledPasses()

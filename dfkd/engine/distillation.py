@@ -1,0 +1,251 @@
+"""The module that distils: it owns teacher, student, method and all that the method is handed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from dfkd import priors, teachers
+from dfkd.engine import compat
+from dfkd.engine.clock import Clock
+from dfkd.engine.context import Context, Teacher
+from dfkd.engine.method import Budget, Method, Stage, build_method, refused_values
+from dfkd.engine.module import TrainingModule
+from dfkd.engine.seeds import Streams, seed_for, seed_globals
+from dfkd.errors import UserError
+from dfkd.networks import initialise
+from dfkd.networks.normalised import Normalised
+from dfkd.synthesis.augment import augment_for
+from dfkd.synthesis.buffer import Batch, ReplayBuffer, Samples, to_bytes
+from dfkd.tasks import InputSpec, task
+
+
+class Declined(Exception):
+    """The method does not apply to the task; `prior` is what it would have known besides the teacher."""
+
+    status = "unsupported"
+
+    def __init__(self, reason: str, prior: str | None = None) -> None:
+        super().__init__(reason)
+        self.prior = prior
+
+
+@MODELS.register_module()
+class Distillation(TrainingModule):
+    """A student that learns from a teacher on the images that a method makes.
+
+    Args:
+        run: the names of the run, as `Run._asdict()` has them: its random streams depend on them.
+        method: what `build_method` takes: name, file, arguments.
+        teacher: `arch`, the `weights` file and the `spec` of its input.
+        budget: `steps`, `batch`, `rounds` and `synthesis_batch` granted.
+        precision: "fp32", "tf32" or "bf16".
+        prior: `place` and `card` of the diffusion prior, or None.
+        log: the file in which the replay buffer keeps every image, for resume.
+        clock: the run's; everything lives on its device.
+        real: the training split, for reference methods that declare `needs_data`.
+        seal: called when all that the method may not open has been opened, before its file is imported.
+    """
+
+    def __init__(
+        self,
+        run: dict[str, Any],
+        method: dict[str, Any],
+        teacher: dict[str, Any],
+        budget: dict[str, int],
+        precision: str,
+        prior: dict[str, Any] | None,
+        log: str,
+        *,
+        clock: Clock,
+        real: tuple[Tensor, Tensor] | None = None,
+        seal: Callable[[], object] = lambda: None,
+    ) -> None:
+        axes = (run["data"], run["teacher"], run["student"], run["method"], run["protocol"], run["seed"])
+        seed = seed_for("run", *axes)
+        seed_globals(seed)
+        self._names, self.on = run, task(run["data"])
+        spec, device = InputSpec.from_dict(teacher["spec"]), clock.device
+        network = teachers.load(Path(teacher["weights"]), teacher["arch"], spec)
+        frozen = Teacher(network, spec).to(device, memory_format=torch.channels_last)
+        model = priors.load(prior["place"], prior["card"], device, precision) if prior else None
+        seal()
+        granted = Budget(**budget)
+        self.method = built = build_method(**method)
+        reason = built.supports(self.on)
+        if reason is not None:
+            raise Declined(reason, built.prior)
+        with refused_values(run["method"]):
+            stages = _stages(built, granted)
+            super().__init__(stages, clock)
+            student = self._new_student(spec)
+            self.ctx = self._context(
+                frozen, student, granted, precision, Path(log), Streams(device, *axes), real, model
+            )
+            built.setup(self.ctx)
+        if prior and "diffusion" in built.prior:
+            self.prior_seconds = prior["card"]["seconds"]
+        _check_steps(run["method"], stages, granted, built.reference)
+        self.student, self.others = self.ctx.student, nn.ModuleList(built.modules())
+        self.latest: Tensor | None = None
+        # What is evaluated no method has had in hand: a hook left on the student would be shown the test images.
+        self._evaluation_copy = [self._new_student(spec)]  # in a list, for the optimizer is not to find it
+        seed_globals(seed % 2**32)  # whatever `setup` drew, the loop begins at the same place
+
+    def _new_student(self, spec: InputSpec) -> Normalised:
+        """The same initialisation for every method at equal data, pair and repetition."""
+        names = self._names
+        seed = seed_for("student-init", names["data"], names["teacher"], names["student"], names["seed"])
+        network = initialise(names["student"], spec, seed)
+        return Normalised(network, spec).to(self.clock.device, memory_format=torch.channels_last)
+
+    def _context(
+        self,
+        teacher: Teacher,
+        student: Normalised,
+        granted: Budget,
+        precision: str,
+        log: Path,
+        streams: Streams,
+        real: tuple[Tensor, Tensor] | None,
+        prior: Any,
+    ) -> Context:
+        spec, device, method = teacher.spec, self.clock.device, self.method
+        shape = (spec.channels, spec.size, spec.size)
+        capacity = method.buffer_capacity(replace(granted))
+        if capacity < granted.synthesis_batch and any(stage.synthesis_steps for stage in self.stages):
+            raise ValueError(f"a buffer of {capacity} cannot take a synthesis step of {granted.synthesis_batch} images")
+        self.batch = granted.batch
+        if granted.batch == 1:
+            _check_trains_on_one(student, shape)
+        return Context(
+            teacher=teacher,
+            student=student,
+            new_student=lambda: self._new_student(spec),
+            spec=spec,
+            budget=replace(granted),
+            device=device,
+            rng=streams,
+            buffer=ReplayBuffer(capacity, shape, device, method.replace, log),
+            augmentation=augment_for(self.on),
+            autocast=lambda: compat.autocast(device, precision),
+            progress=self.progress,
+            charge=self._charge,
+            class_names=self.on.class_names,
+            per_pixel=self.on.kind == "segmentation",
+            real=real,
+            prior=prior,
+        )
+
+    def _charge(self, count: int) -> AbstractContextManager:
+        """Count images that are made in `draw` and charge the work inside to synthesis."""
+        self.progress.images_synthesised += count
+        return self.clock.aside("synthesis")
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.student
+
+    def evaluated(self) -> nn.Module:
+        """The network whose score is the run's."""
+        network = self.method.evaluated(self.ctx) if self.method.reference else self.student
+        if network is self.student:
+            (network,) = self._evaluation_copy
+            network.load_state_dict(self.student.state_dict())
+        return network
+
+    def draw(self) -> Batch:
+        batch = self.method.draw(self.ctx)
+        if len(batch.images) > self.batch:
+            raise RuntimeError(f"a student batch of {len(batch.images)} images, {self.batch} are granted")
+        self.latest = batch.images
+        return batch
+
+    def train_step(self, data: Batch, optim_wrapper: OptimWrapper) -> None:
+        with optim_wrapper.optim_context(self):
+            outputs = self.method.distill(self.ctx, data)
+        loss = sum(outputs.values())
+        self.bad |= ~torch.isfinite(loss.detach())
+        optim_wrapper.update_params(loss)
+        self.method.after_step(self.ctx, data, outputs)
+
+    def synthesize(self) -> Samples:
+        # The student's weights get no gradient here; only the images do.
+        self.student.eval().requires_grad_(False)
+        with self.ctx.autocast():
+            samples = self.method.synthesize(self.ctx)
+        self.student.requires_grad_(True)
+        return samples
+
+    def keep(self, samples: Samples) -> None:
+        self.bad |= ~torch.isfinite(samples.images).all()  # as bytes they would look like any image
+        self.ctx.buffer.add(samples)
+
+    def reset_student(self) -> None:
+        self.ctx.student = self.student = self._new_student(self.ctx.spec)
+
+    def images(self) -> tuple[Tensor, Tensor | None] | None:
+        """The synthetic images (uint8) at hand and their labels; None for reference methods, and where none was made.
+
+        Of a method that makes its images in `draw` these are the last batch.
+        """
+        buffer = self.ctx.buffer
+        if self.method.reference or not (buffer.size or self.latest is not None):
+            return None
+        if not buffer.size:
+            return to_bytes(self.latest), None
+        labels = buffer.fields.get("labels")
+        return buffer.images[: buffer.size], None if labels is None else labels[: buffer.size]
+
+    def describe(self) -> str:
+        steps = sum(s.rounds * s.student_steps for s in self.stages if s.scored)
+        made = sum(stage.rounds * stage.synthesis_steps for stage in self.stages)
+        synthesis = f"synthesis {self.progress.synthesis_step}/{made} · " if made else ""
+        return f"{synthesis}step {self.progress.student_steps}/{steps}"
+
+    def run_state(self) -> dict[str, Any]:
+        ctx = self.ctx
+        return super().run_state() | {
+            # Of a method without a buffer; a reference method's are real images, and nobody asks for them.
+            "latest": None if ctx.buffer.size or self.method.reference else self.latest,
+            "buffer": ctx.buffer.state_dict(),
+            "method": self.method.state_dict(),
+            "streams": ctx.rng.state_dict(),
+            "teacher_images": ctx.teacher.images_seen,
+        }
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        super().load_run_state(state)
+        self.latest = state["latest"]
+        self.ctx.buffer.load_state_dict(state["buffer"])
+        self.method.load_state_dict(state["method"])
+        self.ctx.rng.load_state_dict(state["streams"])
+        self.ctx.teacher.images_seen = state["teacher_images"]
+
+
+def _stages(method: Method, granted: Budget) -> tuple[Stage, ...]:
+    """The method's schedule, in copies that it has not had in hand."""
+    return tuple(replace(stage) for stage in method.schedule(replace(granted)))
+
+
+def _check_steps(name: str, stages: tuple[Stage, ...], granted: Budget, reference: bool) -> None:
+    scored = sum(stage.rounds * stage.student_steps for stage in stages if stage.scored)
+    if scored != granted.steps and not (reference and scored == 0):
+        raise UserError(f"{name} schedules {scored} scored student steps, the protocol grants {granted.steps}")
+
+
+def _check_trains_on_one(student: Normalised, shape: tuple[int, int, int]) -> None:
+    """A BatchNorm layer that gets one value a channel cannot train: found out beforehand, and without numbers."""
+    try:
+        copy.deepcopy(student).to("meta").train()(torch.empty(1, *shape, device="meta"))
+    except ValueError as error:
+        raise UserError(f"training.batch=1 is too small for this student: {error}") from None
