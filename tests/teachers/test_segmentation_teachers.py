@@ -5,10 +5,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dfkd import doctor, protocols, teachers
+from dfkd import doctor, teachers
 from dfkd.engine.evaluation import on_device, score
 from dfkd.errors import UserError
 from dfkd.networks import build, initialise
+from dfkd.tables.resolve import resolve
 from dfkd.tasks import IGNORE, task
 from dfkd.teachers import provide as providing
 from dfkd.teachers import training
@@ -107,7 +108,7 @@ def test_the_encoder_starts_from_the_named_file_and_the_card_says_so(arrays, tmp
 @pytest.mark.parametrize(("data", "pair"), [("digits", "resnet8-deeplabv3plus_thin16"), ("nyuv2", "resnet8-resnet8")])
 def test_a_network_of_the_other_kind_is_refused(data, pair):
     with pytest.raises(UserError, match=rf"does not fit {data}, a task of (classification|segmentation); there are:"):
-        protocols.resolve(data, "quick" if data == "digits" else "cpu", "teacher", pair)
+        resolve(data, "quick" if data == "digits" else "cpu", "teacher", pair)
 
 
 def test_the_doctor_knows_a_fraction_from_a_percentage(teachers, monkeypatch):
