@@ -10,11 +10,11 @@ import torch
 from dfkd.engine.context import Context, Teacher
 from dfkd.engine.method import Budget
 from dfkd.engine.seeds import Streams
+from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis.augment import Augment
 from dfkd.synthesis.buffer import ReplayBuffer, Samples
 from dfkd.tasks import task
-from dfkd.networks import initialise
 
 SPEC = task("cifar10").spec
 BATCH, SYNTHESIS_BATCH, SLOTS = 128, 64, 5000

@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import BATCH, SPEC
 
+from dfkd.networks import initialise
 from dfkd.tables.resolve import resolve
 from dfkd.tasks import store, task
 from dfkd.teachers import cards, weights
-from dfkd.networks import initialise
 
 BOUND = 0.95
 PAIR = "resnet20-resnet8"

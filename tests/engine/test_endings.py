@@ -17,8 +17,8 @@ from dfkd.engine import run as engine
 from dfkd.engine import state
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.hooks import SamplesHook
-from dfkd.signals import Stopped
 from dfkd.errors import CannotWrite, UserError
+from dfkd.signals import Stopped
 from dfkd.synthesis.buffer import ImageLog
 from tests.conftest import BUDGET, PAIR, TINY, outcome, student_digest
 

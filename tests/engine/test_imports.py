@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dfkd import catalog
-from dfkd.tables.resolve import resolve
 from dfkd.errors import UserError
+from dfkd.tables.resolve import resolve
 from tests.conftest import PAIR
 
 METHOD = """

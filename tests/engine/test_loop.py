@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfkd import records
 from dfkd.engine.compat import QuietRunner
-from dfkd.engine.hooks import fingerprint
 from dfkd.engine.distillation import Distillation
+from dfkd.engine.hooks import fingerprint
 from dfkd.engine.loop import StageLoop
 from dfkd.errors import UserError
 from tests.conftest import outcome, student_digest
@@ -331,7 +331,7 @@ SCRAP = """
         return Batch(rand(ctx, ctx.budget.batch, "scrap"))
 
     def distill(self, ctx, batch):
-        self.SEEN.append((ctx.student_steps, ctx._charge.__self__.clock._stack[-1]))
+        self.SEEN.append((ctx.student_steps, ctx._aside.func.__self__._stack[-1]))
         return super().distill(ctx, batch)
 """
 

@@ -15,7 +15,6 @@ from dfkd.synthesis import losses
 from dfkd.synthesis.augment import PixelAugment
 from dfkd.synthesis.buffer import ReplayBuffer, Samples
 from dfkd.tasks import IGNORE
-
 from methods.ssdkd import SSDKD, _predicted
 
 LOGITS = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))

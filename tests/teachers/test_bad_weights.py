@@ -14,8 +14,8 @@ from safetensors.torch import save, save_file
 
 from dfkd import teachers
 from dfkd.errors import UserError
-from dfkd.tasks import task
 from dfkd.networks import initialise
+from dfkd.tasks import task
 
 SPEC = task("digits").spec
 STATE = initialise("resnet8", SPEC, seed=1).state_dict()

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from dfkd import teachers
+from dfkd.engine.evaluation import score
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import task
 from dfkd.tasks.store import data_root
-from dfkd.engine.evaluation import score
 
 pytestmark = pytest.mark.data
 

@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 
 from dfkd import teachers
 from dfkd.errors import UserError
-from dfkd.networks import build
+from dfkd.networks import build, initialise
 from dfkd.tasks import task
-from dfkd.networks import initialise
 
 SPEC = task("digits").spec
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from dfkd.engine.evaluation import on_device, score
 from dfkd.errors import UserError
+from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import task
-from dfkd.engine.evaluation import on_device, score
-from dfkd.networks import initialise
 from dfkd.teachers.training import rates, train
 
 DIGITS = task("digits")
