@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """DFKD suite: data-free knowledge distillation methods side by side.
 
-python bench.py --method ssdkd --data digits   run a cell, update the tables
-python bench.py VERB --help                    what a verb takes
+python bench.py --method ssdkd --data digits   run a method, update the tables
+python bench.py VERB --help                    options of a verb
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import math
 import os
@@ -32,8 +33,7 @@ from dfkd.tasks.store import data_root
 from dfkd.units import duration
 
 EXIT_PARTIAL = 75  # EX_TEMPFAIL: try again, with --resume
-EXAMPLES = """
-examples:
+EXAMPLES = """examples:
   python bench.py --method ssdkd --data cifar10 --pair wrn40_2-wrn16_1
   python bench.py --method fast-5,ssdkd --data digits --seed 0,1,2
 """
@@ -53,11 +53,11 @@ NAMES, WHOLES = map(option, (several(check_name), several(whole)))
 def training_options(verb: argparse.ArgumentParser) -> None:
     """What run, teacher and prior share: where they happen, and for how long."""
     where = verb.add_argument_group("where and how long")
-    where.add_argument("--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
-    where.add_argument("--data-root", type=PATH, help="where data lie (default: DFKD_DATA, else a cache)")
-    where.add_argument("--weights", type=PATH, help="folder of ready teachers and priors (default: DFKD_WEIGHTS)")
-    where.add_argument("--resume", action="store_true", help="go on from the state that an interrupted one left")
-    text = "save and stop this long after the start, whatever is being trained; resumable"
+    where.add_argument("--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA if present)")
+    where.add_argument("--data-root", type=PATH, metavar="DIR", help="of the data (default: DFKD_DATA)")
+    where.add_argument("--weights", type=PATH, metavar="DIR", help="of ready teachers, priors (DFKD_WEIGHTS)")
+    where.add_argument("--resume", action="store_true", help="continue from the saved state")
+    text = "save the state and stop after so long"
     where.add_argument("--time-limit", type=MINUTES, metavar="MINUTES", help=text)
 
 
@@ -66,26 +66,27 @@ def change_option(group: argparse._ActionsContainer, text: str) -> None:
 
 
 def run_options(verb: argparse.ArgumentParser) -> None:
-    verb.epilog, verb.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    what = verb.add_argument_group("what is run")
-    what.add_argument("--method", type=NAMES, required=True, help="recipes or methods, see `list`; several with commas")
+    verb.usage, verb.epilog = "bench.py run --method METHOD --data DATA [options]", EXAMPLES
+    verb.formatter_class = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
+    what = verb.add_argument_group("what to run")
+    what.add_argument("--method", type=NAMES, required=True, help="recipes or methods (`list`), with commas")
     what.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
-    what.add_argument("--pair", type=NAME, help="TEACHER-STUDENT (default: the table's first)")
-    what.add_argument("--seed", type=WHOLES, default=[0], help="repetition (default 0); several with commas")
-    text = f"one of: {', '.join(MEANINGS)} (default: paper with CUDA, else cpu, or quick for embedded data)"
+    what.add_argument("--pair", type=NAME, metavar="T-S", help="teacher and student (default: the table's first)")
+    what.add_argument("--seed", type=WHOLES, default=[0], help="repetitions, with commas (default 0)")
+    text = f"{', '.join(MEANINGS)} (default: by device and data)"
     what.add_argument("--protocol", type=NAME, help=text)
-    what.add_argument("--import", dest="extra", metavar="FILE|MODULE", help="a method from outside the repository")
-    what.add_argument("--again", action="store_true", help="run what is finished once more, afresh")
-    custom = verb.add_argument_group("custom runs, which have no place in the tables")
+    what.add_argument("--import", dest="extra", metavar="FILE", help="a method from outside, a file or module")
+    what.add_argument("--again", action="store_true", help="repeat a finished run from the start")
+    custom = verb.add_argument_group("custom runs, left out of the tables")
     change_option(custom, "change a hyper-parameter (docs/protocol.md)")
-    text = "as --set, where the protocol differs"
+    text = "as --set precision=..., if the protocol's differs"
     custom.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=text)
     custom.add_argument("--teacher-weights", type=PATH, metavar="FILE", help="your own checkpoint")
-    out = verb.add_argument_group("what comes of it")
-    text = "folder for the record (default: results/records, custom: work/custom)"
+    out = verb.add_argument_group("output")
+    text = "folder of the record (default: results/records)"
     out.add_argument("--out", type=PATH, help=text)
-    out.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard to the work folder")
-    text = "print the resolved configuration as YAML and run nothing"
+    out.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
+    text = "print the configuration as YAML, run nothing"
     out.add_argument("--dry-run", action="store_true", help=text)
     training_options(verb)
 
@@ -119,10 +120,10 @@ def do_run(options: argparse.Namespace) -> int:
 
 def data_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("name", type=NAME, help=f"one of: {', '.join((*TASKS, *POOLS))}")
-    text = "convert files you have, such as the official .mat of nyuv2 or a folder of its images and 13-class labels"
+    text = "convert local files, such as the official .mat of nyuv2 or a folder of its images and 13-class labels"
     verb.add_argument("--from", dest="source", type=PATH, metavar="PATH", help=text)
     verb.add_argument("--manifest", type=PATH, help="also copy the manifest there")
-    verb.add_argument("--data-root", type=PATH, help="where data lie (default: DFKD_DATA, else a cache)")
+    verb.add_argument("--data-root", type=PATH, help="folder of the data sets (default: DFKD_DATA, else a cache)")
 
 
 def do_data(options: argparse.Namespace) -> int:
@@ -132,9 +133,9 @@ def do_data(options: argparse.Namespace) -> int:
 
 def teacher_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
-    verb.add_argument("--arch", type=NAME, required=True, help="a network, such as wrn40_2")
-    verb.add_argument("--protocol", type=NAME, help="whose recipe trains it (default as for run)")
-    verb.add_argument("--seed", type=WHOLE, default=0, help="of its first weights and batches (default 0)")
+    verb.add_argument("--arch", type=NAME, required=True, help="network, such as wrn40_2")
+    verb.add_argument("--protocol", type=NAME, help="whose teacher recipe is used (default as for run)")
+    verb.add_argument("--seed", type=WHOLE, default=0, help="seed of its first weights and batches (default 0)")
     training_options(verb)
 
 
@@ -149,9 +150,9 @@ def do_teacher(options: argparse.Namespace) -> int:
 
 
 def prior_options(verb: argparse.ArgumentParser) -> None:
-    text = f"the auxiliary images that it learns from: {', '.join(POOLS)}"
+    text = f"auxiliary images that it is trained on: {', '.join(POOLS)}"
     verb.add_argument("--data", type=NAME, required=True, help=text)
-    verb.add_argument("--size", type=WHOLE, required=True, help="side of its images in pixels")
+    verb.add_argument("--size", type=WHOLE, required=True, help="side of its images, in pixels")
     verb.add_argument("--name", type=NAME, help="default: that of the images and the size, such as public32")
     change_option(verb, "change its recipe (benchmarks/priors.yaml); the prior then needs a --name of its own")
     training_options(verb)
@@ -180,13 +181,13 @@ def do_list(options: argparse.Namespace) -> int:
 def plan_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--data", type=NAME, help=f"only this data set: {', '.join(datasets())}")
     verb.add_argument("--protocol", type=NAME, help=f"only this protocol: {', '.join(MEANINGS)}")
-    text = "every N-th run from the I-th (1-based), for job arrays; each begins with the teachers and priors it lacks, "
-    text += "and where several make the same one at once, one does and the others wait"
+    text = "every N-th run from the I-th (1-based), for job arrays; missing teachers and priors come first, "
+    text += "and if several commands need the same one, one makes it and the others wait"
     verb.add_argument("--shard", metavar="I/N", help=text)
     pipeline = verb.add_argument_group("for DVC")
-    text = "write benchmarks/pipeline/*.yaml, over which the dvc.yaml are templates"
+    text = "write benchmarks/pipeline/*.yaml, the maps over which the stages of dvc.yaml run"
     pipeline.add_argument("--pipeline", action="store_true", help=text)
-    text = f"write what each stage of a pipeline depends on: {' or '.join(PIPELINES)}"
+    text = f"write what each stage depends on to work/inputs, for the pipeline {' or '.join(PIPELINES)}"
     pipeline.add_argument("--inputs", choices=tuple(PIPELINES), help=text)
 
 
@@ -208,7 +209,7 @@ def do_plan(options: argparse.Namespace) -> int:
 
 
 def leaderboard_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--data", type=NAME, help="write the table of this data set alone")
+    verb.add_argument("--data", type=NAME, help="write only the table of this data set")
     verb.add_argument("--committed", action="store_true", help="show quick records beside the committed ones")
     verb.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
 
@@ -232,7 +233,7 @@ def do_leaderboard(options: argparse.Namespace) -> int:
 
 
 def doctor_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--data-root", type=PATH, help="where data lie (default: DFKD_DATA, else a cache)")
+    verb.add_argument("--data-root", type=PATH, help="folder of the data sets (default: DFKD_DATA, else a cache)")
 
 
 def do_doctor(options: argparse.Namespace) -> int:
@@ -247,13 +248,13 @@ def do_doctor(options: argparse.Namespace) -> int:
 
 VERBS = {
     "run": ("run a method on a data set (the default verb)", run_options, do_run),
-    "data": ("fetch a data set and convert it, or say that it is there", data_options, do_data),
+    "data": ("download and convert a data set, or verify the one that is there", data_options, do_data),
     "teacher": ("import or train a teacher", teacher_options, do_teacher),
     "prior": ("import or train a diffusion prior", prior_options, do_prior),
     "list": ("methods, tables and recipes, with the status of each", list_options, do_list),
     "plan": ("runs of the tables that have no valid record, with an estimated time", plan_options, do_plan),
     "leaderboard": ("write the tables and plots from the records", leaderboard_options, do_leaderboard),
-    "doctor": ("what is installed, which device, which data are there and intact", doctor_options, do_doctor),
+    "doctor": ("check the installation, the device, the data and the folders", doctor_options, do_doctor),
 }
 
 

@@ -149,9 +149,7 @@ def _number_in(text: str) -> float | str:
     return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,2})?", text, re.IGNORECASE) else text
 
 
-def render(
-    records: Iterable[dict], published: Published, current_digests: Digests | None = None
-) -> dict[str, str]:
+def render(records: Iterable[dict], published: Published, current_digests: Digests | None = None) -> dict[str, str]:
     """Path below `results/` → text, for the leaderboard and the table of each data set.
 
     `current_digests` tells which records are stale (see `statistics.gather`). A record of status `unsupported` gives

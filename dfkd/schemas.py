@@ -15,9 +15,8 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schemas"
 # Name → where the schema stands. As text, so that asking for one imports no other.
 SCHEMAS: dict[str, str] = {
     "record": "dfkd.records:SCHEMA",
-    "recipe": "dfkd.protocols:RECIPE",
-    "protocols": "dfkd.protocols:PROTOCOLS",
-    "params": "dfkd.protocols:SPAN",
+    "table": "dfkd.tables.definition:SCHEMA",
+    "recipe": "dfkd.tables.recipes:SCHEMA",
     "priors": "dfkd.priors.recipes:RECIPES",
     "published": "dfkd.leaderboard:ROW",
     "manifest": "dfkd.tasks.store:SCHEMA",

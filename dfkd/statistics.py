@@ -107,9 +107,7 @@ class Result:
         return self.state == "ok" and not self.reference
 
 
-def gather(
-    records: Iterable[dict], current_digests: Mapping[Cell, Mapping[str, str]] | None = None
-) -> list[Result]:
+def gather(records: Iterable[dict], current_digests: Mapping[Cell, Mapping[str, str]] | None = None) -> list[Result]:
     """One result for each cell; custom records are left out.
 
     `current_digests[cell]` has the digests `method` and `config` of the code at hand: a record with others is

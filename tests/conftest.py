@@ -25,11 +25,26 @@ TINY = {
     "cmi": ["steps=2", "bank_calls=1", "ngf=8", "nz=16", "memory=20", "negatives=12"],
     # A bank of 12 images, two variants of each, of which half pass.
     "dda": [
-        "steps=2", "bank_calls=2", "bank_steps=2", "bank_batch=6", "ngf=8", "nz=16", "memory=20", "negatives=12",
-        "variants=2", "diffusion_steps=4", "strength=.5", "keep_ratio=.5",
+        "steps=2",
+        "bank_calls=2",
+        "bank_steps=2",
+        "bank_batch=6",
+        "ngf=8",
+        "nz=16",
+        "memory=20",
+        "negatives=12",
+        "variants=2",
+        "diffusion_steps=4",
+        "strength=.5",
+        "keep_ratio=.5",
     ],
     "diffdfkd": [
-        "calls=2", "steps=5", "refresh_every=1", "refresh_steps=1", "adversarial_from=2", "synthesis_batch=10",
+        "calls=2",
+        "steps=5",
+        "refresh_every=1",
+        "refresh_steps=1",
+        "adversarial_from=2",
+        "synthesis_batch=10",
     ],
 }
 BUDGET = ["training.steps=4", "training.batch=8", "rounds=2", "synthesis_batch=8", "evaluations=2"]
@@ -85,12 +100,10 @@ def prior(tmp_path_factory):
 def tiny():
     """tiny(method, *changes, seed=0, extra=None, data="digits"): the cell of a run of four student steps."""
 
-    def make(
-        method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits"
-    ) -> Resolved:
+    def make(method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits") -> Resolved:
         base = TINY.get(recipes(table_of(data)).get(method, {}).get("method", method), [])
-        last = {change.partition("=")[0]: change for change in (*BUDGET, *base, *changes)}
-        return resolve(data, "quick", method, PAIRS[data], seed, list(last.values()), extra)
+        joined = latest(*BUDGET, *base, *changes)
+        return resolve(data, "quick", method, PAIRS[data], seed, joined, extra)
 
     return make
 
@@ -110,6 +123,11 @@ def execute(teachers, request, tmp_path, monkeypatch):
         return run(cell, *teachers[cell.run.data], Options(device="cpu", **options), prior, keep)
 
     return run_cell
+
+
+def latest(*changes: str) -> list[str]:
+    """Changes for `--set`, which takes no key twice: of each key the last."""
+    return list({change.partition("=")[0]: change for change in changes}.values())
 
 
 def outcome(record: dict) -> dict:

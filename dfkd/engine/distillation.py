@@ -26,7 +26,7 @@ from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis.augment import augment_for
 from dfkd.synthesis.buffer import Batch, ReplayBuffer, Samples, to_bytes
-from dfkd.tasks import InputSpec, Task, task
+from dfkd.tasks import InputSpec, task
 
 
 class Declined(Exception):

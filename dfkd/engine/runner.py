@@ -44,7 +44,9 @@ class PlainRunner(QuietRunner):
         # mmengine keeps loggers and the like for the life of the process under this name.
         name = f"{config['model']['type']}-{next(_count)}"
         fixed = {"default_hooks": NO_DEFAULT_HOOKS, "log_level": "WARNING", "experiment_name": name}
-        super().__init__(**copy.deepcopy(config), **fixed, work_dir=str(folder), train_dataloader={}, val_dataloader=test)
+        super().__init__(
+            **copy.deepcopy(config), **fixed, work_dir=str(folder), train_dataloader={}, val_dataloader=test
+        )
         self._optimizer, self._schedule = config["optim_wrapper"], config["param_scheduler"]
 
     def build_model(self, model: dict) -> nn.Module:

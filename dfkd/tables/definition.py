@@ -172,9 +172,9 @@ def _tables(files: tuple) -> dict[str, Table]:
 def _table(family: str, content: dict[str, Any], texts: Mapping[str, dict[str, Any]]) -> Table:
     path, base = paths.table(family), content.get("base")
     if base is not None:
-        if base not in texts or base == family or "base" in texts[base]:
+        if not isinstance(base, str) or base not in texts or base == family or "base" in texts[base]:
             raise UserError(f"{path}: base: {shown(base)} is no table that this one could start from")
-        content = content | {"protocols": merge(texts[base].get("protocols", {}), content.get("protocols", {}))}
+        content = content | {"protocols": merge(_mapping(texts[base]), _mapping(content))}
     documents.check(content, SCHEMA, path)
     with naming(path, "data"):
         for data in content["data"]:
@@ -184,6 +184,12 @@ def _table(family: str, content: dict[str, Any], texts: Mapping[str, dict[str, A
         with naming(path, f"protocols.{name}"):
             protocols[name] = _protocol(name, content["protocols"][name], content["data"][0])
     return Table(family, content["about"], tuple(content["data"]), base, protocols)
+
+
+def _mapping(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocols of a file, or none where they are no mapping, which the schema tells."""
+    found = content.get("protocols", {})
+    return found if isinstance(found, dict) else {}
 
 
 def _protocol(name: str, values: Mapping[str, Any], data: str) -> Protocol:

@@ -14,6 +14,7 @@ from dfkd import catalog, documents, paths
 from dfkd.changes import coerce
 from dfkd.errors import UserError, unknown
 from dfkd.files import stamps
+from dfkd.names import check_name
 from dfkd.optimizers import PARTS, mapping
 from dfkd.tables.definition import BUDGET, NAMED, STUDENT, Table, check_pair, merge, naming
 
@@ -43,13 +44,19 @@ SCHEMA = {
 def recipes(table: Table) -> dict[str, dict]:
     """The recipes of a table by name, each joined with its bases; a table with a `base` has that table's too.
 
-    Raises UserError, naming file and key, for any that is wrong, whichever is wanted.
+    Raises UserError, naming file and key, for any that is wrong, whichever is wanted,
+    and where a protocol spans one that there is not.
     """
-    folders = [paths.table(family).parent / "recipes" for family in table.families]
-    files = {path.stem: path for folder in folders for path in sorted(folder.glob("[!.]*.yaml"))}
+    files = _files(table)
     joined = _joined(stamps(files.values()))
     for name, recipe in joined.items():
         _check(recipe, files[name], table)
+    known = {*joined, *catalog.entries()}
+    for protocol in table.protocols.values():
+        with naming(table.path, f"protocols.{protocol.name}.recipes"):
+            for name in protocol.recipes:
+                if name not in known:
+                    raise unknown("method", name, known)
     return joined
 
 
@@ -61,8 +68,17 @@ def find(table: Table, name: str, extra: str | None = None) -> tuple[dict, catal
     recipe = book.get(name, {})
     method = recipe.get("method", name)
     if method not in methods:
-        raise unknown(f"method of recipe {name!r} of {table.family}:", method, methods)
+        raise unknown(f"method in {_files(table)[name]}", method, methods)
     return recipe, methods[method]
+
+
+def _files(table: Table) -> dict[str, Path]:
+    folders = (paths.table(family).parent / "recipes" for family in table.families)
+    found = {path.stem: path for folder in folders for path in sorted(folder.glob("[!.]*.yaml"))}
+    for name, path in found.items():
+        with naming(path):
+            check_name(name, "a recipe's name")
+    return found
 
 
 @lru_cache(maxsize=32)

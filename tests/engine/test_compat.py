@@ -38,9 +38,7 @@ class Line(BaseModel):
 
 def runner(folder, **changes) -> QuietRunner:
     """mmengine's own iteration loop over a loader of one batch, two iterations, with its own checkpoints."""
-    data = dict(
-        dataset=[dict(x=torch.ones(2))], sampler=dict(type="DefaultSampler"), batch_size=1, num_workers=0
-    )
+    data = dict(dataset=[dict(x=torch.ones(2))], sampler=dict(type="DefaultSampler"), batch_size=1, num_workers=0)
     return QuietRunner(
         model=Line(),
         work_dir=str(folder),

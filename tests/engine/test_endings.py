@@ -265,7 +265,14 @@ def test_a_disk_that_is_really_full_is_one_line_and_status_75(teacher, tmp_path)
     own.write_bytes(teacher[0].read_bytes())
     write_card(own, teacher[1])
     changes = [f"--set={change}" for change in (*TINY["ssdkd"], *BUDGET)]
-    arguments = ["run", "--method=ssdkd", "--data=digits", f"--pair={PAIR}", "--device=cpu", f"--out={tmp_path / 'out'}"]
+    arguments = [
+        "run",
+        "--method=ssdkd",
+        "--data=digits",
+        f"--pair={PAIR}",
+        "--device=cpu",
+        f"--out={tmp_path / 'out'}",
+    ]
     command = [sys.executable, "-c", CHILD, str(own.parent), str(tmp_path), *arguments, *changes]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 75, done.stderr

@@ -50,6 +50,8 @@ def test_the_first_run_of_an_account(home, teacher, tmp_path):
 
 
 METHODS = ("fast", "ssdkd", "cmi", "deepinv", "dfad", "dda", "diffdfkd", "template", "kd-noise")
+
+
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory):
     """What is written outside the work folder, and which processes are asked for, while the guard is sealed."""

@@ -198,9 +198,9 @@ def test_other_code_does_not_resume_it(tiny, execute, tmp_path):
 def test_two_processes_do_not_share_a_work_folder(resume, stopped, execute):
     cell, folder = stopped
     before = (folder / "state.pt").read_bytes()
-    with FileLock(folder / "lock"):
-        with pytest.raises(UserError, match="another process is running this cell") as caught:
-            execute(cell, resume=resume)
+    refused = pytest.raises(UserError, match="another process is running this cell")
+    with FileLock(folder / "lock"), refused as caught:
+        execute(cell, resume=resume)
     assert "\n" not in str(caught.value)
     assert (folder / "state.pt").read_bytes() == before
 

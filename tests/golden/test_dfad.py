@@ -38,9 +38,7 @@ def test_the_generators_objective(ctx):
     expected = distance(ctx)
     assert expected > 0.1
     assert DFAD().generator_loss(ctx, IMAGES).item() == pytest.approx(-expected, rel=1e-5)
-    assert DFAD(objective="log").generator_loss(ctx, IMAGES).item() == pytest.approx(
-        -math.log(1 + expected), rel=1e-5
-    )
+    assert DFAD(objective="log").generator_loss(ctx, IMAGES).item() == pytest.approx(-math.log(1 + expected), rel=1e-5)
 
 
 def test_the_students_loss_is_l1(ctx):

@@ -8,14 +8,18 @@ import re
 import shutil
 import subprocess
 import sys
-from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bench
-from dfkd import catalog, protocols, records
+from dfkd import catalog, paths, records, report
+from dfkd.tables import definition
+from dfkd.tables.definition import table_of
+from dfkd.tables.pipeline import span
+from dfkd.tables.resolve import resolve
 from dfkd.tasks import store
 from tests.conftest import BUDGET, PAIR, TINY
 
@@ -26,20 +30,17 @@ SMALL = [f"--set={change}" for change in (*TINY["template"], *BUDGET)]
 @pytest.fixture
 def command(teacher, tmp_path, monkeypatch, capsys):
     """command(*arguments): (exit status, output, lines of the error stream) of bench.py, writing under tmp_path."""
-    from dfkd.engine import run as engine
     from dfkd.teachers import provide as teacher_provide
     from dfkd.teachers import write_card
 
     # Its card says that it was trained by the protocol's recipe, or the harness would refuse it.
-    own = tmp_path / "teachers" / teacher[0].name
-    own.parent.mkdir()
+    own = tmp_path / "results" / "teachers" / teacher[0].name
+    own.parent.mkdir(parents=True)
     shutil.copyfile(teacher[0], own)
-    write_card(own, {**teacher[1], "recipe": protocols.protocols("digits")["quick"]["teacher"]})
-    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(bench, "TEACHERS", own.parent)
-    monkeypatch.setattr(bench, "CUSTOM", tmp_path / "custom")
-    monkeypatch.setattr(bench, "render", lambda: ([], []))
-    monkeypatch.setattr(engine, "WORK", tmp_path / "work")
+    write_card(own, {**teacher[1], "recipe": dict(table_of("digits").protocol("quick").teacher)})
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "WORK", tmp_path / "work")
+    monkeypatch.setattr(report, "write", lambda data=None: ([], []))
     monkeypatch.setattr(teacher_provide, "WORK", tmp_path / "work" / "teachers")
     for name in ("DFKD_DATA", "DFKD_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
@@ -125,9 +126,9 @@ def test_a_corrupted_array_is_named_with_its_digest(run, stored, tmp_path, own_c
 @pytest.fixture
 def own_cifar(tmp_path):
     """A folder with a ResNet-8 for CIFAR-10, as DFKD_WEIGHTS names one."""
+    from dfkd.networks import initialise
     from dfkd.tasks import task
     from dfkd.teachers import new_card, save, weights_name
-    from dfkd.networks import initialise
 
     spec, folder = task("cifar10").spec, tmp_path / "weights"
     card = new_card("cifar10", "resnet8", spec, "adopted", accuracy=10.0)
@@ -192,7 +193,7 @@ def test_a_changed_run_is_custom_and_stays_out_of_the_tables(command, tmp_path):
     status, out, _ = command("--method=template", *cell, *SMALL)  # `run` is the default verb
     assert status == 0
     (path,) = written(tmp_path)
-    assert path.is_relative_to(tmp_path / "custom")
+    assert path.is_relative_to(tmp_path / "work" / "custom")
     record = records.read(path)
     assert record["custom"] and record["status"] == "ok"
     assert str(path) in out and "student: " in out
@@ -200,16 +201,12 @@ def test_a_changed_run_is_custom_and_stays_out_of_the_tables(command, tmp_path):
 
 def test_a_run_as_the_table_has_it_joins_the_records(command, tmp_path, monkeypatch):
     """With the protocol's own numbers made small, so that the run is short."""
-    plain = protocols.protocols
-
-    def smaller(data):
-        found = deepcopy(plain(data))
-        for quick in found.values():
-            quick["training"] |= {"steps": 4, "batch": 8}
-            quick |= {"rounds": 2, "synthesis_batch": 8, "evaluations": 2}
-        return found
-
-    monkeypatch.setattr(protocols, "protocols", smaller)
+    table = table_of("digits")
+    quick = table.protocol("quick")
+    training = quick.settings["training"] | {"steps": 4, "batch": 8}
+    settings = {**quick.settings, "training": training, "rounds": 2, "synthesis_batch": 8, "evaluations": 2}
+    smaller = replace(table, protocols={"quick": replace(quick, settings=settings)})
+    monkeypatch.setattr(definition, "tables", lambda: {"digits": smaller})
     status, _, _ = command("--method=template", "--data=digits", f"--pair={PAIR}", "--device=cpu")
     assert status == 0
     expected = tmp_path / "results" / "records" / "digits" / PAIR / "template" / "quick-seed0.json"
@@ -284,9 +281,9 @@ def test_a_finished_cell_is_run_again_when_asked_to(run, tmp_path):
 
 @pytest.mark.parametrize("change", ["no student", "no record", "a broken record", "another teacher", "a stage of DVC"])
 def test_a_cell_is_run_where_something_is_missing_or_different(change, run, tmp_path, monkeypatch):
+    from dfkd.networks import initialise
     from dfkd.tasks import task
     from dfkd.teachers import cards, save
-    from dfkd.networks import initialise
 
     assert run()[0] == 0
     (path,), (student,) = written(tmp_path), tmp_path.rglob("student.safetensors")
@@ -298,7 +295,7 @@ def test_a_cell_is_run_where_something_is_missing_or_different(change, run, tmp_
     elif change == "a broken record":
         path.write_text('{"half')
     elif change == "another teacher":
-        (weights,) = (tmp_path / "teachers").glob("*.safetensors")
+        (weights,) = (tmp_path / "results" / "teachers").glob("*.safetensors")
         card = cards.read_card(weights)
         save(initialise("resnet8", task("digits").spec, 1), weights, card)
     else:
@@ -332,7 +329,7 @@ def test_what_one_line_tells_is_told_in_one_line(body, run, tmp_path):
 @pytest.fixture
 def with_prior(run, tmp_path, monkeypatch):
     """`run` of a method that uses a prior, of which none is there."""
-    monkeypatch.setattr(bench, "PRIORS", tmp_path / "priors" / "own")
+    monkeypatch.setattr(paths, "priors", lambda: tmp_path / "priors" / "own")
     return lambda: run(method="diffdfkd", small=BUDGETED)
 
 
@@ -387,8 +384,8 @@ def test_plan_names_every_cell_without_a_record(command):
     status, out, errors = command("plan")
     assert status == 0
     cells = [line for line in out.splitlines() if "--method" in line]
-    assert len(cells) == len(list(protocols.span()))
-    assert errors[-1].startswith(f"# {len(cells)} cells, about ")
+    assert len(cells) == len(list(span()))
+    assert errors[-1].startswith(f"# {len(cells)} runs, about ")
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -405,7 +402,7 @@ def test_what_plan_prints_can_be_run(command):
     line = command("plan", "--data=digits")[1].splitlines()[-1]
     arguments = line.partition("#")[0].split()[2:]
     options = bench.parser().parse_args(["run", *arguments])
-    assert protocols.resolve(options.data, options.protocol, options.method, options.pair, options.seed)
+    assert resolve(options.data, options.protocol, *options.method, options.pair, *options.seed)
 
 
 # --- without torch, on one screen

@@ -13,12 +13,17 @@ import pytest
 import yaml
 
 from dfkd.catalog import ROOT
+from dfkd.tables import pipeline
 
 
 def in_a_checkout(test):
     """Marks a test that copies the files git knows of, which takes its time."""
     there = shutil.which("git") is not None and (ROOT / ".git").exists()
     return pytest.mark.slow(pytest.mark.skipif(not there, reason="needs git and a checkout")(test))
+
+
+TABLE, KEY = "benchmarks/{}/table.yaml", "digits-quick-wrn16_2-wrn16_1"
+SCENES = "digit-scenes-quick-deeplabv3plus_thin32-deeplabv3plus_thin16"
 
 
 class Clone:
@@ -28,17 +33,21 @@ class Clone:
         self.folder = folder
         files = subprocess.run(
             ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            capture_output=True, text=True, check=True,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.split("\0")
         for name in set(files) - {""}:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
-        self.edit("params.yaml", lambda p: p["digits"]["quick"].update(recipes=["teacher", "template"], seeds=[0]))
-        self.edit("params.yaml", lambda p: p["digit-scenes"]["quick"].update(recipes=["teacher"]))
-        for data in ("digits", "digit-scenes"):
-            self.edit(f"benchmarks/{data}/protocol.yaml", self.shrink)
+        for family in ("digits", "digit-scenes"):
+            self.edit(TABLE.format(family), self.shrink)
+        # One of digits has a prior, which is made; of scenes there is the teacher alone.
+        self.span(recipes=["teacher", "template"], seeds=[0])
+        self.edit(TABLE.format("digit-scenes"), lambda t: t["protocols"]["quick"].update(recipes=["teacher"]))
         self.edit("benchmarks/priors.yaml", lambda p: p["glyphs16"].update(steps=2))
+        assert self.call("python", "bench.py", "plan", "--pipeline").returncode == 0
         if not with_git:
             return
         self.git("init", "-q")
@@ -46,11 +55,17 @@ class Clone:
         self.git("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "all")
 
     @staticmethod
-    def shrink(protocols: dict) -> None:
-        quick = protocols["quick"]
+    def shrink(table: dict) -> None:
+        quick = table["protocols"]["quick"]
         quick["training"].update(steps=4, batch=8)
         quick.update(rounds=2, synthesis_batch=8, evaluations=1)
         quick["teacher"]["epochs"] = 1
+
+    def span(self, **lists: list) -> None:
+        """Change what the table of digits spans, and the maps of the pipelines with it."""
+        self.edit(TABLE.format("digits"), lambda table: table["protocols"]["quick"].update(lists))
+        done = self.call("python", "bench.py", "plan", "--pipeline")
+        assert done.returncode == 0, done.stderr
 
     def git(self, *arguments: str) -> None:
         subprocess.run(["git", "-C", self.folder, *arguments], check=True, capture_output=True)
@@ -64,7 +79,9 @@ class Clone:
         """A tool of this environment, in the clone. Repositories above its folder are none of its business."""
         tools = Path(sys.executable).parent
         environment = {
-            **os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1",
+            **os.environ,
+            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "1",
             "GIT_CEILING_DIRECTORIES": str(self.folder.parent),
         }
         return subprocess.run(
@@ -89,14 +106,14 @@ def clone(tmp_path_factory):
 
 @in_a_checkout
 def test_a_change_runs_what_depends_on_it_and_nothing_else(clone):
-    both = {"wrn16_2-wrn16_1-teacher-0", "wrn16_2-wrn16_1-template-0"}
-    assert set(clone.repro()) == both, "a fresh clone runs every cell, committed records or not"
+    all_of_them = {f"{KEY}-teacher-0", f"{KEY}-template-0", f"{SCENES}-teacher-0"}
+    assert set(clone.repro()) == all_of_them, "a fresh clone runs every cell, committed records or not"
     made = json.loads(clone.record("template").read_text())
     assert made["cost"]["student_steps"] == 4, "the committed record was replaced by one made here"
     assert clone.repro() == [], "a second repro runs none"
 
-    clone.edit("params.yaml", lambda p: p["digits"]["quick"].update(seeds=[0, 1], recipes=["template", "teacher"]))
-    assert set(clone.repro()) == {"wrn16_2-wrn16_1-teacher-1", "wrn16_2-wrn16_1-template-1"}
+    clone.span(seeds=[0, 1], recipes=["template", "teacher"])
+    assert set(clone.repro()) == {f"{KEY}-teacher-1", f"{KEY}-template-1"}
 
     template = clone.folder / "methods/template.py"
     template.write_text(template.read_text().replace('"""A whole method', '"""Words: a whole method'))
@@ -104,7 +121,7 @@ def test_a_change_runs_what_depends_on_it_and_nothing_else(clone):
     assert clone.repro() == [], "neither words nor the harness make a cell run again"
 
     template.write_text(template.read_text().replace("steps: int = 10", "steps: int = 2"))
-    assert set(clone.repro()) == {"wrn16_2-wrn16_1-template-0", "wrn16_2-wrn16_1-template-1"}
+    assert set(clone.repro()) == {f"{KEY}-template-0", f"{KEY}-template-1"}
     table = (clone.folder / "results/tables/digits.md").read_text().splitlines()
     rows = [line.split("|") for line in table if "→" in line]
     # The wide table; notes and the table of synthetic images below it name the pair too.
@@ -122,8 +139,8 @@ def test_a_stage_that_fails_leaves_what_was_finished(clone):
     head = "    def synthesize(self, ctx: Context) -> Samples:\n"
     template.write_text(good.replace(head, f"{head}        1 / 0\n"))
     assert template.read_text() != good
-    assert clone.call("dvc", "repro", "-s", "cells").returncode == 0
-    done = clone.call("dvc", "repro", "-s", "run@wrn16_2-wrn16_1-template-0")
+    assert clone.call("dvc", "repro", "-s", "inputs").returncode == 0
+    done = clone.call("dvc", "repro", "-s", f"run@{KEY}-template-0")
     template.write_text(good)
     assert done.returncode != 0 and "ZeroDivisionError" in done.stderr
     assert clone.record("template").read_bytes() == before
@@ -132,28 +149,32 @@ def test_a_stage_that_fails_leaves_what_was_finished(clone):
 @in_a_checkout
 def test_a_download_without_git(tmp_path):
     clone = Clone(tmp_path, with_git=False)
-    assert clone.repro("run@wrn16_2-wrn16_1-teacher-0") == ["wrn16_2-wrn16_1-teacher-0"]
+    assert clone.repro(f"run@{KEY}-teacher-0") == [f"{KEY}-teacher-0"]
     done = clone.call("python", "bench.py", "leaderboard", "--committed")
     assert (done.returncode, done.stderr) == (0, "")
     first, *rows = done.stdout.splitlines()
     assert first.startswith("committed values are left out, for they come from git (git says: not a git repository")
     assert any(line.split()[1:3] == ["teacher", "0"] for line in rows)
     # Outputs outlive the start of their stage, which all the same makes them anew.
-    clone.edit("benchmarks/digits/protocol.yaml", lambda p: p["quick"]["teacher"].update(epochs=2))
+    clone.edit(TABLE.format("digits"), lambda t: t["protocols"]["quick"]["teacher"].update(epochs=2))
     clone.edit("benchmarks/priors.yaml", lambda p: p["glyphs16"].update(steps=3))
-    clone.repro("-s", "teacher@wrn16_2", "prior")
-    cards = {name: json.loads((tmp_path / f"results/{name}.json").read_text())
-             for name in ("teachers/digits_wrn16_2", "priors/glyphs16")}
+    clone.span(recipes=["teacher", "diffdfkd"])  # which has the prior
+    clone.repro("-s", "inputs", "teacher@digits-wrn16_2", "data@glyphs", "prior@glyphs16")
+    cards = {
+        name: json.loads((tmp_path / f"results/{name}.json").read_text())
+        for name in ("teachers/digits_wrn16_2", "priors/glyphs16")
+    }
     assert [card["recipe"].get("epochs", card["recipe"].get("steps")) for card in cards.values()] == [2, 3]
 
 
-PIPELINES = sorted(ROOT.glob("dvc.yaml")) + sorted(ROOT.glob("benchmarks/*/dvc.yaml"))
+PIPELINES = [ROOT / "dvc.yaml", ROOT / "benchmarks" / "dvc.yaml"]
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_stage_deletes_what_it_is_to_make(path):
     """DVC does before it runs a stage, unless told otherwise: a failed run would take the finished record with it."""
     for name, stage in yaml.safe_load(path.read_text(encoding="utf-8"))["stages"].items():
+        stage = stage.get("do", stage)
         for output in stage.get("outs", []) + stage.get("metrics", []) + stage.get("plots", []):
             assert isinstance(output, dict), (name, output)
             (options,) = output.values()
@@ -163,3 +184,13 @@ def test_no_stage_deletes_what_it_is_to_make(path):
 def test_the_lock_of_the_root_is_ignored():
     """With it a fresh clone would call every committed record up to date and run nothing."""
     assert "/dvc.lock" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("name", pipeline.PIPELINES)
+def test_the_maps_are_those_of_the_tables(name):
+    assert pipeline.file_of(name).read_text(encoding="utf-8") == pipeline.text(name), "bench.py plan --pipeline"
+
+
+def test_the_leaderboard_waits_for_every_quick_table():
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["leaderboard"]
+    assert set(stage["deps"]) == {f"results/tables/{data}.md" for data in pipeline.stages("quick")["tables"]}

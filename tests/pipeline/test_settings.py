@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 
 import pytest
-from dfkd.optimisers import OPTIMIZERS, SCHEDULES
 
-from dfkd import protocols
+from dfkd import paths
 from dfkd.errors import UserError
+from dfkd.optimizers import OPTIMIZERS, SCHEDULES
+from dfkd.tables.resolve import resolve
 from tests.conftest import PAIR
 
 LEAST = {"step_size": 2, "milestones": [1, 3], "gamma": 0.5, "power": 1.0, "factor": 1.0}
@@ -16,7 +18,7 @@ LEAST = {"step_size": 2, "milestones": [1, 3], "gamma": 0.5, "power": 1.0, "fact
 
 def training(*changes: str) -> dict:
     """The training of Fast on digits (SGD of 0.1, 0.9 and 5e-4 under a cosine) with these changes."""
-    return protocols.resolve("digits", "quick", "fast-5", PAIR, changes=list(changes)).config["training"]
+    return resolve("digits", "quick", "fast-5", PAIR, changes=list(changes)).config["training"]
 
 
 def test_another_optimizer_keeps_what_both_take():
@@ -47,11 +49,8 @@ def test_the_same_type_changes_nothing():
 
 def test_a_whole_number_for_a_rate_is_a_fraction():
     """Or `lr=1` and `lr=1.0` would be two configurations."""
-    one = protocols.resolve("digits", "quick", "fast-5", PAIR, changes=["training.optimizer.lr=1"])
-    assert (
-        one.digest
-        == protocols.resolve("digits", "quick", "fast-5", PAIR, changes=["training.optimizer.lr=1.0"]).digest
-    )
+    one = resolve("digits", "quick", "fast-5", PAIR, changes=["training.optimizer.lr=1"])
+    assert one.digest == resolve("digits", "quick", "fast-5", PAIR, changes=["training.optimizer.lr=1.0"]).digest
 
 
 @pytest.mark.parametrize(
@@ -59,25 +58,24 @@ def test_a_whole_number_for_a_rate_is_a_fraction():
     [("recursive", "recursive"), ('"a: b"', "a: b"), ("010", "010"), ("true", "true"), ("", "")],
 )
 def test_a_text_is_taken_as_it_stands_or_quoted(text, value):
-    cell = protocols.resolve("digits", "quick", "ssdkd", PAIR, changes=[f"priority={text}"])
+    cell = resolve("digits", "quick", "ssdkd", PAIR, changes=[f"priority={text}"])
     assert cell.config["args"]["priority"] == value
 
 
 def test_precision_and_its_option_are_one_thing():
-    by_option = protocols.resolve("digits", "quick", "fast-5", PAIR, precision="bf16")
-    by_set = protocols.resolve("digits", "quick", "fast-5", PAIR, changes=["precision=bf16"])
+    by_option = resolve("digits", "quick", "fast-5", PAIR, precision="bf16")
+    by_set = resolve("digits", "quick", "fast-5", PAIR, changes=["precision=bf16"])
     assert (by_option.digest, by_option.custom) == (by_set.digest, True)
-    assert not protocols.resolve("digits", "quick", "fast-5", PAIR, precision="fp32").custom
+    assert not resolve("digits", "quick", "fast-5", PAIR, precision="fp32").custom
 
 
 def test_a_changed_recipe_file_is_read_anew(tmp_path, monkeypatch):
     folder = tmp_path / "benchmarks" / "digits"
-    (folder / "recipes").mkdir(parents=True)
-    (folder / "protocol.yaml").write_text((protocols.BENCHMARKS / "digits" / "protocol.yaml").read_text())
-    monkeypatch.setattr(protocols, "BENCHMARKS", tmp_path / "benchmarks")
+    shutil.copytree(paths.table("digits").parent, folder)
+    monkeypatch.setattr(paths, "BENCHMARKS", tmp_path / "benchmarks")
     for k in (3, 14):
         (folder / "recipes" / "mine.yaml").write_text(f"method: fast\nargs: {{k: {k}}}\n")
-        assert protocols.resolve("digits", "quick", "mine", PAIR).config["args"] == {"k": k}
+        assert resolve("digits", "quick", "mine", PAIR).config["args"] == {"k": k}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -107,9 +105,7 @@ def test_a_schedule_takes_what_the_schema_says_and_runs_to_its_end(name, end):
     schedule = training(f"training.schedule.type={name}", *changes)["schedule"]
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
     per = schedule.pop("per")
-    built = PARAM_SCHEDULERS.build(
-        {**_schedule(schedule, per, Budget(end, 8, end, 8)), "optimizer": optimiser}
-    )
+    built = PARAM_SCHEDULERS.build({**_schedule(schedule, per, Budget(end, 8, end, 8)), "optimizer": optimiser})
     for _ in range(end):
         optimiser.step()
         built.step()

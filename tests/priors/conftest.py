@@ -120,9 +120,7 @@ def stable_diffusion_folder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("sd")
     words = tokenizer(folder / "words")
-    ids = dict(
-        bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
-    )
+    ids = dict(bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         text = CLIPTextConfig(

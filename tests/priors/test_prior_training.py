@@ -21,9 +21,7 @@ def run(noise, tmp_path):
 
     def train(where="own", say=lambda line: None, seed=0, resume=True, **changes):
         data = tmp_path / "data"
-        return training.train(
-            "tiny", TINY | changes, tmp_path / where, data, "cpu", seed=seed, resume=resume, say=say
-        )
+        return training.train("tiny", TINY | changes, tmp_path / where, data, "cpu", seed=seed, resume=resume, say=say)
 
     return train
 
@@ -106,10 +104,7 @@ def test_a_batch_is_averaged_and_flipped(noise, arrays):
     made = training.Denoising(TINY | {"batch": 20}, 0, images=arrays, flip=noise.flip, clock=Clock())
     batch = made.draw()
     assert batch.shape == (20, 3, 4, 4)
-    small = (
-        torch.from_numpy(arrays).float().reshape(20, 4, 2, 4, 2, 3).mean((2, 4)).permute(0, 3, 1, 2) / 127.5
-        - 1
-    )
+    small = torch.from_numpy(arrays).float().reshape(20, 4, 2, 4, 2, 3).mean((2, 4)).permute(0, 3, 1, 2) / 127.5 - 1
     matches = [((small - x).abs().amax((1, 2, 3)) < 1e-5) for x in batch]
     mirrored = [((small.flip(3) - x).abs().amax((1, 2, 3)) < 1e-5) for x in batch]
     assert sorted((a | b).nonzero().item() for a, b in zip(matches, mirrored, strict=True)) == list(range(20))
@@ -122,7 +117,9 @@ def test_it_learns_and_averages(noise, arrays):
     """One picture, whose noise a network soon tells from it; the averaged weights lag behind."""
     recipe = TINY | {"steps": 80, "batch": 16, "lr": 1e-2, "ema": 0.99}
     made, losses = training.Denoising(recipe, 0, images=arrays[:1] // 255 * 255, flip=noise.flip, clock=Clock()), []
-    optimizer = OptimWrapper(torch.optim.AdamW(made.parameters(), 1e-2, (0.9, 0.99), weight_decay=recipe["weight_decay"]))
+    optimizer = OptimWrapper(
+        torch.optim.AdamW(made.parameters(), 1e-2, (0.9, 0.99), weight_decay=recipe["weight_decay"])
+    )
     made.trained.train()
     for made.progress.student_steps in range(80):
         made.train_step(made.draw(), optimizer)
@@ -171,9 +168,7 @@ def test_a_size_without_a_recipe_has_the_pool_s():
 
 
 def test_a_pool_without_a_recipe(noise, tmp_path):
-    with pytest.raises(
-        UserError, match=r"there is no recipe for the pool glyphs; write one into .*priors\.yaml"
-    ):
+    with pytest.raises(UserError, match=r"there is no recipe for the pool glyphs; write one into .*priors\.yaml"):
         recipe_for("glyphs", 16)
 
 

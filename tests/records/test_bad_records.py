@@ -10,14 +10,16 @@ import pytest
 from filelock import FileLock
 
 import bench
-from dfkd import catalog, protocols, records
+from dfkd import catalog, paths, records, report
 from dfkd.errors import UserError
+from dfkd.identity import Run
+from dfkd.report import current
 
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """command(*arguments): (exit status, output, lines of the error stream) of bench.py, with results in tmp_path."""
-    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
     (tmp_path / "published.csv").write_text(
         "data,teacher,student,method,metric,value,source,url,verified,primary,note\n"
     )
@@ -153,21 +155,20 @@ def test_hidden_files_are_passed_over(good, command):
 
 
 def test_another_cells_bad_record_is_no_fault_of_a_run(good, command, capsys):
-    bench.estimate.cache_clear()
+    current._estimate.cache_clear()
     bad = good.with_name("quick-seed9.json")
     bad.write_text("{")
-    assert bench.estimate("digits", "quick", "fast-5") == pytest.approx(664.0)
-    bench.estimate.cache_clear()
-    bench.render_after_run()
-    (line,) = capsys.readouterr().err.splitlines()
+    made = records.read(good)
+    assert current.estimate(Run.of(made)) == pytest.approx(664.0)
+    current._estimate.cache_clear()
+    (line,) = map(str, report.after_run(made | {"work": "x"}))
     assert str(bad) in line and line.endswith("then: python bench.py leaderboard")
 
 
 def test_a_run_is_not_failed_by_tables_that_cannot_be_written(good, command, monkeypatch, capsys, tmp_path):
     (tmp_path / "published.csv").write_text("nonsense\n")
-    bench.render_after_run()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("bench.py: this run's record is written") and "published.csv" in line
+    (line,) = map(str, report.after_run(records.read(good) | {"work": "x"}))
+    assert line.startswith("this run's record is written") and "published.csv" in line
 
 
 # --- code and recipes that are broken make nothing stale
@@ -179,7 +180,7 @@ def project(tmp_path, monkeypatch):
     for folder in (*catalog.FOLDERS, "benchmarks"):
         shutil.copytree(catalog.ROOT / folder, tmp_path / "project" / folder)
     monkeypatch.setattr(catalog, "ROOT", tmp_path / "project")
-    monkeypatch.setattr(protocols, "BENCHMARKS", tmp_path / "project" / "benchmarks")
+    monkeypatch.setattr(paths, "BENCHMARKS", tmp_path / "project" / "benchmarks")
     return tmp_path / "project"
 
 
@@ -232,29 +233,30 @@ GONE += [dict(teacher="deeplabv3plus_thin32")]  # no network for such a task
 @pytest.mark.parametrize("identity", GONE, ids=str)
 def test_a_record_of_what_is_gone_is_stale(identity, record):
     made = record(**CELL | identity)
-    assert bench.current_digests([made]) == {records.cell_of(made): {"method": None, "config": None}}
+    assert current.current_digests([made]) == {Run.of(made).cell: {"method": None, "config": None}}
 
 
 def test_a_record_of_a_method_that_was_removed_is_stale(project, record):
-    made = record(**CELL)
-    assert bench.current_digests([made])[records.cell_of(made)]["method"]
-    recipe = project / "benchmarks" / "digits" / "recipes" / "fast-5.yaml"
+    made = record(**CELL | dict(method="mine"))
+    recipe = project / "benchmarks" / "digits" / "recipes" / "mine.yaml"
+    recipe.write_text("method: fast\n")
+    assert current.current_digests([made])[Run.of(made).cell]["method"]
     recipe.write_text("method: no-such\n")
-    assert bench.current_digests([made])[records.cell_of(made)]["method"] is None
+    assert current.current_digests([made])[Run.of(made).cell]["method"] is None
     recipe.unlink()
-    assert bench.current_digests([made])[records.cell_of(made)]["method"] is None
+    assert current.current_digests([made])[Run.of(made).cell]["method"] is None
 
 
 def test_a_guest_is_taken_as_it_is(record):
     made = record(**CELL | dict(method="guest"))
     made["provenance"]["code"]["external"] = True
-    assert bench.current_digests([made])[records.cell_of(made)] == {"method": "m1", "config": "c1"}
+    assert current.current_digests([made])[Run.of(made).cell] == {"method": "m1", "config": "c1"}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"metrics": {}}'])
 def test_a_committed_record_that_cannot_be_read_has_no_score(text, monkeypatch):
-    monkeypatch.setattr(bench, "git", lambda *_: text)
-    assert bench.committed_score(catalog.ROOT / "x.json") is None
+    monkeypatch.setattr(report, "git", lambda *_: text)
+    assert report._committed(Run("digits", "a", "b", "c", "quick", 0)) is None
 
 
 def test_records_written_by_a_run_raise_before_anything_is_written(record, tmp_path):
@@ -269,15 +271,13 @@ def test_four_leaderboards_at_once_all_succeed(record, tmp_path):
     """Each process with the records there are when its turn comes: the last one writes what all records give."""
     for seed in range(4):
         records.write(record(**CELL, seed=seed), tmp_path / "records")
-    shutil.copy(bench.ROOT / "results" / "published.csv", tmp_path)
+    shutil.copy(catalog.ROOT / "results" / "published.csv", tmp_path)
     code = (
-        "import sys, bench; from pathlib import Path\n"
-        f"bench.RESULTS = Path({str(tmp_path)!r}); sys.exit(bench.main(['leaderboard']))"
+        "import sys, bench; from dfkd import paths; from pathlib import Path\n"
+        f"paths.RESULTS = Path({str(tmp_path)!r}); sys.exit(bench.main(['leaderboard']))"
     )
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], cwd=bench.ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        subprocess.Popen([sys.executable, "-c", code], cwd=catalog.ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(4)
     ]
     outcomes = [(process.communicate()[1], process.returncode) for process in started]
@@ -286,11 +286,9 @@ def test_four_leaderboards_at_once_all_succeed(record, tmp_path):
     assert "(4)" in (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8")
 
 
-def test_a_process_that_keeps_the_tables_to_itself_does_not_fail_a_run(
-    good, command, monkeypatch, capsys, tmp_path
-):
-    monkeypatch.setattr(bench, "RENDERING", 0.1)
+def test_a_process_that_keeps_the_tables_to_itself_does_not_fail_a_run(good, command, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(report, "PATIENCE", 0.1)
     with FileLock(tmp_path / ".lock"):
-        bench.render_after_run()
+        assert len(report.after_run(records.read(good) | {"work": "x"})) == 1
         assert command("leaderboard")[0] == 2
     assert not (tmp_path / "LEADERBOARD.md").exists()

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dfkd import leaderboard, units
-from dfkd.records import cell_of
+from dfkd.identity import Run
 from tests.records.conftest import diagnostics, prior
 
 FOLDER = Path(__file__).parent
@@ -67,9 +67,7 @@ def test_golden_with_priors_and_diagnostics(record):
     table = {"protocol": "cpu", "hardware": "CPU 2 cores"}
     runs = [record("kd-real", 92.5, reference=True, synthesis=0.0, **table)]
     runs += [record("fast-10", 81.0, diagnostics=diagnostics(0.991, [0.08, 0.92], 0.69, 4.125), **table)]
-    runs += [
-        record("ssdkd", 82.0, diagnostics=diagnostics(None, [0.4, 0.6], 0.74, 12.3, images=768), **table)
-    ]
+    runs += [record("ssdkd", 82.0, diagnostics=diagnostics(None, [0.4, 0.6], 0.74, 12.3, images=768), **table)]
     runs += [
         record(
             "diffdfkd", last, seed=seed, prior=prior(), shared=870.0, synthesis=900.0, report={"guided": guided},
@@ -121,7 +119,7 @@ def test_seeds_make_mean_and_deviation(record):
 @pytest.mark.parametrize("digests", [{"method": "new", "config": "c1"}, {"method": "m1", "config": "new"}])
 def test_a_record_of_other_code_or_configuration_is_stale(record, digests):
     runs = [record("ssdkd", 95.0), record("fast-10", 90.0)]
-    current = {cell_of(runs[0]): digests, cell_of(runs[1]): {"method": "m1", "config": "c1"}}
+    current = {Run.of(runs[0]).cell: digests, Run.of(runs[1]).cell: {"method": "m1", "config": "c1"}}
     text = page(runs, current=current)
     row = row_of(text, "ssdkd")
     assert (row["status"], row["#"]) == ("stale", "–")
@@ -262,7 +260,7 @@ def test_what_the_images_are_like_is_told_of_methods_in_the_order_of_their_ranks
     runs = [record("worse", 80.0, diagnostics=diagnostics(), config_digest="old")]
     runs += [record("better", 90.0, diagnostics=diagnostics(None, [0.1, 0.2, 0.7], None, 1234.5))]
     runs += [record("silent", 95.0), record("kd-noise", reference=True, diagnostics=diagnostics())]
-    text = page(runs, current={cell_of(runs[0]): {"method": "m1", "config": "c1"}})
+    text = page(runs, current={Run.of(runs[0]).cell: {"method": "m1", "config": "c1"}})
     better, worse = described(text)
     assert better == {
         "pair": "wrn40_2 → wrn16_1",

@@ -53,14 +53,10 @@ def test_nothing_that_a_record_says_changes_the_page(record, name):
         found_outer, found_inner = shape(hostile[file])
         assert found_outer == outer
         # Code spans of the text itself are welcome.
-        assert [kind for kind in found_inner if kind != "code_inline"] == [
-            k for k in inner if k != "code_inline"
-        ]
+        assert [kind for kind in found_inner if kind != "code_inline"] == [k for k in inner if k != "code_inline"]
 
 
-@pytest.mark.parametrize(
-    "text", ["wrn40_2 → wrn16_1", "budget of `cpu` (docs/reproduction.md)", "2.15.0+cpu"]
-)
+@pytest.mark.parametrize("text", ["wrn40_2 → wrn16_1", "budget of `cpu` (docs/reproduction.md)", "2.15.0+cpu"])
 def test_what_means_nothing_stays_as_it_is(text):
     assert markdown.plain(text) == text
 

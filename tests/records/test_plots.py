@@ -53,13 +53,14 @@ def test_a_figure_is_drawn_again_where_other_time_is_paid_once_per_teacher(recor
 
 
 def test_the_grid_lies_where_the_run_puts_it(record, tmp_path, monkeypatch):
-    import bench
+    from dfkd import paths, report
 
-    monkeypatch.setattr(bench, "RESULTS", tmp_path)
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "samples.png").write_bytes(b"grid")
-    made = record("dda")
-    bench.keep_samples(made, tmp_path / "work")
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(paths, "WORK", tmp_path / "work")
+    made = record("dda") | {"work": "here"}
+    (tmp_path / "work" / "here").mkdir(parents=True)
+    (tmp_path / "work" / "here" / "samples.png").write_bytes(b"grid")
+    report.after_run(made, tables=False)
     (result,) = gather([made])
     assert (tmp_path / "plots" / plots.grid_of(result.cell)).read_bytes() == b"grid"
 

@@ -116,7 +116,7 @@ def test_what_a_spreadsheet_saved_is_read(tmp_path, separator, encoding):
         ({"value": "893"}, "value: 893.0 is greater than the maximum of 100"),
         ({"metric": "miou"}, "value: 89.29 is greater than the maximum of 1"),
         ({"method": " "}, "method: '' should be non-empty"),
-        ({"primary": "TRUE"}, "primary: 'TRUE' is not one of ['yes', 'no']"),
+        ({"primary": "TRUE"}, "primary: unknown value 'TRUE' (there are: no, yes)"),
         ({"url": "javascript:alert(1)"}, "url: 'javascript:alert(1)' does not match"),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_broken_file_is_one_line(tmp_path):
     whole = saved(path, [GOOD]).read_text()
     for text, reason in (
         ("", "line 1: data: there is no such column"),
-        (whole + "too,short\n", r"line 4: \w+: '' "),
+        (whole + "too,short\n", r"line 4: \w+: unknown value "),
         (whole + "," * 20 + "\n", "line 4: more cells than columns"),
         (whole + '"open', "line 3: unexpected end of data"),
         (whole + "x" * 200_000, "line 3: field larger than field limit"),

@@ -6,6 +6,7 @@ import pytest
 
 from dfkd import files, records
 from dfkd.errors import UserError
+from dfkd.identity import Run
 from tests.records.conftest import diagnostics, prior
 
 
@@ -97,9 +98,7 @@ def test_what_is_spent_once_per_teacher_is_part_of_the_scored_time(record):
     whole = record(prior=prior(seconds=1000), synthesis=500.0, distillation=0.0, shared=501.0)
     records.validate(whole)
     whole["time"]["shared"] = 510.0
-    with pytest.raises(
-        UserError, match=r"time\.shared: 510\.0 s and the prior's 1000 s are more than time\.scored"
-    ):
+    with pytest.raises(UserError, match=r"time\.shared: 510\.0 s and the prior's 1000 s are more than time\.scored"):
         records.validate(whole)
 
 
@@ -174,13 +173,13 @@ def test_what_is_no_object_is_refused(broken):
 def test_path(record, tmp_path):
     identity = record("ssdkd", data="pacs-photo", protocol="cpu", seed=7)["identity"]
     expected = tmp_path / "pacs-photo" / "wrn40_2-wrn16_1" / "ssdkd" / "cpu-seed7.json"
-    assert records.path_of(identity, tmp_path) == expected
+    assert Run(**identity).path(tmp_path) == expected
 
 
 def test_write_then_read(record, tmp_path):
     made = record(last=90.25)
     path = records.write(made, tmp_path)
-    assert path == records.path_of(made["identity"], tmp_path)
+    assert path == Run.of(made).path(tmp_path)
     assert records.read(path) == made
     text = path.read_text()
     assert text == json.dumps(made, indent=1, sort_keys=True) + "\n"
@@ -239,7 +238,7 @@ def test_keep_never_puts_an_attempt_in_the_place_of_a_result(record, tmp_path):
 @pytest.mark.parametrize("status", ["ok", "partial"])
 def test_a_file_that_is_no_record_gives_way_and_is_named(record, tmp_path, capsys, status):
     made = record(status=status)
-    path = records.path_of(made["identity"], tmp_path)
+    path = Run.of(made).path(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_text('{"half')
     assert records.keep(made, tmp_path) == path
@@ -262,5 +261,5 @@ def test_cells_gather_seeds(record):
         ("fast-2", "paper", 1),
         ("ssdkd", "paper", 2),
     ]
-    seeds = [run["identity"]["seed"] for run in grouped[records.cell_of(made[0])]]
+    seeds = [run["identity"]["seed"] for run in grouped[Run.of(made[0]).cell]]
     assert seeds == [0, 1]

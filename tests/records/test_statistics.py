@@ -3,7 +3,7 @@ from dataclasses import astuple
 import pytest
 
 from dfkd import statistics
-from dfkd.records import cell_of
+from dfkd.identity import Run
 from tests.records.conftest import diagnostics, prior
 
 
@@ -47,7 +47,7 @@ def test_only_finished_runs_of_todays_code_count_where_there_are_some(record):
         record(last=50.0, seed=2, config_digest="old"),
         record(seed=3, status="diverged"),
     ]
-    (result,) = statistics.gather(runs, {cell_of(runs[0]): {"method": "m1", "config": "c1"}})
+    (result,) = statistics.gather(runs, {Run.of(runs[0]).cell: {"method": "m1", "config": "c1"}})
     assert (result.last, result.state, result.status) == ((90.0, None, 1), "ok", "ok, 2 stale, 1 diverged")
     assert result.ranked
 
@@ -149,7 +149,7 @@ def test_diagnostics_and_reports_are_those_of_the_runs_that_count(record):
     runs += [record(seed=1, diagnostics=diagnostics(frechet=9.0), report={"kept": 0.1}, config_digest="old")]
     runs += [record(seed=2, status="diverged", report={"kept": 0.0})]
     runs += [record(seed=3, report={"kept": 0.7})]
-    (result,) = statistics.gather(runs, {cell_of(runs[0]): {"method": "m1", "config": "c1"}})
+    (result,) = statistics.gather(runs, {Run.of(runs[0]).cell: {"method": "m1", "config": "c1"}})
     assert result.diagnostics.frechet == 1.0
     assert result.report == {"kept": 0.6, "rounds": 3.0}
 
@@ -166,7 +166,7 @@ def test_no_gap_to_a_bound_of_another_teacher_or_a_stale_one(record):
     run, kd = record("fast-10", 80.0), record("kd-real", 90.0, reference=True)
     results = statistics.gather([run, kd])
     assert statistics.gap_to_kd(results[0], results) == -10.0
-    stale = statistics.gather([run, kd], {cell_of(kd): {"method": "m2", "config": "c1"}})
+    stale = statistics.gather([run, kd], {Run.of(kd).cell: {"method": "m2", "config": "c1"}})
     assert statistics.gap_to_kd(stale[0], stale) is None
     kd["provenance"]["data"]["digest"] = "another"
     results = statistics.gather([run, kd])

@@ -83,9 +83,7 @@ def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(ask, during, tmp_path,
     """Three batches an epoch: at its end, and within one."""
     straight = ask("straight")[1]
     undo = during(step, interrupt(number))
-    message = (
-        f"stopped by {signal.Signals(number).name} at epoch {step / 3:.4g}/3; the same with --resume goes on"
-    )
+    message = f"stopped by {signal.Signals(number).name} at epoch {step / 3:.4g}/3; the same with --resume goes on"
     with pytest.raises(Stopped, match=message):
         ask()
     undo()
@@ -121,9 +119,7 @@ def test_dropout_and_crops_go_on_too(tmp_path, monkeypatch):
 
 
 def test_the_time_limit_stops_it(ask, during):
-    with pytest.raises(
-        Stopped, match=r"the time limit was reached at epoch 0\.3333/3; the same with --resume goes on"
-    ):
+    with pytest.raises(Stopped, match=r"the time limit was reached at epoch 0\.3333/3; the same with --resume goes on"):
         ask(until=time.monotonic())
 
 
@@ -240,9 +236,7 @@ def test_a_killed_holder_leaves_no_lock(ask, holder):
 
 
 def test_waiting_ends_with_the_time_limit_and_with_a_signal(ask, holder):
-    with pytest.raises(
-        Stopped, match="digits_resnet8: the time limit was reached while another process makes it"
-    ):
+    with pytest.raises(Stopped, match="digits_resnet8: the time limit was reached while another process makes it"):
         ask(until=time.monotonic() + 0.1)
     timer = threading.Timer(0.3, interrupt(signal.SIGTERM))
     timer.start()
@@ -317,16 +311,12 @@ def test_weights_and_cards_that_disagree_are_named(ask, given, tmp_path):
     path, card = ask(source=given)
     card_file = cards.card_path(path)
     card_file.write_text(card_file.read_text().replace(card["digest"], "0" * 64))
-    with pytest.raises(
-        UserError, match=r"damaged, or its card is another's: .* remove it to have it made anew"
-    ):
+    with pytest.raises(UserError, match=r"damaged, or its card is another's: .* remove it to have it made anew"):
         ask()
     path.unlink()
     assert ask(source=given)[1]["digest"] == card["digest"]
     card_file.unlink()
-    with pytest.raises(
-        UserError, match="has no card; remove it, or move it to a folder that DFKD_WEIGHTS names"
-    ):
+    with pytest.raises(UserError, match="has no card; remove it, or move it to a folder that DFKD_WEIGHTS names"):
         ask()
 
 
@@ -343,9 +333,7 @@ def test_what_is_no_file_in_either_folder_is_named(ask, tmp_path, kind, where):
     """Not trained instead, as if nothing were there."""
     path = tmp_path / where / NAME
     path.parent.mkdir()
-    {"folder": path.mkdir, "link": lambda: path.symlink_to("nowhere"), "pipe": lambda: os.mkfifo(path)}[
-        kind
-    ]()
+    {"folder": path.mkdir, "link": lambda: path.symlink_to("nowhere"), "pipe": lambda: os.mkfifo(path)}[kind]()
     with pytest.raises(UserError, match=f"{NAME} is .*, where a file is expected"):
         ask(source=None if where == "own" else tmp_path / "weights")
 

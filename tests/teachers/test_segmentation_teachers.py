@@ -17,7 +17,13 @@ from dfkd.teachers.training import rates, train
 
 SCENES = task("digit-scenes")
 RECIPE = {
-    "epochs": 1, "batch": 2, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine", "focal": 2.0,
+    "epochs": 1,
+    "batch": 2,
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "focal": 2.0,
 }
 
 

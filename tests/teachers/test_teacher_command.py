@@ -54,9 +54,7 @@ def test_a_teacher_is_trained_once(command, tmp_path):
     assert read_card(path)["recipe"]["epochs"] == 3
 
 
-@pytest.mark.parametrize(
-    "verb", [TEACHER, ("run", "--method=template", "--data=digits", "--pair=resnet8-resnet8")]
-)
+@pytest.mark.parametrize("verb", [TEACHER, ("run", "--method=template", "--data=digits", "--pair=resnet8-resnet8")])
 def test_a_time_limit_and_a_signal_are_told_by_the_status(command, tmp_path, monkeypatch, verb):
     status, _, err = command(*verb, "--time-limit=1e-9")
     assert (status, err) == (
@@ -106,11 +104,7 @@ def test_the_prior_of_the_tutorial_is_limited_too(command, tmp_path, monkeypatch
 def test_a_folder_of_teachers_that_cannot_be_written_is_found_before_one_is_trained(command, tmp_path):
     (tmp_path / "results").write_text("")
     status, out, err = command(*TEACHER)
-    assert (
-        status == 2
-        and err.startswith(f"bench.py: cannot write to {bench.TEACHERS}: ")
-        and err.count("\n") == 1
-    )
+    assert status == 2 and err.startswith(f"bench.py: cannot write to {bench.TEACHERS}: ") and err.count("\n") == 1
     assert "training" not in out
 
 
@@ -160,9 +154,7 @@ def test_each_shard_makes_what_its_cells_lack(command):
 def test_cards_of_the_project_satisfy_their_schemas():
     for path in (bench.ROOT / "results" / "teachers").glob("*.json"):
         data, _, arch = path.stem.partition("_")
-        assert cards.card_of(path.with_suffix(".safetensors"), data, arch) == json.loads(
-            path.read_text("utf-8")
-        )
+        assert cards.card_of(path.with_suffix(".safetensors"), data, arch) == json.loads(path.read_text("utf-8"))
 
 
 def test_states_are_kept_where_work_is():

@@ -1,0 +1,25 @@
+"""The numbers in the README are those of the records."""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean
+
+ROOT = Path(__file__).parents[2]
+CELLS = ROOT / "results" / "records" / "cifar10" / "resnet20-resnet8"
+# The last recipe that a row of the table names, then its score and its minutes.
+ROW = re.compile(r"^\| .*?(teacher|`[^|]+`).*\| (\d+\.\d\d) \| (\d+|–) \|$", re.MULTILINE)
+
+
+def measured(recipe: str) -> tuple[str, str]:
+    """Score and minutes, each the mean over seeds."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in (CELLS / recipe).glob("cpu-seed*.json")]
+    minutes = round(mean(record["time"]["scored"] for record in records) / 60)
+    return f"{mean(record['metrics']['last'] for record in records):.2f}", str(minutes or "–")
+
+
+def test_scores_and_times_are_those_of_the_records():
+    rows = ROW.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    shown = {re.findall(r"[\w-]+", names)[-1]: (score, minutes) for names, score, minutes in rows}
+    assert len(shown) > 8, "the pattern finds what there is"
+    assert shown == {recipe: measured(recipe) for recipe in shown}
