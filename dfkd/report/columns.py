@@ -247,7 +247,7 @@ COSTS = (
         "memory", "peak: device memory on CUDA, process memory on a CPU", RIGHT,
         _mean("cost.peak_memory_bytes", memory),
     ),
-    Column("hardware", "class of the machine, with its number of seeds if there are several", LEFT, _hardware, common=True),
+    Column("hardware", "class of the machine, with its seeds if there are several", LEFT, _hardware, common=True),
 )  # fmt: skip
 IMAGES = (
     Column("method", "", LEFT, lambda row: _method(row) + (" (stale)" if row.result.state == "stale" else "")),
