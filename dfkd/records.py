@@ -17,8 +17,8 @@ from dfkd.identity import Run
 from dfkd.metrics import METRICS
 
 VERSION = 1
-ACCOUNTS = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
-FREE_ACCOUNTS = ("evaluation", "bookkeeping")  # paid by the evaluator, so not part of `scored`
+CATEGORIES = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
+FREE_CATEGORIES = ("evaluation", "bookkeeping")  # paid by the evaluator, so not part of `scored`
 FINISHED = ("ok", "diverged", "unsupported")  # a result; the others are attempts
 CLOCK_TOLERANCE = 1e-3  # of the total, between the sum of the accounts and the clock
 
@@ -96,7 +96,7 @@ SCHEMA: dict = {
         time=_object(
             # Of `scored`, the prior apart: what serves every student of the teacher.
             {"shared": _SECONDS},
-            **dict.fromkeys(ACCOUNTS, _SECONDS),
+            **dict.fromkeys(CATEGORIES, _SECONDS),
             scored=_SECONDS,
             total=_SECONDS,
             resumes=_COUNT,
@@ -220,15 +220,15 @@ Problems = Iterator[tuple[str, str]]  # key, and what is wrong with it
 
 
 def _clock(time: Mapping[str, float]) -> Problems:
-    spent = sum(time[account] for account in ACCOUNTS)
+    spent = sum(time[category] for category in CATEGORIES)
     tolerance = CLOCK_TOLERANCE * time["total"] + 1e-6
     if abs(spent - time["total"]) > tolerance:
-        yield "time.total", f"{time['total']} s, but the accounts add up to {spent:.6g} s"
-    scored = time["total"] - sum(time[account] for account in FREE_ACCOUNTS)
+        yield "time.total", f"{time['total']} s, but the categories add up to {spent:.6g} s"
+    scored = time["total"] - sum(time[category] for category in FREE_CATEGORIES)
     if abs(scored - time["scored"]) > tolerance:
         yield (
             "time.scored",
-            f"{time['scored']} s, but total less {' and '.join(FREE_ACCOUNTS)} is {scored:.6g} s",
+            f"{time['scored']} s, but total less {' and '.join(FREE_CATEGORIES)} is {scored:.6g} s",
         )
     shared = time.get("shared", 0.0)
     if time["prior"] + shared > time["scored"] + tolerance:

@@ -73,6 +73,10 @@ class ClosedForm(LRScheduler):
     def get_lr(self) -> list[float]:
         return [self.rate(self.last_epoch)] * len(self.optimizer.param_groups)
 
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.optimizer._opt_called = True  # by the process before this one; torch would warn that it was not
+
 
 @OPTIM_WRAPPERS.register_module()
 class PrecisionOptimWrapper(OptimWrapper):

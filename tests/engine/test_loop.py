@@ -326,7 +326,7 @@ SCRAP = """
         return Batch(rand(ctx, ctx.budget.batch, "scrap"))
 
     def distill(self, ctx, batch):
-        self.SEEN.append((ctx.student_steps, ctx._charge.__self__.clock._stack[-1]))
+        self.SEEN.append((ctx.student_steps, ctx._aside.func.__self__._stack[-1]))
         return super().distill(ctx, batch)
 """
 

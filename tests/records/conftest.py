@@ -4,7 +4,7 @@ import pytest
 
 from dfkd.report.statistics import gather, tidy
 
-ACCOUNTS = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
+CATEGORIES = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
 
 
 def make(
@@ -34,7 +34,7 @@ def make(
     diagnostics=None,
     report=None,
 ):
-    time = dict.fromkeys(ACCOUNTS, 1.0) | {"synthesis": synthesis, "distillation": distillation}
+    time = dict.fromkeys(CATEGORIES, 1.0) | {"synthesis": synthesis, "distillation": distillation}
     time["prior"] = (prior or {}).get("seconds", 0.0)  # billed to every run that uses it
     total = sum(time.values())
     joined = {"diagnostics": diagnostics, "report": report}  # keys that older records do not have

@@ -5,13 +5,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dfkd import doctor, protocols, teachers
+from dfkd import doctor, teachers
 from dfkd.engine.evaluation import on_device, score
 from dfkd.errors import UserError
 from dfkd.networks import build, initialise
+from dfkd.synthesis import losses
+from dfkd.tables.resolve import resolve
 from dfkd.tasks import IGNORE, task
 from dfkd.teachers import provide as providing
-from dfkd.teachers import training
 from dfkd.teachers.training import rates, train
 
 SCENES = task("digit-scenes")
@@ -50,12 +51,13 @@ def test_the_loss_is_focal_over_labelled_pixels_of_crops(arrays, monkeypatch):
     """Of the first batch, against the formula written out."""
     seen = []
 
-    def loss(logits, labels, recipe):
-        seen.append((logits.detach(), labels, original(logits, labels, recipe)))
-        return seen[-1][2]
+    def focal(logits, labels, gamma):
+        values = original(logits, labels, gamma)
+        seen.append((logits.detach(), labels, values.mean()))
+        return values
 
-    original = training._loss
-    monkeypatch.setattr(training, "_loss", loss)
+    original = losses.focal
+    monkeypatch.setattr(losses, "focal", focal)
     images, labels = arrays
     labels = labels.copy()
     labels[:, :30] = IGNORE
@@ -107,7 +109,7 @@ def test_the_encoder_starts_from_the_named_file_and_the_card_says_so(arrays, tmp
 @pytest.mark.parametrize(("data", "pair"), [("digits", "resnet8-deeplabv3plus_thin16"), ("nyuv2", "resnet8-resnet8")])
 def test_a_network_of_the_other_kind_is_refused(data, pair):
     with pytest.raises(UserError, match=rf"does not fit {data}, a task of (classification|segmentation); there are:"):
-        protocols.resolve(data, "quick" if data == "digits" else "cpu", "teacher", pair)
+        resolve(data, "quick" if data == "digits" else "cpu", "teacher", pair)
 
 
 def test_the_doctor_knows_a_fraction_from_a_percentage(teachers, monkeypatch):
