@@ -591,7 +591,7 @@ def left(place: Path) -> set[Path]:
 @pytest.mark.parametrize("name", ROWS)
 def test_bad_input_is_told_in_one_line(name, with_teacher, capsys, monkeypatch):
     # Whether a method declines the task is asked in a process of its own, which takes seconds.
-    monkeypatch.setattr(bench, "to_be_made", lambda *_: False)
+    monkeypatch.setattr("dfkd.session._to_be_made", lambda *_: False)
     arguments, part, files, status = ROWS[name]
     for path, content in files.items():
         path = with_teacher / path
