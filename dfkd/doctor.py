@@ -32,7 +32,6 @@ PACKAGES = {
     "mmengine-lite": "mmengine",
     "diffusers": "diffusers",
     "segmentation-models-pytorch": "segmentation_models_pytorch",
-    "torchmetrics": "torchmetrics",
     "scikit-learn": "sklearn",
     "h5py": "h5py",
     "pandas": "pandas",

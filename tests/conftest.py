@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd import records
+from dfkd import catalog, records
 from dfkd.networks import initialise
 from dfkd.tables.definition import table_of
 from dfkd.tables.recipes import recipes
@@ -48,6 +48,31 @@ TINY = {
     ],
 }
 BUDGET = ["training.steps=4", "training.batch=8", "rounds=2", "synthesis_batch=8", "evaluations=2"]
+
+
+def pytest_addoption(parser):
+    text = "run the contract tests, and nothing else, on the methods of this file"
+    parser.addoption("--dfkd-method", metavar="FILE", default=None, help=text)
+
+
+def pytest_generate_tests(metafunc):
+    """The contract tests' `method`: every registered one, or those of the file from outside."""
+    if metafunc.module.__name__.endswith("test_every_method") and "method" in metafunc.fixturenames:
+        file = metafunc.config.getoption("--dfkd-method")
+        known = catalog.entries()
+        metafunc.parametrize("method", sorted(known if file is None else catalog.entries(file).keys() - known.keys()))
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--dfkd-method") is not None:
+        # Only the contract tests have that name; others may be parametrised by a method of their own.
+        items[:] = [item for item in items if "outside" in item.fixturenames and "test_every_method" in item.nodeid]
+
+
+@pytest.fixture
+def outside(request):
+    """The file of `--dfkd-method`, or None."""
+    return request.config.getoption("--dfkd-method")
 
 
 @pytest.fixture(scope="session")
@@ -97,13 +122,13 @@ def prior(tmp_path_factory):
 
 
 @pytest.fixture
-def tiny():
+def tiny(outside):
     """tiny(method, *changes, seed=0, extra=None, data="digits"): the cell of a run of four student steps."""
 
     def make(method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits") -> Resolved:
         base = TINY.get(recipes(table_of(data)).get(method, {}).get("method", method), [])
         joined = latest(*BUDGET, *base, *changes)
-        return resolve(data, "quick", method, PAIRS[data], seed, joined, extra)
+        return resolve(data, "quick", method, PAIRS[data], seed, joined, extra or outside)
 
     return make
 
