@@ -56,13 +56,13 @@ def test_a_time_limit_and_a_signal_are_told_by_the_status(command, tmp_path, mon
         75,
         "bench.py: the time limit was reached at epoch 1/3; the same with --resume goes on\n",
     )
-    advance = training.Training.advance
+    train_step = training.Supervised.train_step
 
-    def interrupted(self):
+    def interrupted(self, data, optim_wrapper):
         os.kill(os.getpid(), signal.SIGTERM)
-        advance(self)
+        train_step(self, data, optim_wrapper)
 
-    monkeypatch.setattr(training.Training, "advance", interrupted)
+    monkeypatch.setattr(training.Supervised, "train_step", interrupted)
     status, out, err = command(*verb, "--resume")
     assert (status, err) == (
         75,
@@ -70,7 +70,7 @@ def test_a_time_limit_and_a_signal_are_told_by_the_status(command, tmp_path, mon
     )
     assert "going on from epoch 1/3" in out
     assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
-    monkeypatch.setattr(training.Training, "advance", advance)
+    monkeypatch.setattr(training.Supervised, "train_step", train_step)
     assert command(*TEACHER, "--resume")[0] == 0
 
 
