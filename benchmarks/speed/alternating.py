@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ def now(device: torch.device) -> Moment:
 
 
 @METHODS.register_module("alternating")
+@dataclass(eq=False)
 class Alternating(Method):
     """Distils from a buffer of noise, filled once; `Alternating.last` holds what each block took.
 
@@ -45,10 +47,10 @@ class Alternating(Method):
         block: steps of a block.
     """
 
-    last: Alternating
+    last = None  # the one that was made last
+    block: int = 3
 
-    def __init__(self, block: int = 3) -> None:
-        self.block = block
+    def __post_init__(self) -> None:
         self.harness: list[Moment] = []
         self.bare: list[Moment] = []
         Alternating.last = self
