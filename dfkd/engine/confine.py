@@ -138,7 +138,11 @@ def _prove(denied: Iterable[str]) -> None:
 # What Landlock leaves open: sockets of other kinds than TCP, and the kernel's own stores, which outlive a process.
 # Numbers of x86-64 and of the table that newer architectures share.
 _CALLS = {
-    "x86_64": (0xC000003E, 41, (29, 64, 68, 240, 248, 250, 425)),  # shmget semget msgget mq_open add_key keyctl io_uring
+    "x86_64": (
+        0xC000003E,
+        41,
+        (29, 64, 68, 240, 248, 250, 425),
+    ),  # shmget semget msgget mq_open add_key keyctl io_uring
     "aarch64": (0xC00000B7, 198, (194, 190, 186, 180, 217, 219, 425)),
 }
 
