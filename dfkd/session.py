@@ -34,11 +34,9 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
 
     Raises what `engine.run.run` raises, and `Stopped` before there is a record to write.
     """
-    from dfkd.engine.guard import guard
-
     resolved = replace(resolved, custom=True) if options.teacher_weights else resolved
     out = _out(resolved, options.out)
-    guard.install()  # before anything else that could keep a way to the data
+    from dfkd.engine.configuration import STATE
     from dfkd.engine.machine import device_of
     from dfkd.engine.record import work_name
     from dfkd.engine.run import Options, declined, run
@@ -57,7 +55,7 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
         teacher = _teacher(resolved, options, root, device, until)
         prior = _prior(resolved, options, root, device, until)
         work = work_name(resolved, teacher[1], resolved.task.manifest(root), device, prior and prior[1])
-        resumable = options.resume and (paths.WORK / work / "state.pt").is_file()
+        resumable = options.resume and (paths.WORK / work / STATE).is_file()
         # DVC has looked at all that itself before it begins a stage.
         asked = options.again or resumable or in_stage()
         if not asked and _is_finished(resolved.run.path(out), work):

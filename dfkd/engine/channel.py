@@ -96,5 +96,5 @@ def of_worker() -> Channel:
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     os.close(nothing)
-    sys.stdin = open(0, closefd=False)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  it lives as long as the process
     return Channel(incoming, outgoing)

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from dfkd.engine import hooks, loop  # noqa: F401  a configuration names what is registered there
+from dfkd.engine import evaluation, hooks, loop  # noqa: F401  a configuration names what is registered there
 
 _count = itertools.count()
 
@@ -54,8 +54,7 @@ class QuietRunner(Runner):
         config: what mmengine's Runner takes, in plain values.
         folder: mmengine's work folder.
         given: what no plain value stands for, such as clock and arrays; the model gets it beside its configuration.
-        test: the `Batches` of the validation loop, where the configuration has one.
-        curves: TensorBoard's writer, where the configuration has a `CurveHook`.
+        tell: what sends a message to the harness, where the configuration has a `SubmissionLoop`.
     """
 
     def __init__(
@@ -63,15 +62,14 @@ class QuietRunner(Runner):
         config: dict[str, Any],
         folder: Path,
         given: dict[str, Any],
-        test: object = None,
-        curves: object = None,
+        tell: object = None,
     ) -> None:
-        self.given, self.curves = given, curves
+        self.given = given
         # mmengine keeps loggers and the like for the life of the process under this name.
         name = f"{config['model']['type']}-{next(_count)}"
         fixed = {"default_hooks": NO_DEFAULT_HOOKS, "log_level": "WARNING", "experiment_name": name}
         super().__init__(
-            **copy.deepcopy(config), **fixed, work_dir=str(folder), train_dataloader={}, val_dataloader=test
+            **copy.deepcopy(config), **fixed, work_dir=str(folder), train_dataloader={}, val_dataloader=tell
         )
         self.recipe = {key: config.get(key) for key in ("optim_wrapper", "param_scheduler")}
 

@@ -43,15 +43,21 @@ def version() -> int:
     return max(0, _call(_CREATE_RULESET, None, 0, 1))
 
 
-def confine(read: Iterable[Path], write: Iterable[Path], deny: Iterable[Path], network: bool = False) -> bool:
+def confine(
+    read: Iterable[Path],
+    write: Iterable[Path],
+    deny: Iterable[Path],
+    names: Iterable[Path] = (),
+    network: bool = False,
+) -> bool:
     """Leave this thread, and whatever it starts, the reading of `read` and of `environment()`, the writing of `write`.
 
-    Nothing under `deny` can be opened, whatever contains it. False where the kernel cannot, and nothing has changed.
-    Raises OSError where a list cannot be kept.
+    Nothing under `deny` can be opened, whatever contains it; under `names` names can be listed, and no more. False
+    where the kernel cannot, and nothing has changed. Raises OSError where a list cannot be kept.
     """
     if not (has := version()):
         return False
-    denied = [os.path.realpath(path) for path in (*deny, *bundled())]
+    denied = [os.path.realpath(path) for path in deny]
     handled = (1 << min(16, 13 + (has > 1) + (has > 2) + (has > 4))) - 1
     attributes = struct.pack("QQQ", handled, 0 if network else 0b11, 0b11)[: 24 if has > 5 else 16 if has > 3 else 8]
     rules = _checked(_call(_CREATE_RULESET, attributes, len(attributes), 0), "create a Landlock ruleset")
@@ -62,6 +68,8 @@ def confine(read: Iterable[Path], write: Iterable[Path], deny: Iterable[Path], n
             _allow(rules, path, handled)
         for path in (path for pattern in _DEVICES for path in glob(pattern)):
             _allow(rules, path, handled & (_LOOK | _WRITE | _IOCTL))
+        for path in names:
+            _allow(rules, os.path.realpath(path), _LIST)
         for path, rights in around((*read, *environment()), denied):
             _allow(rules, path, handled & rights)
         _checked(_prctl(_SET_NO_NEW_PRIVILEGES, 1), "give up new privileges")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +52,6 @@ class Distillation(TrainingModule):
         log: the file in which the replay buffer keeps every image, for resume.
         clock: the run's; everything lives on its device.
         real: the training split, for reference methods that declare `needs_data`.
-        seal: called when all that the method may not open has been opened, before its file is imported.
     """
 
     def __init__(
@@ -68,7 +66,6 @@ class Distillation(TrainingModule):
         *,
         clock: Clock,
         real: tuple[Tensor, Tensor] | None = None,
-        seal: Callable[[], object] = lambda: None,
     ) -> None:
         axes = (run["data"], run["teacher"], run["student"], run["method"], run["protocol"], run["seed"])
         seed = seed_for("run", *axes)
@@ -78,7 +75,6 @@ class Distillation(TrainingModule):
         network = teachers.load(Path(teacher["weights"]), teacher["arch"], spec)
         frozen = Teacher(network, spec).to(device, memory_format=torch.channels_last)
         model = priors.load(prior["place"], prior["card"], device, precision) if prior else None
-        seal()
         granted = Budget(**budget)
         self.method = built = build_method(**method)
         reason = built.supports(self.on)
@@ -97,8 +93,6 @@ class Distillation(TrainingModule):
         _check_steps(run["method"], stages, granted, built.reference)
         self.student, self.others = self.ctx.student, nn.ModuleList(built.modules())
         self.latest: Tensor | None = None
-        # What is evaluated no method has had in hand: a hook left on the student would be shown the test images.
-        self._evaluation_copy = [self._new_student(spec)]  # in a list, for the optimizer is not to find it
         seed_globals(seed % 2**32)  # whatever `setup` drew, the loop begins at the same place
 
     def _new_student(self, spec: InputSpec) -> Normalised:
@@ -157,11 +151,7 @@ class Distillation(TrainingModule):
 
     def evaluated(self) -> nn.Module:
         """The network whose score is the run's."""
-        network = self.method.evaluated(self.ctx) if self.method.reference else self.student
-        if network is self.student:
-            (network,) = self._evaluation_copy
-            network.load_state_dict(self.student.state_dict())
-        return network
+        return self.method.evaluated(self.ctx) if self.method.reference else self.student
 
     def draw(self) -> Batch:
         batch = self.method.draw(self.ctx)
