@@ -17,7 +17,7 @@ from glob import glob
 from pathlib import Path
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
-_SET_NO_NEW_PRIVILEGES, _SET_SECCOMP = 38, 22
+_SET_NO_NEW_PRIVILEGES, _SET_SECCOMP, _DROP_FROM_BOUND = 38, 22, 24
 
 # Rights over files, by bit: execute 0, write 1, read 2, list 3, remove 4–5, make 6–12, refer 13 (version 2),
 # truncate 14 (3), ioctl of devices 15 (5).
@@ -76,6 +76,7 @@ def confine(
         _checked(_call(_RESTRICT_SELF, rules, 0), "enter a Landlock ruleset")
     finally:
         os.close(rules)
+    _drop_capabilities()
     _filter_calls(network)
     _prove(denied)
     return True
@@ -129,6 +130,18 @@ def _allow(rules: int, path: str, rights: int) -> None:
             _checked(_call(_ADD_RULE, rules, 1, struct.pack("=Qi", rights, descriptor), 0), f"allow {path}")
     finally:
         os.close(descriptor)
+
+
+def _drop_capabilities() -> None:
+    """Root would read the maps of other processes and the kernel's memory; only rights over its own files are left."""
+    kept = 0b1011  # chown, dac_override, fowner
+    for capability in range(64):
+        if not kept >> capability & 1:
+            _prctl(_DROP_FROM_BOUND, capability)
+    names, rights = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    _checked(_library().capget(names, rights), "read capabilities")
+    rights[:] = [rights[0] & kept, rights[1] & kept, 0, 0, 0, 0]
+    _checked(_library().capset(names, rights), "drop capabilities")
 
 
 def _prove(denied: Iterable[str]) -> None:

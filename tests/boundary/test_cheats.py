@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dfkd import paths
@@ -26,7 +27,7 @@ import torch
 from dfkd.engine.method import METHODS, Method, Stage
 from dfkd.synthesis.buffer import Samples
 
-DATA = Path({data!r}); TEST = str(DATA / "digits" / "test_images.npy")
+DATA = Path({data!r}); TEST = str(DATA / "other" / "test_images.npy")
 
 def loot(content):
     Path(os.environ["TMPDIR"]).joinpath("loot").write_text(repr(content))
@@ -85,7 +86,9 @@ OPENINGS = {
     "fork": "p = os.fork(); p or os._exit(not os.system('cat ' + TEST)); os.waitpid(p, 0)[1] and loot(p)",
     "a new interpreter": "loot(subprocess.check_output([sys.executable, '-c', 'open(%r, \"rb\").read()' % TEST]))",
     "PIL": "from PIL import Image; loot(Image.open(TEST))",
-    "safetensors": "from safetensors import safe_open; loot(safe_open(TEST, 'pt')) if os.access(TEST, 4) and 0 else open(TEST)",
+    "safetensors": "from safetensors import safe_open; loot(safe_open(TEST, 'pt'))",
+    "h5py": "import h5py; loot(h5py.File(TEST))",
+    "tifffile-like": "import io; loot(io.FileIO(TEST).read(9))",
     "pandas": "import pandas; loot(pandas.read_fwf(TEST))",
     "scipy": "import scipy.io; loot(scipy.io.loadmat(TEST))",
     "scikit-learn": "from sklearn.datasets import load_digits; loot(load_digits())",
@@ -94,8 +97,8 @@ OPENINGS = {
     "a symbolic link": "os.symlink(TEST, 'l'); loot(open('l', 'rb').read(9))",
     "a hard link": "os.link(TEST, 'h'); loot(open('h', 'rb').read(9))",
     "renaming": "os.rename(TEST, 'r'); loot(open('r', 'rb').read(9))",
-    "a folder's descriptor": "d = os.open(DATA, os.O_PATH); loot(os.open('digits/test_images.npy', 0, dir_fd=d))",
-    "chdir": "os.chdir(DATA / 'digits'); loot(open('test_images.npy', 'rb').read(9))",
+    "a folder's descriptor": "d = os.open(DATA, os.O_PATH); loot(os.open('other/test_images.npy', 0, dir_fd=d))",
+    "chdir": "os.chdir(DATA / 'other'); loot(open('test_images.npy', 'rb').read(9))",
     "/proc/self/root": "loot(open('/proc/self/root' + TEST, 'rb').read(9))",
     "the harness's files": "loot(os.listdir('/proc/%d/fd' % os.getppid()) and open('/proc/%d/environ' % os.getppid()).read())",
     "the harness's memory": "loot(open('/proc/%d/mem' % os.getppid(), 'rb').read(1))",
@@ -105,7 +108,7 @@ OPENINGS = {
     "the record of another run": "loot(list(Path(%r).glob('**/*.json'))[0].read_text())"
     % str(paths.RESULTS / "records"),
     "a network": "import socket; loot(socket.create_connection(('127.0.0.1', 22)))",
-    "the garbage collector": "t = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.dtype == torch.uint8 and o.ndim == 4]; t and loot(t)",
+    "the garbage collector": "t = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.dtype == torch.uint8 and o.ndim == 4 and o.any()]; t and loot(t)",
     "frames": "f = sys._getframe()\n    while f:\n        [loot(k) for k in f.f_locals if k in ('test', 'real', 'judge') and f.f_locals[k] is not None]\n        f = f.f_back",
 }
 
@@ -191,6 +194,8 @@ TRICKS = {
 def cheat(tiny, execute, tmp_path):
     """cheat(hook=code): the record of a method that does it there."""
     (tmp_path / "method").mkdir()
+    (tmp_path / "data" / "other").mkdir(parents=True)
+    np.save(tmp_path / "data" / "other" / "test_images.npy", np.ones((4, 8, 8, 3), np.uint8))
     count = iter(range(9))
 
     def run(**done: str) -> dict:

@@ -21,9 +21,9 @@ def confined(tmp_path: Path, code: str, deny: tuple[Path, ...] = ()) -> subproce
     program = f"""
 import sys; sys.path.insert(0, {str(paths.ROOT)!r})
 from pathlib import Path
-from dfkd.engine.confine import confine
+from dfkd.engine.confine import bundled, confine
 data, work = Path({str(tmp_path / "data")!r}), Path({str(tmp_path / "work")!r})
-assert confine([Path({str(paths.ROOT / "dfkd")!r})], [work], [data, *map(Path, {[str(p) for p in deny]!r})])
+assert confine([Path({str(paths.ROOT / "dfkd")!r})], [work], [data, *bundled(), *map(Path, {[str(p) for p in deny]!r})])
 {textwrap.dedent(code)}
 """
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
@@ -48,6 +48,9 @@ OPENINGS = {
     "a hard link": "(work / 'y').hardlink_to(data / 'test_images.npy'); print(open(work / 'y').read())",
     "a root in proc": "print(open(f'/proc/self/root{data}/test_images.npy').read())",
     "memory of the parent": "import os; print(open(f'/proc/{os.getppid()}/mem', 'rb').read(1))",
+    "environment of the parent": "import os; print(open(f'/proc/{os.getppid()}/environ', 'rb').read(1))",
+    "maps of the parent": "import os; print(open(f'/proc/{os.getppid()}/maps', 'rb').read(1))",
+    "rights regained": "import os, subprocess; print(subprocess.check_output(['cat', f'/proc/{os.getppid()}/environ']))",
     "bundled digits": "import sklearn.datasets; print(sklearn.datasets.load_digits())",
     "bundled digits by lib64": """
         import glob
