@@ -44,7 +44,8 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     root, device = data_root(options.data_root), device_of(options.device)
     seconds = current.estimate(resolved.run)
     print(f"{resolved.run.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
-    settings = Options(root, str(device), options.resume, tensorboard=options.tensorboard)
+    given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience, "debug": options.debug}
+    settings = Options(root, str(device), options.resume, **given)
     kept: list[Path | None] = []
 
     def keep(record: dict) -> None:
@@ -63,8 +64,8 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
             return None
         limit = max(1e-9, until - time.monotonic()) if until < math.inf else None
         record = run(resolved, *teacher, replace(settings, time_limit=limit), prior, keep)
-    _tell(record, kept[-1])
-    if kept[-1] is not None and out == paths.records().resolve():
+    _tell(record, kept[-1] if kept else None)
+    if kept and kept[-1] is not None and out == paths.records().resolve():
         report.after_run(record, tables=not in_stage())  # there the tables have a stage of their own
     return record
 

@@ -65,6 +65,7 @@ def run(
     `keep` has had a record of status `failed`. Raises Stopped where a full disk ends a run that can go on from its
     saved state, and UserError.
     """
+    keep = records.validate if options.debug else keep
     device = machine.device_of(options.device)
     facts = Facts(resolved, card, resolved.task.manifest(options.data_root), device, prior[1] if prior else None)
     folder = ((options.work or paths.WORK) / facts.work).resolve()
@@ -106,17 +107,21 @@ def _measure(
     judge = Judge(resolved, teacher, prior[1]["seconds"] if prior else 0.0, journal)
     measured.curve = journal.curve
     begin = _begin(resolved, teacher, prior, options, folder, device)
-    worker = Worker(begin, folder / INSIDE, options.patience)
+    worker = None if options.debug else Worker(begin, folder / INSIDE, options.patience)
     try:
         if prior:
             priors.check_disjoint(prior[1], priors.digests_path(prior[0]), resolved.task, options.data_root)
         judge.load(options.data_root, device)
         judge.curves = _curves(folder) if options.tensorboard else None
-        harness.serve(worker, judge)
+        if worker:
+            harness.serve(worker, judge)
+        else:
+            harness.serve_here(begin, judge)
     except Stopped as stop:
         measured.status, measured.error = stop.status, str(stop)
     finally:
-        worker.end()
+        if worker:
+            worker.end()
         measured.curve, measured.diagnostics, measured.end = journal.curve, judge.diagnostics, judge.end or {}
     if judge.end:
         measured.status, measured.error = judge.end["status"], judge.end["error"]

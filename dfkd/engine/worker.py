@@ -91,6 +91,8 @@ def work(begin: dict[str, Any], tell: Tell, since: float) -> None:
     except (distillation.Declined, Diverged, Stopped) as stop:
         end |= {"status": stop.status, "error": str(stop), "prior": getattr(stop, "prior", None)}
     except BaseException as problem:
+        if "debug" in begin:
+            raise
         end |= _failure(problem)
     end.setdefault("peak", memory.peak())
     try:
