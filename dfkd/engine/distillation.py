@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,7 @@ class Distillation(TrainingModule):
         log: the file in which the replay buffer keeps every image, for resume.
         clock: the run's; everything lives on its device.
         real: the training split, for reference methods that declare `needs_data`.
+        seal: called before the method's file is imported, where no kernel confines this process.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Distillation(TrainingModule):
         *,
         clock: Clock,
         real: tuple[Tensor, Tensor] | None = None,
+        seal: Callable[[], object] = lambda: None,
     ) -> None:
         axes = (run["data"], run["teacher"], run["student"], run["method"], run["protocol"], run["seed"])
         seed = seed_for("run", *axes)
@@ -75,6 +78,7 @@ class Distillation(TrainingModule):
         network = teachers.load(Path(teacher["weights"]), teacher["arch"], spec)
         frozen = Teacher(network, spec).to(device, memory_format=torch.channels_last)
         model = priors.load(prior["place"], prior["card"], device, precision) if prior else None
+        seal()
         granted = Budget(**budget)
         self.method = built = build_method(**method)
         reason = built.supports(self.on)

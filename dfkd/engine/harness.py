@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -290,7 +291,8 @@ def serve_here(begin: dict[str, Any], judge: Judge) -> None:
     def tell(kind: str, values: dict | None = None, tensors: dict | None = None) -> None:
         judge.answer(kind, values or {}, tensors or {})
 
-    work({**begin, "debug": True}, tell, time.perf_counter())
+    with ExitStack() as stack:
+        work({**begin, "debug": True}, tell, time.perf_counter(), stack)
 
 
 def raise_failure(end: dict[str, Any]) -> None:

@@ -40,11 +40,7 @@ def main() -> None:
         if begin["confined"]:
             folders = {key: [Path(path) for path in begin[key]] for key in ("read", "write", "deny", "names")}
             confine(**folders)
-        elif not begin["real"]:
-            from dfkd.engine.guard import guard
-
-            stack.enter_context(guard.seal(*begin["deny"]))
-        work(begin, _asking(channel), since)
+        work(begin, _asking(channel), since, stack)
 
 
 def _asking(channel: Channel) -> Tell:
@@ -57,12 +53,13 @@ def _asking(channel: Channel) -> Tell:
     return tell
 
 
-def work(begin: dict[str, Any], tell: Tell, since: float) -> None:
-    """Run what `begin` says; however that ends, the last message says how."""
+def work(begin: dict[str, Any], tell: Tell, since: float, stack: ExitStack) -> None:
+    """Run what `begin` says; however that ends, the last message says how. A guard is sealed until `stack` is left."""
     import torch
 
     from dfkd.engine import compat, distillation  # noqa: F401  the configuration names what is registered there
     from dfkd.engine.clock import Clock
+    from dfkd.engine.guard import guard
     from dfkd.engine.machine import Memory
     from dfkd.engine.module import Diverged
     from dfkd.signals import Stopped
@@ -70,15 +67,17 @@ def work(begin: dict[str, Any], tell: Tell, since: float) -> None:
     device = torch.device(begin["device"])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = begin["tf32"]
     clock, memory = Clock(device, since=since), Memory(device)
+    seal = _sealing(begin, stack)
     runner: QuietRunner | None = None
     end: dict[str, Any] = {"status": "ok", "error": None, "prior": None}
     try:
         if "ask" in begin:
+            seal()
             _decline(begin)
         else:
             tell("started")
             with clock.phase("setup"):
-                runner = _assemble(begin, tell, clock)
+                runner = _assemble(begin, tell, clock, seal)
             loop = runner.train_loop
             stages = [
                 [s.scored, s.reset_student, s.rounds * s.student_steps, s.rounds * s.synthesis_steps]
@@ -88,6 +87,7 @@ def work(begin: dict[str, Any], tell: Tell, since: float) -> None:
             runner.train()
             end["peak"] = memory.peak()  # of the run, not of looking at what it made
             _send_images(runner, tell)
+            guard.check()
     except (distillation.Declined, Diverged, Stopped) as stop:
         end |= {"status": stop.status, "error": str(stop), "prior": getattr(stop, "prior", None)}
     except BaseException as problem:
@@ -102,13 +102,23 @@ def work(begin: dict[str, Any], tell: Tell, since: float) -> None:
     tell("done", end)
 
 
-def _assemble(begin: dict[str, Any], tell: Tell, clock: Clock) -> QuietRunner:
+def _sealing(begin: dict[str, Any], stack: ExitStack) -> Callable[[], object]:
+    """What keeps Python from opening data where no kernel does: called when torch and the prior have been loaded."""
+    from dfkd.engine.guard import guard
+
+    if begin["confined"] or begin["real"] or "debug" in begin:
+        return lambda: None
+    guard.install()
+    return lambda: stack.enter_context(guard.seal(*begin["deny"]))
+
+
+def _assemble(begin: dict[str, Any], tell: Tell, clock: Clock, seal: Callable[[], object]) -> QuietRunner:
     """Everything up to the first synthesis step. Raises Declined."""
     from dfkd.engine.compat import QuietRunner
     from dfkd.engine.evaluation import on_device
     from dfkd.tasks import task
 
-    given: dict[str, Any] = {"clock": clock}
+    given: dict[str, Any] = {"clock": clock, "seal": seal}
     if begin["real"]:
         on = task(begin["config"]["model"]["run"]["data"])
         given["real"] = on_device(*on.load("train", Path(begin["real"])), clock.device)
