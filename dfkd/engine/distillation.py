@@ -18,6 +18,7 @@ from dfkd import priors, teachers
 from dfkd.engine import compat
 from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
+from dfkd.engine.hooks import fingerprint
 from dfkd.engine.method import Budget, Method, Stage, build_method, refused_values
 from dfkd.engine.module import TrainingModule
 from dfkd.engine.seeds import Streams, seed_for, seed_globals
@@ -78,6 +79,7 @@ class Distillation(TrainingModule):
         network = teachers.load(Path(teacher["weights"]), teacher["arch"], spec)
         frozen = Teacher(network, spec).to(device, memory_format=torch.channels_last)
         model = priors.load(prior["place"], prior["card"], device, precision) if prior else None
+        self.teacher_hash = fingerprint(frozen)  # before any line of the method runs
         seal()
         granted = Budget(**budget)
         self.method = built = build_method(**method)

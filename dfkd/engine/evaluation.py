@@ -92,5 +92,8 @@ class JournalHook(Hook):
     def before_save(self, runner: Runner) -> None:
         runner.val_loop.tell("saving", {"save": runner.train_loop.saves})
 
+    def after_save(self, runner: Runner) -> None:
+        runner.val_loop.tell("saved")
+
     def after_restore(self, runner: Runner) -> None:
         runner.val_loop.tell("resumed", {"save": runner.train_loop.saves})

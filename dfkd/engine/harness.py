@@ -24,6 +24,7 @@ import torch
 from dfkd import paths, teachers
 from dfkd.engine import confine, diagnostics
 from dfkd.engine.channel import Broken, Channel, Closed
+from dfkd.engine.configuration import STATE
 from dfkd.engine.context import Teacher
 from dfkd.engine.evaluation import Batches, confusion_of
 from dfkd.engine.guard import DataFreeViolation
@@ -111,6 +112,10 @@ class Judge:
     def _on_saving(self, values: dict, tensors: dict) -> None:
         self.journal.saving(int(values["save"]))
 
+    def _on_saved(self, values: dict, tensors: dict) -> None:
+        state = self.journal.path.parent / STATE
+        self.journal.saved(state.stat().st_size if state.is_file() else 0)
+
     def _on_student(self, values: dict, tensors: dict[str, torch.Tensor]) -> None:
         step, curve = int(values["step"]), self.journal.curve
         due = min((moment for moment in self._moments if not curve or moment > curve[-1]["step"]), default=None)
@@ -147,6 +152,12 @@ class Judge:
 
     def check(self) -> None:
         """Refuse an end whose counts or seconds are not those that the harness has. Raises Failed."""
+        try:
+            self._check()
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Failed(f"the worker's last message makes no sense: {error}") from None
+
+    def _check(self) -> None:
         end, curve = self.end, self.journal.curve
         steps = end["progress"]["student_steps"]
         if steps != self._scored or (curve[-1]["step"] if curve else None) != max(self._moments, default=None):
@@ -164,7 +175,7 @@ class Judge:
             raise Failed("the seconds of the diffusion prior are missing")
         if said["evaluation"] > free["evaluation"] + slack + 0.05 * len(curve):
             raise Failed(f"{said['evaluation']:.1f} s are called evaluation, which took {free['evaluation']:.1f} s")
-        if said["bookkeeping"] > free["start"] + 0.05 * total + 2:
+        if said["bookkeeping"] > free["start"] + free["saves"] + 0.05 * total + 2:
             raise Failed(f"{said['bookkeeping']:.1f} s are called bookkeeping, more than a run can need")
 
 

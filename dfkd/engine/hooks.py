@@ -53,6 +53,7 @@ class StateHook(Hook):
             runner.train_loop.saves += 1
             runner.call_hook("before_save")
             state.save(self.path, state.collect(runner))
+            runner.call_hook("after_save")
         self._last = time.monotonic()
 
     after_train = save_state
@@ -63,7 +64,7 @@ class GuardHook(Hook):
     """Fails the run if the teacher changed, or a hook was left on it."""
 
     def before_train(self, runner: Runner) -> None:
-        self.before = fingerprint(runner.model.ctx.teacher)
+        self.before = runner.model.teacher_hash
 
     def after_train(self, runner: Runner) -> None:
         teacher = runner.model.ctx.teacher

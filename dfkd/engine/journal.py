@@ -21,8 +21,9 @@ class Journal:
         self.path = path
         self.curve: list[dict] = []
         self.saves: dict[str, dict] = {}
-        self.free = {"evaluation": 0.0, "start": 0.0}
+        self.free = {"evaluation": 0.0, "start": 0.0, "saves": 0.0}
         self._begun = time.perf_counter()
+        self._saving = 0.0
 
     @property
     def total(self) -> float:
@@ -35,6 +36,14 @@ class Journal:
         # The state of before stays the valid one until the new one is in its place.
         self.saves = {**dict([*self.saves.items()][-1:]), str(save): here}
         replace_file(self.path, json.dumps(self.saves) + "\n")
+
+        self._saving = time.perf_counter()
+
+    def saved(self, size: int) -> None:
+        """Grant the seconds since `saving`, as far as so many bytes on a slow disk can need them."""
+        if self._saving:
+            self.free["saves"] += min(time.perf_counter() - self._saving, 3 + size / 2e7)
+        self._saving = 0.0
 
     def resumed(self, save: int) -> None:
         """Go back to where the run stood then; what this process did before is added to it."""

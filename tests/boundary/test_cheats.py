@@ -116,8 +116,8 @@ OPENINGS = {
 TRICKS = {
     "new_student gives the teacher": ("setup", "ctx.new_student = lambda: ctx.teacher", None),
     "the student is the teacher": ("setup", "ctx.student = ctx.teacher", "makes no sense"),
-    "the student's forward": ("setup", "ctx.student.forward = ctx.teacher.forward", None),
-    "the student's class": ("after_step", "type(ctx.student).__call__ = lambda s, x: ctx.teacher.network(x)", None),
+    "the student's forward": ("setup", "ctx.student.forward = ctx.teacher.forward", "grad"),
+    "the student's class": ("after_step", "type(ctx.student).__call__ = lambda s, x: ctx.teacher.network(x)", ".*"),
     "a global hook sees images": (
         "setup",
         "torch.nn.modules.module.register_module_forward_hook(lambda m, i, o: None if torch.is_grad_enabled() or 1 else loot(i))",
