@@ -124,7 +124,7 @@ def _measure(
             worker.end()
         measured.curve, measured.diagnostics, measured.end = journal.curve, judge.diagnostics, judge.end or {}
     if judge.end:
-        measured.status, measured.error = judge.end["status"], judge.end["error"]
+        measured.status, measured.error = judge.end.get("status"), judge.end.get("error")
     if measured.status == "ok":
         judge.check()
         if judge.student:
