@@ -1,6 +1,8 @@
-# Two commands: `make reproduce` (the quick table) and `make test`. Each sets up .venv first, where it is missing.
+# Two commands: `make reproduce` (the quick tables) and `make test`. Each sets up VENV first, where it is missing.
+# An environment that has all of pyproject.toml already is used as it is: make PYTHON=/path/to/env/bin/python test
 
 PY ?= python3
+VENV ?= .venv
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
@@ -13,37 +15,46 @@ export HF_HUB_OFFLINE ?= 1
 export DVC_NO_ANALYTICS ?= 1
 # Bytecode is worth ten seconds a process.
 export PYTHONDONTWRITEBYTECODE =
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+ifdef PYTHON
+  READY :=
+  export PATH := $(dir $(abspath $(PYTHON))):$(PATH)
+else
+  READY := $(VENV)/.ok
+  export PATH := $(abspath $(VENV))/bin:$(PATH)
+endif
 
-.PHONY: reproduce test quick-test lock speed quick-speed
+.PHONY: reproduce test quick-test lint lock speed quick-speed
 
-reproduce: .venv/.ok
+reproduce: $(READY)
 	dvc repro
 	@python bench.py leaderboard --committed
 	@awk '/^## /{shown = /^## digit/} shown' results/LEADERBOARD.md
 
-test: .venv/.ok
-	ruff check .
+test: lint
 	python -m pytest
 
-quick-test: .venv/.ok
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+
+quick-test: $(READY)
 	python -m pytest -m "not slow"
 
-speed: .venv/.ok
+speed: $(READY)
 	python -m pytest benchmarks/speed --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 # One round of each, which measures nothing: whether the suite still runs.
-quick-speed: .venv/.ok
+quick-speed: $(READY)
 	python -m pytest benchmarks/speed --benchmark-disable
 
-.venv/.ok: requirements.lock
+$(VENV)/.ok: requirements.lock
 	@$(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
 	  || { echo "Python 3.11 or 3.12 is needed: make PY=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@[ $$(df -Pk . | awk 'NR == 2 {print $$4}') -gt 7340032 ] || [ -d .venv/lib ] \
+	@[ $$(df -Pk . | awk 'NR == 2 {print $$4}') -gt 7340032 ] || [ -d $(VENV)/lib ] \
 	  || { echo "7 GB of free disk are needed for the environment (torch and its CUDA libraries)"; exit 1; }
-	$(PY) -m venv .venv
-	.venv/bin/python -m pip install -q uv
-	.venv/bin/uv pip install -q --python .venv/bin/python --require-hashes -r requirements.lock
+	$(PY) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q uv
+	$(VENV)/bin/uv pip install -q --python $(VENV)/bin/python --require-hashes -r requirements.lock
 	@touch $@
 
 # After a change of the dependencies in pyproject.toml.

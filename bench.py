@@ -222,9 +222,10 @@ def leaderboard_options(verb: argparse.ArgumentParser) -> None:
 
 def do_leaderboard(options: argparse.Namespace) -> int:
     from dfkd import report
+    from dfkd.report.commit import compare_with_commit
 
     if options.committed:
-        return fail_each(report.compare_with_commit())
+        return fail_each(compare_with_commit())
     if options.data:
         table_of(options.data)
     if not options.check:

@@ -1,1 +1,1 @@
-"""What the methods are compared with: earlier data-free methods, and bounds."""
+"""What the methods are compared with: earlier data-free methods, and reference rows."""

@@ -1,4 +1,4 @@
-"""Bounds: reference rows that see real data, or nothing at all. Not data-free methods, and marked so.
+"""Reference rows: they see real data, or nothing at all. They are no data-free methods, and marked so.
 
 They use the same loop, student recipe and clock as every method, and their records say `reference`. Those that declare
 `needs_data` find the training split in `ctx.real` and run without the guard; the others run sealed like any method.
@@ -18,7 +18,7 @@ from dfkd.synthesis.buffer import Batch, ShuffledPasses
 
 
 @METHODS.register_module("teacher")
-class TeacherBound(Method):
+class TeacherItself(Method):
     """The teacher itself, evaluated as a student would be."""
 
     reference = True

@@ -61,9 +61,7 @@ def _entries(paths: tuple) -> dict[str, Entry]:
     for path, *_ in paths:
         for entry in _read(path):
             if entry.name in found and found[entry.name].path != path:
-                raise UserError(
-                    f"method {entry.name!r} is registered in both {found[entry.name].path} and {path}"
-                )
+                raise UserError(f"method {entry.name!r} is registered in both {found[entry.name].path} and {path}")
             found[entry.name] = entry
     return found
 
@@ -161,9 +159,7 @@ def _tree(text: str, name: str) -> ast.Module:
 
 def _registered_name(decorator: ast.expr) -> object:
     """`name` of `@METHODS.register_module("name")` or `(name="name")`."""
-    if not (
-        isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("METHODS.register_module")
-    ):
+    if not (isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("METHODS.register_module")):
         return None
     named = [keyword.value for keyword in decorator.keywords if keyword.arg == "name"]
     values = [node.value for node in (*decorator.args, *named) if isinstance(node, ast.Constant)]

@@ -33,7 +33,6 @@ PACKAGES = {
     "mmengine-lite": "mmengine",
     "diffusers": "diffusers",
     "segmentation-models-pytorch": "segmentation_models_pytorch",
-    "torchmetrics": "torchmetrics",
     "scikit-learn": "sklearn",
     "h5py": "h5py",
     "pandas": "pandas",
@@ -53,9 +52,7 @@ def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[boo
     import torch
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    threads = (
-        f"{torch.get_num_threads()} threads, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}"
-    )
+    threads = f"{torch.get_num_threads()} threads, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}"
     yield True, f"devices: {', '.join((*names, 'cpu'))} ({threads})"
     yield from _surroundings(teachers)
     yield from _data_root(data_root)
@@ -171,11 +168,7 @@ def _prior(name: str, priors: Path) -> tuple[bool | None, str]:
     if found is not None:
         return True, f"prior {name}: ready in {found}"
     recipe = recipes().get(name)
-    made = (
-        f"python bench.py prior --data {recipe['data']} --size {recipe['size']}"
-        if recipe
-        else "docs/priors.md"
-    )
+    made = f"python bench.py prior --data {recipe['data']} --size {recipe['size']}" if recipe else "docs/priors.md"
     return None, f"prior {name}: not there; {made}"
 
 

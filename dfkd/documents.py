@@ -145,9 +145,7 @@ def _validator(schema: str) -> Any:
 
     # 5.0 is a whole number to the standard, and none to range().
     types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    return validators.extend(Draft202012Validator, {"pattern": _matches}, type_checker=types)(
-        json.loads(schema)
-    )
+    return validators.extend(Draft202012Validator, {"pattern": _matches}, type_checker=types)(json.loads(schema))
 
 
 def _matches(validator: Any, pattern: str, text: Any, schema: Mapping[str, Any]) -> Iterator[Exception]:

@@ -15,9 +15,7 @@ from dfkd.signals import Stopped, stopping
 
 
 @contextmanager
-def alone(
-    path: Path, what: str, until: float = math.inf, say: Callable[[str], None] = print
-) -> Iterator[None]:
+def alone(path: Path, what: str, until: float = math.inf, say: Callable[[str], None] = print) -> Iterator[None]:
     """While one process makes `what`, others that want it wait, and say so; `path` is the lock file.
 
     The lock is the system's, so that a killed holder leaves none. Raises `Stopped` where a signal or the moment `until`

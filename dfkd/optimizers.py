@@ -62,10 +62,7 @@ PARTS = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 
 def one_of(types: dict[str, Any], key: str = "type") -> dict[str, Any]:
     """The JSON schema of a mapping whose `type` decides which it is."""
-    cases = (
-        {"if": {"required": [key], "properties": {key: {"const": name}}}, "then": types[name]}
-        for name in types
-    )
+    cases = ({"if": {"required": [key], "properties": {key: {"const": name}}}, "then": types[name]} for name in types)
     return {
         "type": "object",
         "required": [key],

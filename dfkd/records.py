@@ -6,19 +6,19 @@
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfkd import documents
 from dfkd.errors import UserError
 from dfkd.files import replace_file
-from dfkd.identity import Cell, Run
+from dfkd.identity import Run
 from dfkd.metrics import METRICS
 
 VERSION = 1
-ACCOUNTS = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
-FREE_ACCOUNTS = ("evaluation", "bookkeeping")  # paid by the judge, so not part of `scored`
+CATEGORIES = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
+FREE_CATEGORIES = ("evaluation", "bookkeeping")  # paid by the evaluator, so not part of `scored`
 FINISHED = ("ok", "diverged", "unsupported")  # a result; the others are attempts
 CLOCK_TOLERANCE = 1e-3  # of the total, between the sum of the accounts and the clock
 
@@ -81,7 +81,7 @@ SCHEMA: dict = {
         schema={"const": VERSION},
         status={"enum": ["ok", "diverged", "failed", "partial", "unsupported"]},
         custom=_FLAG,  # changed by --set: has no place in the tables
-        reference=_FLAG,  # a bound: shown beside the methods, never ranked
+        reference=_FLAG,  # a reference row: shown beside the methods, never ranked
         identity=_object(
             data=_FOLDER, teacher=_NETWORK, student=_NETWORK, method=_FOLDER, protocol=_FOLDER, seed=_COUNT
         ),
@@ -96,7 +96,7 @@ SCHEMA: dict = {
         time=_object(
             # Of `scored`, the prior apart: what serves every student of the teacher.
             {"shared": _SECONDS},
-            **dict.fromkeys(ACCOUNTS, _SECONDS),
+            **dict.fromkeys(CATEGORIES, _SECONDS),
             scored=_SECONDS,
             total=_SECONDS,
             resumes=_COUNT,
@@ -136,14 +136,6 @@ SCHEMA: dict = {
         _when("status", "unsupported", {"required": ["error"], "properties": {"error": _TEXT}}),
     ],
 }
-
-
-def cells(records: Iterable[dict]) -> dict[Cell, list[dict]]:
-    """The records of each cell, cells in order of their names and records in order of their seeds."""
-    grouped: dict[Cell, list[dict]] = {}
-    for record in sorted(records, key=lambda record: (Run.of(record).cell, record["identity"]["seed"])):
-        grouped.setdefault(Run.of(record).cell, []).append(record)
-    return grouped
 
 
 class Found(NamedTuple):
@@ -229,15 +221,15 @@ Problems = Iterator[tuple[str, str]]  # key, and what is wrong with it
 
 
 def _clock(time: Mapping[str, float]) -> Problems:
-    spent = sum(time[account] for account in ACCOUNTS)
+    spent = sum(time[category] for category in CATEGORIES)
     tolerance = CLOCK_TOLERANCE * time["total"] + 1e-6
     if abs(spent - time["total"]) > tolerance:
-        yield "time.total", f"{time['total']} s, but the accounts add up to {spent:.6g} s"
-    scored = time["total"] - sum(time[account] for account in FREE_ACCOUNTS)
+        yield "time.total", f"{time['total']} s, but the categories add up to {spent:.6g} s"
+    scored = time["total"] - sum(time[category] for category in FREE_CATEGORIES)
     if abs(scored - time["scored"]) > tolerance:
         yield (
             "time.scored",
-            f"{time['scored']} s, but total less {' and '.join(FREE_ACCOUNTS)} is {scored:.6g} s",
+            f"{time['scored']} s, but total less {' and '.join(FREE_CATEGORIES)} is {scored:.6g} s",
         )
     shared = time.get("shared", 0.0)
     if time["prior"] + shared > time["scored"] + tolerance:

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from dfkd import catalog, paths
 from dfkd.engine.clock import Clock
-from dfkd.engine.compat import QuietRunner
 from dfkd.engine.hooks import ProgressHook
 from dfkd.engine.method import Stage
 from dfkd.engine.module import Diverged, TrainingModule
+from dfkd.engine.runner import PlainRunner
 from dfkd.errors import CannotWrite, UserError
 from dfkd.networks.keys import check_finite
 from dfkd.signals import Stopped
@@ -133,10 +133,9 @@ def finish(
     loop = dict(type="StageLoop", per=config["per"], time_limit=limit)
     parts = {key: value for key, value in config.items() if key != "per"}
     with tempfile.TemporaryDirectory() as folder:
-        runner = QuietRunner(
-            parts | {"train_cfg": loop, "custom_hooks": hooks}, Path(folder), {"clock": clock, **given}
-        )
-    runner.say, model = say, runner.model
+        parts |= {"train_cfg": loop, "custom_hooks": hooks}
+        runner = PlainRunner(parts, Path(folder), {"clock": clock, **given}, say=say)
+    model = runner.model
     try:
         runner.train()
     except Diverged as error:

@@ -18,7 +18,7 @@ SCHEMAS: dict[str, str] = {
     "table": "dfkd.tables.definition:SCHEMA",
     "recipe": "dfkd.tables.recipes:SCHEMA",
     "priors": "dfkd.priors.recipes:RECIPES",
-    "published": "dfkd.leaderboard:ROW",
+    "published": "dfkd.report.published:ROW",
     "manifest": "dfkd.tasks.store:SCHEMA",
     "teacher-card": "dfkd.teachers.cards:SCHEMA",
     "prior-card": "dfkd.priors.cards:SCHEMA",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd import records
+from dfkd import catalog, records
 from dfkd.networks import initialise
 from dfkd.tables.definition import table_of
 from dfkd.tables.recipes import recipes
@@ -25,14 +25,54 @@ TINY = {
     "cmi": ["steps=2", "bank_calls=1", "ngf=8", "nz=16", "memory=20", "negatives=12"],
     # A bank of 12 images, two variants of each, of which half pass.
     "dda": [
-        "steps=2", "bank_calls=2", "bank_steps=2", "bank_batch=6", "ngf=8", "nz=16", "memory=20", "negatives=12",
-        "variants=2", "diffusion_steps=4", "strength=.5", "keep_ratio=.5",
+        "steps=2",
+        "bank_calls=2",
+        "bank_steps=2",
+        "bank_batch=6",
+        "ngf=8",
+        "nz=16",
+        "memory=20",
+        "negatives=12",
+        "variants=2",
+        "diffusion_steps=4",
+        "strength=.5",
+        "keep_ratio=.5",
     ],
     "diffdfkd": [
-        "calls=2", "steps=5", "refresh_every=1", "refresh_steps=1", "adversarial_from=2", "synthesis_batch=10",
+        "calls=2",
+        "steps=5",
+        "refresh_every=1",
+        "refresh_steps=1",
+        "adversarial_from=2",
+        "synthesis_batch=10",
     ],
 }
 BUDGET = ["training.steps=4", "training.batch=8", "rounds=2", "synthesis_batch=8", "evaluations=2"]
+
+
+def pytest_addoption(parser):
+    text = "run the contract tests, and nothing else, on the methods of this file"
+    parser.addoption("--dfkd-method", metavar="FILE", default=None, help=text)
+
+
+def pytest_generate_tests(metafunc):
+    """The contract tests' `method`: every registered one, or those of the file from outside."""
+    if metafunc.module.__name__.endswith("test_every_method") and "method" in metafunc.fixturenames:
+        file = metafunc.config.getoption("--dfkd-method")
+        known = catalog.entries()
+        metafunc.parametrize("method", sorted(known if file is None else catalog.entries(file).keys() - known.keys()))
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--dfkd-method") is not None:
+        # Only the contract tests have that name; others may be parametrised by a method of their own.
+        items[:] = [item for item in items if "outside" in item.fixturenames and "test_every_method" in item.nodeid]
+
+
+@pytest.fixture
+def outside(request):
+    """The file of `--dfkd-method`, or None."""
+    return request.config.getoption("--dfkd-method")
 
 
 @pytest.fixture(scope="session")
@@ -82,15 +122,13 @@ def prior(tmp_path_factory):
 
 
 @pytest.fixture
-def tiny():
+def tiny(outside):
     """tiny(method, *changes, seed=0, extra=None, data="digits"): the cell of a run of four student steps."""
 
-    def make(
-        method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits"
-    ) -> Resolved:
+    def make(method: str, *changes: str, seed: int = 0, extra: str | None = None, data: str = "digits") -> Resolved:
         base = TINY.get(recipes(table_of(data)).get(method, {}).get("method", method), [])
         joined = latest(*BUDGET, *base, *changes)
-        return resolve(data, "quick", method, PAIRS[data], seed, joined, extra)
+        return resolve(data, "quick", method, PAIRS[data], seed, joined, extra or outside)
 
     return make
 

@@ -54,7 +54,10 @@ class Alternating(Method):
         Alternating.last = self
 
     def schedule(self, budget: Budget) -> list[Stage]:
-        return [Stage("fill", 1, synthesis_steps=1), Stage("distil", budget.rounds, student_steps=budget.steps_per_round)]
+        return [
+            Stage("fill", 1, synthesis_steps=1),
+            Stage("distil", budget.rounds, student_steps=budget.steps_per_round),
+        ]
 
     def buffer_capacity(self, budget: Budget) -> int:
         return SLOTS

@@ -61,9 +61,7 @@ def test_harness_overhead(files, device, tmp_path, benchmark, capsys):
         "bare_ms": 1000 * statistics.median(took.wall for took in measured.bare) / block,
     }
     info = {key: round(value, 4) for key, value in info.items()}
-    benchmark.extra_info.update(
-        info, pairs=len(ratios), block=block, bound=BOUND, threads=torch.get_num_threads()
-    )
+    benchmark.extra_info.update(info, pairs=len(ratios), block=block, bound=BOUND, threads=torch.get_num_threads())
     if benchmark.enabled:
         verdict = "PASS" if ratio >= BOUND else "BELOW"
         with capsys.disabled():

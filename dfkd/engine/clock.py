@@ -1,4 +1,4 @@
-"""One clock, owned by the harness. Time flows into separate accounts that add up to the total."""
+"""One clock, owned by the harness. Time flows into separate categories that add up to the total."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 import torch
 
-from dfkd.records import ACCOUNTS, FREE_ACCOUNTS
+from dfkd.records import CATEGORIES, FREE_CATEGORIES
 
 
 class Clock:
-    """Charges every second since its start to exactly one account.
+    """Charges every second since its start to exactly one category.
 
-    `with clock.phase(account)` charges what happens inside, less nested phases; time outside any phase is
+    `with clock.phase(category)` charges what happens inside, less nested phases; time outside any phase is
     bookkeeping. The device is waited for at phase boundaries only, so asynchronous work is charged to the phase
     that started it. Seconds are wall-clock.
     """
@@ -26,7 +26,7 @@ class Clock:
         since: float | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.seconds = dict.fromkeys(ACCOUNTS, 0.0)
+        self.seconds = dict.fromkeys(CATEGORIES, 0.0)
         self.resumes = 0
         self._now = now
         self._stack = ["bookkeeping"]
@@ -35,12 +35,12 @@ class Clock:
         self._mark = now() if since is None else since
 
     @contextmanager
-    def phase(self, account: str) -> Iterator[None]:
-        """Charge what happens inside to `account`. Waits for the device on entry and exit."""
-        if account not in self.seconds:
-            raise ValueError(f"no account {account!r}; there are: {', '.join(ACCOUNTS)}")
+    def phase(self, category: str) -> Iterator[None]:
+        """Charge what happens inside to `category`. Waits for the device on entry and exit."""
+        if category not in self.seconds:
+            raise ValueError(f"no category {category!r}; there are: {', '.join(CATEGORIES)}")
         self._charge()
-        self._stack.append(account)
+        self._stack.append(category)
         try:
             yield
         finally:
@@ -48,26 +48,26 @@ class Clock:
             self._stack.pop()
 
     @contextmanager
-    def aside(self, account: str) -> Iterator[None]:
+    def aside(self, category: str) -> Iterator[None]:
         """Like `phase`, for a piece of work inside every step: never waits for the device.
 
-        On CUDA the work is bracketed by two events, whose distance moves between the accounts at the next phase
+        On CUDA the work is bracketed by two events, whose distance moves between the categories at the next phase
         boundary.
         """
         if self.device.type != "cuda":
-            with self.phase(account):
+            with self.phase(category):
                 yield
             return
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         outer = self._aside
-        self._aside = account
+        self._aside = category
         start.record()
         try:
             yield
         finally:
             end.record()
             self._aside = outer
-            self._events.append((outer or self._stack[-1], account, start, end))
+            self._events.append((outer or self._stack[-1], category, start, end))
 
     def _charge(self) -> None:
         if self.device.type == "cuda":
@@ -89,21 +89,21 @@ class Clock:
     @property
     def scored(self) -> float:
         """Seconds that count: all but evaluation and bookkeeping."""
-        running = 0.0 if self._stack[-1] in FREE_ACCOUNTS else self._now() - self._mark
-        return running + sum(s for account, s in self.seconds.items() if account not in FREE_ACCOUNTS)
+        running = 0.0 if self._stack[-1] in FREE_CATEGORIES else self._now() - self._mark
+        return running + sum(s for category, s in self.seconds.items() if category not in FREE_CATEGORIES)
 
-    def add(self, account: str, seconds: float) -> None:
+    def add(self, category: str, seconds: float) -> None:
         """Bill work done elsewhere: a prior trained beforehand, a bank shared between records."""
-        self.seconds[account] += seconds
+        self.seconds[category] += seconds
 
     def report(self) -> dict[str, float | int]:
-        """The record's `time`: seconds per account, `scored`, `total`, `resumes`."""
+        """The record's `time`: seconds per category, `scored`, `total`, `resumes`."""
         self._charge()
-        accounts = {account: round(seconds, 4) for account, seconds in self.seconds.items()}
-        total = sum(accounts.values())
-        free = sum(accounts[account] for account in FREE_ACCOUNTS)
+        categories = {category: round(seconds, 4) for category, seconds in self.seconds.items()}
+        total = sum(categories.values())
+        free = sum(categories[category] for category in FREE_CATEGORIES)
         return {
-            **accounts,
+            **categories,
             "scored": round(total - free, 4),
             "total": round(total, 4),
             "resumes": self.resumes,
@@ -115,6 +115,6 @@ class Clock:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from a saved state; what this process did before (building, loading) is added to it."""
-        for account, seconds in state["seconds"].items():
-            self.seconds[account] += seconds
+        for category, seconds in state["seconds"].items():
+            self.seconds[category] += seconds
         self.resumes = state["resumes"] + 1

@@ -26,7 +26,7 @@ def configuration(
     time_limit: float | None,
     live: bool,
 ) -> dict[str, Any]:
-    """What `compat.QuietRunner` takes; `teacher` and `prior` are a place and its card each."""
+    """What `PlainRunner` takes; `teacher` and `prior` are a place and its card each."""
     config, training = resolved.config, resolved.config["training"]
     budget = {"steps": training["steps"], "batch": training["batch"], "rounds": config["rounds"]}
     budget["synthesis_batch"] = config["synthesis_batch"]

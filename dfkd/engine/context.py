@@ -91,10 +91,10 @@ class Context:
     real: tuple[Tensor, Tensor] | None = None
     per_pixel: bool = False
     progress: InitVar[Progress | None] = None
-    charge: InitVar[Callable[[int], AbstractContextManager]] = lambda count: nullcontext()
+    aside: InitVar[Callable[[], AbstractContextManager]] = nullcontext
 
-    def __post_init__(self, progress: Progress | None, charge: Callable[[int], AbstractContextManager]) -> None:
-        self._progress, self._charge = progress or Progress(), charge
+    def __post_init__(self, progress: Progress | None, aside: Callable[[], AbstractContextManager]) -> None:
+        self._progress, self._aside = progress or Progress(), aside
 
     @property
     def synthesis_step(self) -> int:
@@ -134,4 +134,5 @@ class Context:
 
     def making_images(self, count: int) -> AbstractContextManager:
         """For methods that sample a generator in `draw`: charge the work inside, `count` images, to synthesis."""
-        return self._charge(count)
+        self._progress.images_synthesised += count
+        return self._aside()

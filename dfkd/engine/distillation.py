@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +139,12 @@ class Distillation(TrainingModule):
             augmentation=augment_for(self.on),
             autocast=lambda: compat.autocast(device, precision),
             progress=self.progress,
-            charge=self._charge,
+            aside=partial(self.clock.aside, "synthesis"),
             class_names=self.on.class_names,
             per_pixel=self.on.kind == "segmentation",
             real=real,
             prior=prior,
         )
-
-    def _charge(self, count: int) -> AbstractContextManager:
-        """Count images that are made in `draw` and charge the work inside to synthesis."""
-        self.progress.images_synthesised += count
-        return self.clock.aside("synthesis")
 
     @property
     def trained(self) -> nn.Module:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
 import torch
 
 from dfkd import __version__
@@ -68,25 +68,24 @@ class Memory:
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: the high-water mark starts anew
         except OSError:
             pass
-        self._start = _resident("VmRSS") or _maximum()
+        self._start = psutil.Process().memory_info().rss
 
     def peak(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return max(0, (_resident("VmHWM") or _maximum()) - self._start)
+        return max(0, _high_water() - self._start)
 
 
-def _resident(field: str) -> int:
-    try:
+def _high_water() -> int:
+    """The most bytes that were ever resident; psutil knows it on Windows alone."""
+    if sys.platform == "linux":
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
 
-
-def _maximum() -> int:
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def versions() -> dict[str, str]:

@@ -128,7 +128,7 @@ class Method:
         return batch
 
     def modules(self) -> list[nn.Module]:
-        """Further modules that the student's optimiser trains."""
+        """Further modules that the student's optimizer trains."""
         return []
 
     def distill(self, ctx: Context, batch: Batch) -> dict[str, Tensor]:

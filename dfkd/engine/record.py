@@ -14,7 +14,7 @@ from dfkd.engine import confine, machine
 from dfkd.tables.resolve import Resolved
 from dfkd.tasks import store
 
-NO_TIME = dict.fromkeys((*records.ACCOUNTS, "scored", "total"), 0.0) | {"resumes": 0}
+NO_TIME = dict.fromkeys((*records.CATEGORIES, "scored", "total"), 0.0) | {"resumes": 0}
 
 
 def work_name(resolved: Resolved, card: dict, manifest: dict, device: torch.device, prior: dict | None) -> str:

@@ -21,7 +21,7 @@ from dfkd.engine.confine import confine
 
 if TYPE_CHECKING:
     from dfkd.engine.clock import Clock
-    from dfkd.engine.compat import QuietRunner
+    from dfkd.engine.runner import PlainRunner
 
 Tell = Callable[..., object]
 _DEATH_OF_PARENT = 1  # prctl's PR_SET_PDEATHSIG
@@ -57,7 +57,7 @@ def work(begin: dict[str, Any], tell: Tell, since: float, stack: ExitStack) -> N
     """Run what `begin` says; however that ends, the last message says how. A guard is sealed until `stack` is left."""
     import torch
 
-    from dfkd.engine import compat, distillation  # noqa: F401  the configuration names what is registered there
+    from dfkd.engine import distillation  # noqa: F401  the configuration names what is registered there
     from dfkd.engine.clock import Clock
     from dfkd.engine.guard import guard
     from dfkd.engine.machine import Memory
@@ -68,7 +68,7 @@ def work(begin: dict[str, Any], tell: Tell, since: float, stack: ExitStack) -> N
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = begin["tf32"]
     clock, memory = Clock(device, since=since), Memory(device)
     seal = _sealing(begin, stack)
-    runner: QuietRunner | None = None
+    runner: PlainRunner | None = None
     end: dict[str, Any] = {"status": "ok", "error": None, "prior": None}
     try:
         if "ask" in begin:
@@ -112,9 +112,9 @@ def _sealing(begin: dict[str, Any], stack: ExitStack) -> Callable[[], object]:
     return lambda: stack.enter_context(guard.seal(*begin["deny"]))
 
 
-def _assemble(begin: dict[str, Any], tell: Tell, clock: Clock, seal: Callable[[], object]) -> QuietRunner:
+def _assemble(begin: dict[str, Any], tell: Tell, clock: Clock, seal: Callable[[], object]) -> PlainRunner:
     """Everything up to the first synthesis step. Raises Declined."""
-    from dfkd.engine.compat import QuietRunner
+    from dfkd.engine.runner import PlainRunner
     from dfkd.engine.evaluation import on_device
     from dfkd.tasks import task
 
@@ -122,7 +122,7 @@ def _assemble(begin: dict[str, Any], tell: Tell, clock: Clock, seal: Callable[[]
     if begin["real"]:
         on = task(begin["config"]["model"]["run"]["data"])
         given["real"] = on_device(*on.load("train", Path(begin["real"])), clock.device)
-    return QuietRunner(begin["config"], Path(begin["write"][0]) / "log", given, tell)
+    return PlainRunner(begin["config"], Path(begin["write"][0]) / "log", given, tell=tell)
 
 
 def _decline(begin: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ def _decline(begin: dict[str, Any]) -> None:
         raise Declined(reason, method.prior)
 
 
-def _send_images(runner: QuietRunner, tell: Tell) -> None:
+def _send_images(runner: PlainRunner, tell: Tell) -> None:
     """The synthetic images at hand, as bytes, for the harness to describe."""
     made = runner.model.images()
     if made is not None:
@@ -145,7 +145,7 @@ def _send_images(runner: QuietRunner, tell: Tell) -> None:
             tell("images", {}, {"images": images} | ({} if labels is None else {"labels": labels}))
 
 
-def _facts(runner: QuietRunner, clock: Clock) -> dict[str, Any]:
+def _facts(runner: PlainRunner, clock: Clock) -> dict[str, Any]:
     """What the worker counted."""
     model, loop = runner.model, runner.train_loop
     return {

@@ -24,9 +24,7 @@ class Block(nn.Module):
         super().__init__()
         self.downsample = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def residual(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -62,9 +62,7 @@ def thin(width: int, classes: int, size: int) -> Segmenter:
     """DeepLabV3+ on a ResNet-10 (one basic block a stage) of `width`, 2x, 4x, 8x `width` channels."""
     channels = (width, 2 * width, 4 * width, 8 * width)
     blocks = {"layers": (1, 1, 1, 1), "channels": channels, "stem_type": "deep", "stem_width": width // 2}
-    return _segmenter(
-        "deeplabv3plus", "tu-resnet18", classes, (1, 2, 3), decoder_channels=3 * width, **blocks
-    )
+    return _segmenter("deeplabv3plus", "tu-resnet18", classes, (1, 2, 3), decoder_channels=3 * width, **blocks)
 
 
 def _segmenter(arch: str, encoder: str, classes: int, rates: tuple[int, ...], **options: Any) -> Segmenter:

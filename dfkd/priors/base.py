@@ -146,6 +146,4 @@ def resize(images: Tensor, size: int) -> Tensor:
     """B×C×H×H to B×C×size×size: bicubic, antialiased, clamped to [0, 1]; the images themselves where H = size."""
     if images.shape[-1] == size:
         return images
-    return F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True).clamp(
-        0, 1
-    )
+    return F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)

@@ -36,9 +36,7 @@ SCHEMA = complete(
         "data": or_null(TEXT),  # the pool
         "data_digest": or_null(TEXT),
         # Of the training images, as the pool has them.
-        "images": or_null(
-            complete(dict.fromkeys(("count", "height", "width"), POSITIVE), additionalProperties=False)
-        ),
+        "images": or_null(complete(dict.fromkeys(("count", "height", "width"), POSITIVE), additionalProperties=False)),
         "size": POSITIVE,  # pixels, of the images it makes
         "recipe": or_null({"type": "object"}),
         "seed": or_null({"type": "integer"}),

@@ -214,9 +214,7 @@ def _pipeline_card(name: str, folder: Path) -> dict[str, Any]:
         return _card_of(name, folder, "foreign")
     facts = {"size": cards.side_of(folder), "digest": file_digest(cards.weights_path(folder))}
     address = f"https://huggingface.co/{HUB[name]['repository']}"
-    return cards.new_card(
-        name, cards.kind_of(folder), HUB[name]["trained_on"], "foreign", address=address, **facts
-    )
+    return cards.new_card(name, cards.kind_of(folder), HUB[name]["trained_on"], "foreign", address=address, **facts)
 
 
 def _download(name: str, say: Callable[[str], None]) -> Path:

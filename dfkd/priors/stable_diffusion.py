@@ -48,9 +48,7 @@ class LatentPrior(Prior):
         self.vae.enable_slicing()  # one image at a time
 
     @classmethod
-    def load(
-        cls, folder: Path | str, card: dict[str, Any], device: torch.device | str, precision: str
-    ) -> LatentPrior:
+    def load(cls, folder: Path | str, card: dict[str, Any], device: torch.device | str, precision: str) -> LatentPrior:
         """The pipeline of a `save_pretrained` folder; `precision` is that of `priors.load`.
 
         Raises UserError where the folder holds no such pipeline.
@@ -170,9 +168,7 @@ class ImageVariations(LatentPrior):
     ) -> Tensor:
         """As `Prior.augment`, from pure noise; how much of the image stays is the model's own."""
         size = self.pipeline.image_encoder.config.image_size
-        mean, std = (
-            torch.tensor(values, device=images.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD)
-        )
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
 
         def vary(rows: Tensor) -> Tensor:
             # Not antialiased, as the model was trained; for images smaller than `size` there is no difference.

@@ -1,31 +1,89 @@
-"""What is published of the records: leaderboard, tables, plots. Torch-free."""
+"""What is published of the records: leaderboard, tables, plots, `all.csv`. Torch-free."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tabulate import tabulate
 
-from dfkd import leaderboard, paths, plots, records
-from dfkd.checkout import git
-from dfkd.documents import parse_json
+from dfkd import paths, records
 from dfkd.errors import UserError
-from dfkd.files import copy_file
+from dfkd.files import copy_file, replace_file
 from dfkd.identity import Run
-from dfkd.metrics import metric
+from dfkd.report import leaderboard, plots
 from dfkd.report.current import current_digests
-from dfkd.units import duration
+from dfkd.report.published import read_published
+from dfkd.report.statistics import Result, gather, tidy
 
 PATIENCE = 600  # seconds that a process waits for others to write the tables
 RENDER = "python bench.py leaderboard"
 
 
 def write(data: str | None = None) -> tuple[list[Path], list[UserError]]:
-    """Bring tables and plots up to date, or the table of `data` alone: what was written, which records are broken.
+    """Bring tables, plots and `all.csv` up to date, or the table of `data` alone: what was written, broken records.
 
     One process after the other, each with the records that there are when its turn comes.
     """
+    with _alone():
+        files, results, problems = _render()
+        if data is not None:
+            files, results = {name: text for name, text in files.items() if name == f"tables/{data}.md"}, []
+        changed = [name for name in _differing(files) if data is None or name in files]
+        for name in changed:
+            if name in files:
+                replace_file(paths.RESULTS / name, files[name])
+            else:
+                (paths.RESULTS / name).unlink()  # the table of a data set that has no record any more
+        return [paths.RESULTS / name for name in changed] + plots.draw(results, paths.plots()), problems
+
+
+def check() -> tuple[list[str], list[UserError]]:
+    """The files below `results` that are not what the records give, and which records are broken."""
+    files, results, problems = _render()
+    outdated = plots.outdated(results, paths.plots())
+    return _differing(files) + [path.relative_to(paths.RESULTS).as_posix() for path in outdated], problems
+
+
+def after_run(record: Mapping, tables: bool = True) -> None:
+    """Put the grid of samples beside the plots and renew the tables. What is wrong with others' records is told only:
+    this run has its own."""
+    grid = paths.WORK / record["work"] / "samples.png"
+    if grid.is_file() and not record["reference"]:
+        copy_file(grid, paths.plots() / plots.grid_of(Run.of(record).cell))
+    try:
+        problems = write()[1] if tables else []
+    except UserError as error:
+        problems = [error]
+    for problem in problems:
+        print(f"this run's record is written, but for the tables mend: {problem}; then: {RENDER}", file=sys.stderr)
+
+
+def _render() -> tuple[dict[str, str], list[Result], list[UserError]]:
+    """Path below `results` → text; what the plots show; which records are broken."""
+    found, quotable = records.read_all(paths.records()), read_published(paths.published())
+    runs = tidy(found.records, current_digests(found.records))
+    results = gather(runs)
+    files = leaderboard.render(results, quotable)
+    return files | {"all.csv": runs.to_csv(index=False, lineterminator="\n")}, results, found.problems
+
+
+def _differing(files: Mapping[str, str]) -> list[str]:
+    """Files whose text on disk is another one, and tables that no record stands behind."""
+
+    def differs(name: str) -> bool:
+        path = paths.RESULTS / name
+        return not path.is_file() or path.read_bytes() != files[name].encode()
+
+    tables = (path for path in paths.RESULTS.glob("tables/*.md") if path.is_file())
+    present = (path.relative_to(paths.RESULTS).as_posix() for path in tables)
+    return sorted([*filter(differs, files), *(name for name in present if name not in files)])
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
     lock = FileLock(paths.RESULTS / ".lock", timeout=PATIENCE)
     try:
         paths.RESULTS.mkdir(parents=True, exist_ok=True)
@@ -35,60 +93,4 @@ def write(data: str | None = None) -> tuple[list[Path], list[UserError]]:
     except (OSError, NotImplementedError) as error:
         raise UserError(f"cannot write to {paths.RESULTS}: {getattr(error, 'strerror', None) or error}") from None
     with lock:
-        inputs, problems = _inputs()
-        return leaderboard.write(paths.RESULTS, *inputs, only=data), problems
-
-
-def check() -> tuple[list[str], list[UserError]]:
-    """The files below `results` that are not what the records give, and which records are broken."""
-    inputs, problems = _inputs()
-    return leaderboard.check(paths.RESULTS, *inputs), problems
-
-
-def after_run(record: dict, tables: bool = True) -> list[UserError]:
-    """Put the grid of samples beside the plots and renew the tables; returns what is wrong with other records."""
-    grid = paths.WORK / record["work"] / "samples.png"
-    if grid.is_file() and not record["reference"]:
-        copy_file(grid, paths.plots() / plots.grid_of(Run.of(record).cell))
-    try:
-        problems = write()[1] if tables else []
-    except UserError as error:
-        problems = [error]
-    return [
-        UserError(f"this run's record is written, but for the tables mend: {problem}; then: {RENDER}")
-        for problem in problems
-    ]
-
-
-def compare_with_commit() -> list[UserError]:
-    """Print the score of each quick record beside the one in the last commit; returns which records are broken."""
-    try:
-        git("rev-parse", "HEAD")
-    except UserError as error:
-        print(f"committed values are left out, for they come from git ({error})")
-    rows, found = [], records.read_all(paths.records())
-    for record in found.records:
-        run, metrics = Run.of(record), record["metrics"]
-        if run.protocol != "quick":
-            continue
-        both = (metric(metrics["name"]).text(value) for value in (metrics["last"], _committed(run)))
-        took = record["time"]["total"] - record["time"]["prior"]
-        rows.append((run.data, run.method, run.seed, metrics["name"], *both, duration(took)))
-    headers = ("data", "method", "seed", "metric", "measured", "committed", "took")
-    print(tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True))
-    return found.problems
-
-
-def _committed(run: Run) -> float | None:
-    """The score in the last commit's record; None where there is none, or none that can be read."""
-    try:
-        return parse_json(git("show", f"HEAD:{run.path().relative_to(paths.ROOT).as_posix()}"))["metrics"]["last"]
-    except (UserError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _inputs() -> tuple[tuple, list[UserError]]:
-    """What the tables are made from, and which records are broken."""
-    found = records.read_all(paths.records())
-    published = leaderboard.read_published(paths.published())
-    return (found.records, published, current_digests(found.records)), found.problems
+        yield

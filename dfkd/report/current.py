@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Mapping
 
 from dfkd import catalog, paths, records
 from dfkd.errors import UserError
@@ -13,50 +14,46 @@ from dfkd.tables.recipes import recipes
 from dfkd.tables.resolve import resolve
 from dfkd.tasks import task
 
+Digests = Mapping[Cell, tuple[str | None, str | None]]  # of method and configuration
+
 
 def finished() -> tuple[set[Run], list[UserError]]:
     """Every run that has a finished record of today's code and configuration; and which records are broken."""
     found = records.read_all(paths.records())
     digests = current_digests(found.records)
-    current = {
-        Run.of(record)
-        for record in found.records
-        if record["status"] in records.FINISHED and digests[Run.of(record).cell] == made_with(record)
-    }
-    return current, found.problems
+    done = [record for record in found.records if record["status"] in records.FINISHED]
+    return {Run.of(record) for record in done if digests[Run.of(record).cell] == digests_of(record)}, found.problems
 
 
-def made_with(record: dict) -> dict:
+def digests_of(record: Mapping) -> tuple[str, str]:
     """The digests of the method and the configuration that a record stands for."""
-    provenance = record["provenance"]
-    return {"method": provenance["code"]["method"], "config": provenance["config"]}
+    return record["provenance"]["code"]["method"], record["provenance"]["config"]
 
 
-def current_digests(everything: list[dict]) -> dict[Cell, dict]:
+def current_digests(everything: Iterable[Mapping]) -> Digests:
     """The digests of method and configuration as they are now, for each cell that has a record.
 
     Raises UserError where code or configuration is broken: of that nothing can be said, least of all that it is stale.
     """
-    digests = {}
-    for cell, runs in records.cells(everything).items():
-        external = [run for run in runs if run["provenance"]["code"].get("external")]
-        if external:  # what came in by --import cannot be looked at from here; it is taken as it is
-            digests[cell] = made_with(external[-1])
-        elif is_gone(cell):
-            digests[cell] = {"method": None, "config": None}
-        else:
-            now = resolve(cell.data, cell.protocol, cell.method, cell.pair)
-            digests[cell] = {"method": now.entry.digest, "config": now.digest}
+    digests: dict[Cell, tuple] = {}
+    for record in everything:
+        cell = Run.of(record).cell
+        if record["provenance"]["code"].get("external"):
+            digests[cell] = digests_of(record)  # what came in by --import cannot be looked at; it is taken as it is
+        elif cell not in digests:
+            digests[cell] = _now(cell)
     return digests
 
 
-def is_gone(cell: Cell) -> bool:
-    """Whether the table, its protocol, the method or a network of a record is no more."""
+def _now(cell: Cell) -> tuple[str | None, str | None]:
+    """(None, None) where the table, its protocol, the method or a network is no more."""
     if cell.data not in datasets() or cell.protocol not in table_of(cell.data).protocols:
-        return True
+        return None, None
     method = recipes(table_of(cell.data)).get(cell.method, {}).get("method", cell.method)
-    networks = {cell.teacher, cell.student} - {*fitting(task(cell.data).kind)}
-    return bool(networks) or method not in catalog.entries()
+    if method not in catalog.entries() or {cell.teacher, cell.student} - {*fitting(task(cell.data).kind)}:
+        return None, None
+    now = resolve(cell.data, cell.protocol, cell.method, cell.pair)
+    return now.entry.digest, now.digest
 
 
 def estimate(run: Run) -> float:

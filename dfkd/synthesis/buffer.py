@@ -127,9 +127,7 @@ class ImageLog:
             images = np.memmap(path, dtype=np.uint8, mode="r", shape=(state["length"], *shape))
             log._hash = hashlib.sha256(images)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} is not the log of the saved state ({error}); run without --resume"
-            ) from None
+            raise UserError(f"{path} is not the log of the saved state ({error}); run without --resume") from None
         if log._hash.hexdigest() != state["digest"]:
             raise UserError(f"{path} does not hold the images of the saved state; run without --resume")
         os.truncate(path, size)
@@ -180,9 +178,7 @@ class ReplayBuffer:
         images = to_bytes(samples.images.to(self.device))
         slots = self._slots(count)
         self.images[slots] = images
-        fields = (
-            dict(samples.fields) if samples.labels is None else {"labels": samples.labels, **samples.fields}
-        )
+        fields = dict(samples.fields) if samples.labels is None else {"labels": samples.labels, **samples.fields}
         for name, values in fields.items():
             if name not in self.fields:
                 self.fields[name] = torch.zeros(

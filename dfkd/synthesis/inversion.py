@@ -28,9 +28,7 @@ class MetaGenerator:
     The outer Adam has rate lr_g·k and keeps its state between calls; the inner one starts anew in each.
     """
 
-    def __init__(
-        self, generator: nn.Module, steps: int, lr_g: float, lr_z: float, meta: str = "fomaml"
-    ) -> None:
+    def __init__(self, generator: nn.Module, steps: int, lr_g: float, lr_z: float, meta: str = "fomaml") -> None:
         if meta not in META:
             raise ValueError(f"meta must be one of {META}, not {meta!r}")
         if steps < 1:
@@ -45,14 +43,10 @@ class MetaGenerator:
         if self.meta != "none":
             with torch.no_grad():
                 # Parameters and BatchNorm buffers alike.
-                for fast, slow in zip(
-                    self._fast.state_dict().values(), self.slow.state_dict().values(), strict=True
-                ):
+                for fast, slow in zip(self._fast.state_dict().values(), self.slow.state_dict().values(), strict=True):
                     fast.copy_(slow)
         weights = list(self._fast.parameters())
-        inner = torch.optim.Adam(
-            [{"params": weights}, {"params": [z], "lr": self.lr_z}], lr=self.lr_g, betas=BETAS
-        )
+        inner = torch.optim.Adam([{"params": weights}, {"params": [z], "lr": self.lr_z}], lr=self.lr_g, betas=BETAS)
         gathered = [torch.zeros_like(weight) for weight in weights]
         best, lowest = None, None
         for _ in range(self.steps):

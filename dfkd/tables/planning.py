@@ -21,11 +21,7 @@ def missing(done: Collection[Run], data: str | None = None, protocol: str | None
     for kind, name, names in (("data", data, datasets()), ("protocol", protocol, known)):
         if name is not None and name not in names:
             raise unknown(kind, name, names)
-    return [
-        run
-        for run in span()
-        if run not in done and data in (None, run.data) and protocol in (None, run.protocol)
-    ]
+    return [run for run in span() if run not in done and data in (None, run.data) and protocol in (None, run.protocol)]
 
 
 def lacking(runs: Iterable[Run]) -> list[str]:

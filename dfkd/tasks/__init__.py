@@ -64,9 +64,7 @@ def _prepare(wanted: Task, root: Path, source: Path | None) -> tuple[dict[str, A
         try:
             return wanted.convert(Path(source), root), f"{name}: converted {source}, stored in {root}"
         except OSError as error:  # of a folder; files are named where they are read
-            raise UserError(
-                f"{name}: cannot read {error.filename or source}: {error.strerror or error}"
-            ) from None
+            raise UserError(f"{name}: cannot read {error.filename or source}: {error.strerror or error}") from None
     if wanted.embedded:
         return wanted.fetch(root), f"{name}: comes with the packages, nothing to fetch"
     problems = wanted.problems(root)

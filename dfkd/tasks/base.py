@@ -43,9 +43,7 @@ class InputSpec:
             raise UserError(f"not an input specification: {error!r}") from None
         if not len(mean) == len(std) == channels:
             raise UserError(f"not an input specification: mean {mean}, std {std} for {channels} channels")
-        if not all(abs(x) <= 1e6 for x in mean) or not all(
-            1e-6 <= x <= 1e6 for x in std
-        ):  # so nan is refused
+        if not all(abs(x) <= 1e6 for x in mean) or not all(1e-6 <= x <= 1e6 for x in std):  # so nan is refused
             raise UserError(f"not an input specification: mean {mean} must be finite and std {std} above 0")
         return cls(size, channels, mean, std, classes)
 
@@ -91,9 +89,7 @@ class Task:
         where, dense = f"{self.name}, {split}", self.kind == "segmentation"
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != self.spec.channels:
             expected = f"uint8 [N, height, width, {self.spec.channels}]"
-            raise UserError(
-                f"{where}: {expected} expected for images, {images.dtype} {list(images.shape)} found"
-            )
+            raise UserError(f"{where}: {expected} expected for images, {images.dtype} {list(images.shape)} found")
         expected = images.shape[: 3 if dense else 1]
         if labels.shape != expected:
             raise UserError(f"{where}: labels {list(labels.shape)} for images {list(images.shape)}")
@@ -108,9 +104,7 @@ class Task:
         wrong = np.flatnonzero((np.bincount(labels.reshape(-1), minlength=256) > 0) & ~allowed)
         if len(wrong):
             ignored = f" and {IGNORE} (ignored)" if dense else ""
-            raise UserError(
-                f"{where}: label {wrong[0]} found; there are 0 to {self.spec.classes - 1}{ignored}"
-            )
+            raise UserError(f"{where}: label {wrong[0]} found; there are 0 to {self.spec.classes - 1}{ignored}")
 
     def problems(self, root: Path) -> list[str]:
         """What is wrong with the stored arrays, a line each; an empty list where every split can be loaded."""

@@ -62,16 +62,12 @@ def _rendered(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     images = np.empty((count, HEIGHT, WIDTH, 3), np.uint8)
     labels = np.empty((count, HEIGHT, WIDTH), np.int64)
     for image, label in zip(images, labels, strict=True):
-        chosen = random.randint(
-            len(digits), size=random.randint(DIGITS_PER_SCENE[0], DIGITS_PER_SCENE[1] + 1)
-        )
+        chosen = random.randint(len(digits), size=random.randint(DIGITS_PER_SCENE[0], DIGITS_PER_SCENE[1] + 1))
         image[:], label[:] = _scene(scans[chosen, :, :, 0].astype(np.int64), digits[chosen], random)
     return images, labels
 
 
-def _scene(
-    scans: np.ndarray, digits: np.ndarray, random: np.random.RandomState
-) -> tuple[np.ndarray, np.ndarray]:
+def _scene(scans: np.ndarray, digits: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
     """One image and its labels; `scans` are K x 16 x 16 grey levels of 0 to 255."""
     dark = random.randint(2) == 1
     image = _background(dark, random)
@@ -98,9 +94,7 @@ def _background(dark: bool, random: np.random.RandomState) -> np.ndarray:
     coarse = _enlarge(random.randint(0, 256, (4, 5)), HEIGHT, WIDTH)
     fine = _enlarge(random.randint(0, 256, (16, 20)), HEIGHT, WIDTH)
     period = random.randint(6, 25)
-    phase = (
-        np.arange(HEIGHT)[:, None] * random.randint(-3, 4) + np.arange(WIDTH) * random.randint(-3, 4)
-    ) % period
+    phase = (np.arange(HEIGHT)[:, None] * random.randint(-3, 4) + np.arange(WIDTH) * random.randint(-3, 4)) % period
     stripes = 255 * abs(2 * phase - period) // period
     shares = random.randint(1, 5, 3)
     blend = (shares[0] * coarse + shares[1] * fine + shares[2] * stripes) // shares.sum()

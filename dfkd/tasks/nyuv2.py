@@ -75,15 +75,11 @@ class NYUv2(Task):
                 for where, image, label in entries:
                     size = size or label.shape
                     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                        raise UserError(
-                            f"{where}: {image.dtype} {list(image.shape)} is no picture in colours"
-                        )
+                        raise UserError(f"{where}: {image.dtype} {list(image.shape)} is no picture in colours")
                     if image.shape[:2] != label.shape:
                         raise UserError(f"{where}: image of {_size(image)}, label of {_size(label)}")
                     if label.shape != size:
-                        raise UserError(
-                            f"{where}: {_size(label)}, but those before are {size[1]} x {size[0]}"
-                        )
+                        raise UserError(f"{where}: {_size(label)}, but those before are {size[1]} x {size[0]}")
                     image, label = _reduce(image, label)
                     images.append(image)
                     labels.append(label)
@@ -134,9 +130,7 @@ def _official_pairs(path: Path, numbers: np.ndarray, classes: np.ndarray) -> Pai
                 where, label = f"{path}, number {number}", labels[number - 1].T
                 wrong = label[(label < 0) | (label >= len(classes))]
                 if wrong.size:
-                    raise UserError(
-                        f"{where}: label {wrong[0]} found; the mapping has 0 to {len(classes) - 1}"
-                    )
+                    raise UserError(f"{where}: label {wrong[0]} found; the mapping has 0 to {len(classes) - 1}")
                 yield where, images[number - 1].T, classes[label]
     except UserError:
         raise
@@ -211,16 +205,12 @@ def _picture_pairs(images: dict[int, Path], labels: dict[int, np.ndarray]) -> Pa
 def _folder(root: Path, split: str, words: tuple[str, ...]) -> Path:
     """The folder of pictures, at most two levels down, whose path names the split and the first word that any has."""
     other = next(name for name in COUNTS if name != split)
-    folders = {
-        path.relative_to(root).as_posix().lower(): path for path in (*root.glob("*"), *root.glob("*/*"))
-    }
+    folders = {path.relative_to(root).as_posix().lower(): path for path in (*root.glob("*"), *root.glob("*/*"))}
     named = [name for name, path in folders.items() if split in name and other not in name and path.is_dir()]
     for word in words:
         fitting = [name for name in named if word in name and _numbered(folders[name])]
         if len(fitting) > 1:
-            raise UserError(
-                f"{root}: {' and '.join(sorted(fitting))} might both be meant; leave one of them there"
-            )
+            raise UserError(f"{root}: {' and '.join(sorted(fitting))} might both be meant; leave one of them there")
         if fitting:
             return folders[fitting[0]]
     raise UserError(

@@ -132,9 +132,7 @@ def _train(
     return path, card
 
 
-def foreign(
-    data: str, arch: str, path: Path, folder: Path, data_root: Path, device: torch.device
-) -> tuple[Path, dict]:
+def foreign(data: str, arch: str, path: Path, folder: Path, data_root: Path, device: torch.device) -> tuple[Path, dict]:
     """Somebody's own checkpoint, converted into `folder` and measured; returns the weights file and its card."""
     path = names.path(str(path))
     spec = weights.spec_of(path, task(data).spec)
@@ -146,9 +144,7 @@ def foreign(
     return target, weights.save(network, target, card)
 
 
-def _measure(
-    network: torch.nn.Module, data: str, test: tuple[np.ndarray, np.ndarray], device: torch.device
-) -> float:
+def _measure(network: torch.nn.Module, data: str, test: tuple[np.ndarray, np.ndarray], device: torch.device) -> float:
     network = network.to(device, memory_format=torch.channels_last)
     measured = score(network, task(data), *test, device)
     if not math.isfinite(measured):

@@ -134,7 +134,7 @@ class Supervised(resumable.Training):
 
     @property
     def trained(self) -> nn.Module:
-        return self.network
+        return self.network.network
 
     def draw(self) -> tuple[Tensor, Tensor]:
         batch = self.drawn % self.stages[0].student_steps

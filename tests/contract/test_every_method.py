@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from inspect import signature
 
 import pytest
@@ -16,27 +18,27 @@ from dfkd.tables.resolve import resolve
 from dfkd.tasks import task
 from tests.conftest import PAIRS, outcome, student_digest
 
-METHODS = sorted(catalog.entries())
+# `method` is every registered method, or those of a file outside the repository: `--dfkd-method FILE` (conftest.py).
 on_each_kind = pytest.mark.parametrize("data", PAIRS)
 
 
-def declines(method: str, data: str) -> bool:
+def declines(method: str, data: str, outside: str | None) -> bool:
     """Whether the method says that it does not apply to these data."""
-    return build_method(**configuration.method(resolve(data, "quick", method))).supports(task(data)) is not None
+    resolved = resolve(data, "quick", method, extra=outside)
+    return build_method(**configuration.method(resolved)).supports(task(data)) is not None
 
 
 @on_each_kind
-@pytest.mark.parametrize("method", METHODS)
-def test_it_leaves_a_valid_record_and_a_student(method, data, tiny, execute, tmp_path):
+def test_it_leaves_a_valid_record_and_a_student(method, data, tiny, execute, tmp_path, outside):
     record = execute(tiny(method, data=data))
     records.validate(record)
-    if declines(method, data):
+    if declines(method, data, outside):
         assert record["status"] == "unsupported"
         assert record["error"]
         return
     assert record["status"] == "ok"
     assert record["metrics"]["name"] == {"digits": "top1", "digit-scenes": "miou"}[data]
-    assert record["reference"] == catalog.entry(method).reference
+    assert record["reference"] == catalog.entry(method, outside).reference
     if record["cost"]["student_steps"]:
         assert record["cost"]["student_steps"] == 4
         assert [point["step"] for point in record["metrics"]["curve"]] == [2, 4]
@@ -48,10 +50,9 @@ def test_it_leaves_a_valid_record_and_a_student(method, data, tiny, execute, tmp
 
 
 @on_each_kind
-@pytest.mark.parametrize("method", METHODS)
-def test_stopped_at_every_safe_point_it_gives_the_same_student(method, data, tiny, execute, tmp_path):
+def test_stopped_at_every_safe_point_it_gives_the_same_student(method, data, tiny, execute, tmp_path, outside):
     """A run that is stopped and resumed after every single step or call equals the one that runs through."""
-    if declines(method, data):
+    if declines(method, data, outside):
         return
     cell = tiny(method, data=data)
     straight = execute(cell)
@@ -70,7 +71,6 @@ def test_stopped_at_every_safe_point_it_gives_the_same_student(method, data, tin
 
 
 @on_each_kind
-@pytest.mark.parametrize("method", METHODS)
 def test_the_seed_decides_and_nothing_else(method, data, tiny, execute, tmp_path):
     first, second = (execute(tiny(method, seed=1, data=data)) for _ in range(2))
     assert outcome(first) == outcome(second)
@@ -79,15 +79,13 @@ def test_the_seed_decides_and_nothing_else(method, data, tiny, execute, tmp_path
         assert student_digest(second, tmp_path) != other
 
 
-@pytest.mark.parametrize("method", METHODS)
 def test_an_unknown_argument_names_the_nearest(method, tiny):
     with pytest.raises(UserError, match=r"unknown --set key 'training.stepz' \(nearest: 'training.steps'"):
         tiny(method, "training.stepz=3")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_what_is_read_without_torch_is_what_the_class_says(method):
-    entry = catalog.entry(method)
+def test_what_is_read_without_torch_is_what_the_class_says(method, outside):
+    entry = catalog.entry(method, outside)
     import_file(entry.path)
     cls = REGISTRY.get(method)
     assert (entry.prior, entry.reference) == (cls.prior, cls.reference)
@@ -100,6 +98,23 @@ def test_every_cell_of_the_tables_resolves():
     cells = [resolve(run.data, run.protocol, run.method, run.pair, run.seed) for run in pipeline.span()]
     assert len({cell.run.name for cell in cells}) == len(cells) > 100
     assert not any(cell.custom for cell in cells)
+
+
+@pytest.mark.slow
+def test_a_method_from_outside_is_tested_by_one_command(tmp_path):
+    text = catalog.entry("template").path.read_text(encoding="utf-8").replace('"template"', '"mine"')
+    (tmp_path / "mine.py").write_text(text.replace("steps: int = 10", "steps: int = 2"), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "digits and not scenes",
+        f"--dfkd-method={tmp_path / 'mine.py'}",
+    ]
+    done = subprocess.run(command, cwd=catalog.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_template_is_short():

@@ -1,10 +1,10 @@
-"""The clock's accounts add up, whatever is nested, interrupted or resumed. Time here is a number we move."""
+"""The clock's categories add up, whatever is nested, interrupted or resumed. Time here is a number we move."""
 
 import pytest
 import torch
 
 from dfkd.engine.clock import Clock
-from dfkd.records import ACCOUNTS
+from dfkd.records import CATEGORIES
 
 
 class Time:
@@ -25,7 +25,7 @@ def time():
 
 def spent(clock):
     report = clock.report()
-    return {account: report[account] for account in ACCOUNTS if report[account]}
+    return {category: report[category] for category in CATEGORIES if report[category]}
 
 
 def test_time_goes_to_the_phase_it_passes_in(time):
@@ -54,25 +54,25 @@ def test_nested_phases_are_exclusive(time):
     assert spent(clock) == {"distillation": 17, "evaluation": 10, "bookkeeping": 4}
 
 
-def test_accounts_add_up_to_the_total(time):
+def test_categories_add_up_to_the_total(time):
     clock = Clock(now=time)
-    for i, account in enumerate(ACCOUNTS):
+    for i, category in enumerate(CATEGORIES):
         time.passes(0.1)
-        with clock.phase(account):
+        with clock.phase(category):
             time.passes(0.37 * (i + 1))
             with clock.phase("evaluation"), clock.aside("synthesis"):
                 time.passes(0.013)
         assert clock.total == pytest.approx(time.value - 1000)
     report = clock.report()
-    assert sum(report[account] for account in ACCOUNTS) == pytest.approx(report["total"])
+    assert sum(report[category] for category in CATEGORIES) == pytest.approx(report["total"])
     assert report["total"] == pytest.approx(time.value - 1000, abs=1e-3)
-    assert set(report) == {*ACCOUNTS, "scored", "total", "resumes"}
+    assert set(report) == {*CATEGORIES, "scored", "total", "resumes"}
 
 
 def test_scored_leaves_out_evaluation_and_bookkeeping(time):
     clock = Clock(now=time)
-    for i, account in enumerate(ACCOUNTS):
-        with clock.phase(account):
+    for i, category in enumerate(CATEGORIES):
+        with clock.phase(category):
             time.passes(2**i)
     time.passes(1000)
     # setup 1, prior 2, synthesis 4, buffer 8, distillation 16; evaluation 32, bookkeeping 64 + 1000 are free.
@@ -107,7 +107,7 @@ def test_a_phase_left_by_an_exception_is_charged_and_left(time):
 def test_an_unknown_account_is_refused(time):
     clock = Clock(now=time)
     with clock.phase("setup"):
-        with pytest.raises(ValueError, match="no account 'training'"), clock.phase("training"):
+        with pytest.raises(ValueError, match="no category 'training'"), clock.phase("training"):
             pass
         time.passes(1)
     assert spent(clock) == {"setup": 1}

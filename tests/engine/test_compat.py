@@ -6,6 +6,7 @@ These test mmengine, not us: a failure after an update is good news, and each do
 from __future__ import annotations
 
 import inspect
+import math
 import pickle
 import subprocess
 import sys
@@ -17,12 +18,13 @@ import pytest
 import torch
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel, MMDistributedDataParallel
-from mmengine.optim import AmpOptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
-from dfkd.engine.compat import NO_DEFAULT_HOOKS, PrecisionOptimWrapper, QuietRunner, autocast
+from dfkd.engine.compat import NO_DEFAULT_HOOKS, ClosedForm, PrecisionOptimWrapper, QuietRunner, autocast
 
 
 class Line(BaseModel):
@@ -36,9 +38,7 @@ class Line(BaseModel):
 
 def runner(folder, **changes) -> QuietRunner:
     """mmengine's own iteration loop over a loader of one batch, two iterations, with its own checkpoints."""
-    data = dict(
-        dataset=[dict(x=torch.ones(2))], sampler=dict(type="DefaultSampler"), batch_size=1, num_workers=0
-    )
+    data = dict(dataset=[dict(x=torch.ones(2))], sampler=dict(type="DefaultSampler"), batch_size=1, num_workers=0)
     return QuietRunner(
         model=Line(),
         work_dir=str(folder),
@@ -137,6 +137,46 @@ def test_its_visualizer_draws_a_figure():
 
 def test_ours_has_none(tmp_path):
     assert runner(tmp_path).visualizer is None
+
+
+def test_it_moves_a_model_to_where_it_thinks_best(tmp_path, monkeypatch):
+    """When this fails, `wrap_model` of `QuietRunner` may go."""
+    from mmengine.runner import runner as module
+
+    monkeypatch.setattr(module, "get_device", lambda: "meta")
+    monkeypatch.setattr(module, "is_distributed", lambda: False)
+    theirs, ours = MagicMock(distributed=False), runner(tmp_path)
+    assert next(Runner.wrap_model(theirs, None, Line()).parameters()).is_meta
+    assert not next(ours.wrap_model(None, Line()).parameters()).is_meta
+
+
+def test_its_schedules_are_recursions():
+    """When this fails, mmengine's schedules are closed forms, and `ClosedForm` may go: a teacher's rates are exact."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    schedule = PARAM_SCHEDULERS.build(
+        dict(type="CosineAnnealingLR", T_max=200, end=200, optimizer=OptimWrapper(optimizer))
+    )
+    exact = [0.1 * (1 + math.cos(math.pi * epoch / 200)) / 2 for epoch in range(200)]
+    found = []
+    for _ in exact:
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx(exact) and found != exact
+
+
+def test_ours_is_a_closed_form():
+    class Square(ClosedForm):
+        def rate(self, step):
+            return self.recipe["lr"] * step**2
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    schedule, found = Square(OptimWrapper(optimizer), {"lr": 0.1}), []
+    for _ in range(4):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found == [0.1 * step**2 for step in range(4)]
 
 
 def test_its_data_parallel_wrapper_ignores_our_train_step():

@@ -25,6 +25,7 @@ from tests.conftest import BUDGET, PAIR, TINY, outcome, student_digest
 METHOD = """
 import os, sys
 import torch
+from dataclasses import dataclass
 from pathlib import Path
 from dfkd.engine.method import METHODS, Method
 from dfkd.synthesis.buffer import Samples
@@ -38,8 +39,9 @@ def at(place):
 at("import")
 
 @METHODS.register_module("ending", force=True)
+@dataclass(eq=False)
 class Ending(Method):
-    def __init__(self):
+    def __post_init__(self):
         at("constructor")
 
     def supports(self, task):
@@ -263,7 +265,14 @@ def test_a_disk_that_is_really_full_is_one_line_and_status_75(teacher, tmp_path)
     own.write_bytes(teacher[0].read_bytes())
     write_card(own, teacher[1])
     changes = [f"--set={change}" for change in (*TINY["ssdkd"], *BUDGET)]
-    arguments = ["run", "--method=ssdkd", "--data=digits", f"--pair={PAIR}", "--device=cpu", f"--out={tmp_path / 'out'}"]
+    arguments = [
+        "run",
+        "--method=ssdkd",
+        "--data=digits",
+        f"--pair={PAIR}",
+        "--device=cpu",
+        f"--out={tmp_path / 'out'}",
+    ]
     command = [sys.executable, "-c", CHILD, str(own.parent), str(tmp_path), *arguments, *changes]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 75, done.stderr

@@ -17,9 +17,8 @@ CHILD = """
 import sys
 from pathlib import Path
 import bench
-bench.TEACHERS, bench.RESULTS = Path(sys.argv[1]), Path(sys.argv[2])
-from dfkd.engine import run
-run.WORK = bench.RESULTS / "work"
+from dfkd import paths
+paths.teachers, paths.RESULTS, paths.WORK = (lambda: Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[2]) / "work"
 sys.exit(bench.main(sys.argv[3:]))
 """
 # By name: HOME, or None; and whether git, fc-list and all else are there.
@@ -42,7 +41,7 @@ def test_the_first_run_of_an_account(home, teacher, tmp_path):
     if place:
         environment["HOME"] = place.format(tmp_path / "home")
     changes = [f"--set={change}" for change in (*TINY["fast"], *BUDGET)]
-    cell = ["--method=fast", "--data=digits", f"--pair={PAIR}", "--device=cpu", f"--out={tmp_path / 'out'}"]
+    cell = ["run", "--method=fast", "--data=digits", f"--pair={PAIR}", "--device=cpu", f"--out={tmp_path / 'out'}"]
     command = [sys.executable, "-c", CHILD, str(own.parent), str(tmp_path), *cell, *changes, "--tensorboard"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -51,6 +50,8 @@ def test_the_first_run_of_an_account(home, teacher, tmp_path):
 
 
 METHODS = ("fast", "ssdkd", "cmi", "deepinv", "dfad", "dda", "diffdfkd", "template", "kd-noise")
+
+
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory):
     """What is written outside the work folder, and which processes are asked for, while the guard is sealed."""

@@ -104,8 +104,7 @@ WAYS = {
     "scikit-learn": "from sklearn.datasets import load_digits; return load_digits().data",
     "scikit-learn's file": f"{DIGITS}; return open(folder + '/digits.csv.gz', 'rb').read()",
     "scikit-learn's file, directory descriptor": (
-        f"{DIGITS}; there = os.open(folder, os.O_RDONLY); "
-        "return os.open('digits.csv.gz', os.O_RDONLY, dir_fd=there)"
+        f"{DIGITS}; there = os.open(folder, os.O_RDONLY); return os.open('digits.csv.gz', os.O_RDONLY, dir_fd=there)"
     ),
     "symlink from before": "return (ASIDE / 'symbolic').read_bytes()",
     "hard link from before": "return (ASIDE / 'hard').read_bytes()",

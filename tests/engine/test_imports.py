@@ -20,14 +20,15 @@ class Guest({base}):
 """
 HELPER = """
 import torch
+from dataclasses import dataclass
 from dfkd.engine.method import Method
 from dfkd.synthesis.buffer import Samples
 
+@dataclass(eq=False)
 class Base(Method):
     prior = "class names"
 
-    def __init__(self, scale: float = 1.0):
-        self.scale = scale
+    scale: float = 1.0
 
 def noise(ctx):
     shape = (ctx.budget.synthesis_batch, ctx.spec.channels, ctx.spec.size, ctx.spec.size)

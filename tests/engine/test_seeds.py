@@ -72,7 +72,8 @@ def test_a_stream_goes_on():
 def test_streams_differ_by_name_and_identity():
     drawn = [
         draw(Streams("cpu", *identity)(name))
-        for identity in (("run", 0), ("run", 1), ("other", 0)) for name in ("noise", "labels")
+        for identity in (("run", 0), ("run", 1), ("other", 0))
+        for name in ("noise", "labels")
     ]
     drawn.append(draw(Streams("cpu", "run", 0).host("noise")))
     assert len({tuple(values) for values in drawn}) == len(drawn)
@@ -110,8 +111,13 @@ def test_streams_round_trip(tmp_path):
 
 def draw_globals():
     return [
-        random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), *torch.rand(3).tolist(),
-        random.getrandbits(70), int(np.random.randint(1 << 30)),
+        random.random(),
+        random.gauss(0, 1),
+        np.random.rand(),
+        np.random.randn(),
+        *torch.rand(3).tolist(),
+        random.getrandbits(70),
+        int(np.random.randint(1 << 30)),
     ]
 
 

@@ -27,7 +27,9 @@ def explain(image, output, padding, flips=(False, True)):
     span = range(2 * padding + 1)
     found = [
         (top, left, flip)
-        for top in span for left in span for flip in flips
+        for top in span
+        for left in span
+        for flip in flips
         if torch.equal(crop(image, padding, top, left, flip), output)
     ]
     assert len(found) == 1, f"{len(found)} crops explain the output"
@@ -49,9 +51,7 @@ def test_shifts_and_flips_are_uniform(padding):
     outputs = Augment(padding)(image.expand(count, 1, size, size), rng())
     middle = (outputs[:, 0, size // 2, size // 2] - 1).long()
     flip = outputs[:, 0, size // 2, size // 2] > outputs[:, 0, size // 2, size // 2 + 1]
-    assert set((middle // size).tolist()) == set((middle % size).tolist()) == set(
-        range(1, size - 1)
-    )
+    assert set((middle // size).tolist()) == set((middle % size).tolist()) == set(range(1, size - 1))
     for draws, bins in ((middle // size, size), (middle % size, size), (flip.long(), 2)):
         counts = draws.bincount(minlength=bins).double()
         counts = counts[counts > 0]

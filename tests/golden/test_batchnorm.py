@@ -12,7 +12,12 @@ def small_network():
     """1×1 convolution, BN, ReLU, 1×1 convolution, BN, linear with a 1-d BN that does not count."""
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Flatten(),
+        nn.Conv2d(2, 3, 1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Conv2d(3, 2, 1),
+        nn.BatchNorm2d(2),
+        nn.Flatten(),
         nn.BatchNorm1d(2 * 4 * 5),
     )
     for layer in (network[1], network[4]):
@@ -30,8 +35,12 @@ def reference(network, images):
         kernel, bias, mean, var, gain, shift = (
             state[name]
             for name in (
-                f"{convolution}.weight", f"{convolution}.bias", f"{norm}.running_mean", f"{norm}.running_var",
-                f"{norm}.weight", f"{norm}.bias",
+                f"{convolution}.weight",
+                f"{convolution}.bias",
+                f"{norm}.running_mean",
+                f"{norm}.running_var",
+                f"{norm}.weight",
+                f"{norm}.bias",
             )
         )
         x = np.einsum("oc,nchw->nhwo", kernel[:, :, 0, 0], x) + bias

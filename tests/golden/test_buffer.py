@@ -70,9 +70,7 @@ def test_to_bytes_leaves_its_argument_alone():
 # --- replacement
 
 
-@pytest.mark.parametrize(
-    "capacity, count, adds", [(5000, 256, 45), (10, 4, 12), (8, 8, 3), (7, 5, 20), (5, 1, 12)]
-)
+@pytest.mark.parametrize("capacity, count, adds", [(5000, 256, 45), (10, 4, 12), (8, 8, 3), (7, 5, 20), (5, 1, 12)])
 def test_oldest_entries_leave(capacity, count, adds):
     """5000 is no multiple of 256: the twentieth call fills 136 slots and overwrites 120."""
     buffer, model = ReplayBuffer(capacity, SHAPE), deque(maxlen=capacity)

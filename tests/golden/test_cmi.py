@@ -63,9 +63,16 @@ def patches(count, seed=5):
 def context(capacity=256, budget=BUDGET, prior=None):
     spec = InputSpec(SIZE, 3, mean=(0.0,) * 3, std=(1.0,) * 3, classes=CLASSES)
     ctx = Context(
-        teacher=Teacher(Network(0), spec), student=Normalised(Network(1, (3, 5)), spec), new_student=None,
-        spec=spec, budget=budget, device=torch.device("cpu"), rng=Streams("cpu", "test"),
-        buffer=ReplayBuffer(capacity, (3, SIZE, SIZE)), augmentation=Augment(0, flip=False), autocast=nullcontext,
+        teacher=Teacher(Network(0), spec),
+        student=Normalised(Network(1, (3, 5)), spec),
+        new_student=None,
+        spec=spec,
+        budget=budget,
+        device=torch.device("cpu"),
+        rng=Streams("cpu", "test"),
+        buffer=ReplayBuffer(capacity, (3, SIZE, SIZE)),
+        augmentation=Augment(0, flip=False),
+        autocast=nullcontext,
         prior=prior,
     )
     ctx.student.eval().requires_grad_(False)  # as the loop hands it to a synthesis call

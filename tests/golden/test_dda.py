@@ -49,7 +49,7 @@ def augmenting(prior=None, **options):
 
 
 def call(ctx, method):
-    ctx.synthesis_step += 1
+    ctx._progress.synthesis_step += 1
     samples = method.synthesize(ctx)
     ctx.buffer.add(samples)
     return samples
@@ -317,7 +317,7 @@ def test_each_call_takes_the_images_of_one_bank_call():
         images, count, options = ctx.prior.asked[chunk]
         assert torch.equal(to_bytes(images), ctx.buffer.images[5 * chunk : 5 * chunk + 5])
         assert count == 3 and options == {"strength": 0.4, "steps": 25}
-    ctx.synthesis_step += 1
+    ctx._progress.synthesis_step += 1
     assert len(method.synthesize(ctx).images) == BATCH and len(ctx.prior.asked) == 2, "the next one is no variant"
 
 

@@ -23,7 +23,11 @@ def network(seed, favourite=0, gap=0.0):
     """Classes of three; `gap` is the lead of the favourite one."""
     torch.manual_seed(seed)
     layers = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
         nn.Linear(16, 3),
     )
     nn.init.normal_(layers[1].running_mean)
@@ -36,10 +40,16 @@ def network(seed, favourite=0, gap=0.0):
 def context(size=8, flip=True, gap=0.0):
     spec = InputSpec(size, 3, mean=MEAN, std=STD, classes=3)
     return Context(
-        teacher=Teacher(network(0, 0, gap), spec), student=Normalised(network(1, 1, gap), spec).eval(),
-        new_student=None, spec=spec, budget=Budget(steps=8, batch=4, rounds=2, synthesis_batch=BATCH),
-        device=torch.device("cpu"), rng=Streams("cpu", "test"), buffer=ReplayBuffer(64, (3, size, size)),
-        augmentation=Augment(0, flip=flip), autocast=nullcontext,
+        teacher=Teacher(network(0, 0, gap), spec),
+        student=Normalised(network(1, 1, gap), spec).eval(),
+        new_student=None,
+        spec=spec,
+        budget=Budget(steps=8, batch=4, rounds=2, synthesis_batch=BATCH),
+        device=torch.device("cpu"),
+        rng=Streams("cpu", "test"),
+        buffer=ReplayBuffer(64, (3, size, size)),
+        augmentation=Augment(0, flip=flip),
+        autocast=nullcontext,
     )
 
 

@@ -38,9 +38,7 @@ def test_the_generators_objective(ctx):
     expected = distance(ctx)
     assert expected > 0.1
     assert DFAD().generator_loss(ctx, IMAGES).item() == pytest.approx(-expected, rel=1e-5)
-    assert DFAD(objective="log").generator_loss(ctx, IMAGES).item() == pytest.approx(
-        -math.log(1 + expected), rel=1e-5
-    )
+    assert DFAD(objective="log").generator_loss(ctx, IMAGES).item() == pytest.approx(-math.log(1 + expected), rel=1e-5)
 
 
 def test_the_students_loss_is_l1(ctx):
@@ -60,7 +58,7 @@ def test_a_generator_step_comes_before_every_kd_student_steps(ctx, monkeypatch):
         batches.append(method.draw(ctx).images)
         assert ctx.student.training and all(p.requires_grad for p in ctx.student.parameters())
     assert seen == [0, 3, 6]
-    assert ctx.images_synthesised == 8 * 4
+    assert ctx._progress.images_synthesised == 8 * 4
     assert all(images.shape == (4, 1, 8, 8) and not images.requires_grad for images in batches)
     assert not any(torch.equal(a, b) for a, b in itertools.pairwise(batches)), "fresh codes for each batch"
 

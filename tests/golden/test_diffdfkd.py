@@ -287,14 +287,14 @@ def test_cutmix_of_one_map_is_the_identity():
 def test_without_the_adversarial_term_one_set_serves_every_student():
     generate, distil = DiffDFKD(calls=7, adv=0.0).schedule(Budget(8, 4, 2, 10))
     assert (generate.synthesis_steps, generate.student_steps, generate.shared) == (7, 0, True)
-    assert (distil.rounds, distil.steps, distil.fresh_student) == (2, 4, True)
+    assert (distil.rounds, distil.student_steps, distil.reset_student) == (2, 4, True)
 
 
 def test_with_it_the_student_is_refreshed_between_and_thrown_away():
     stages = DiffDFKD(calls=9, refresh_every=3, refresh_steps=5).schedule(Budget(8, 4, 2, 10))
     found = [(s.rounds, s.synthesis_steps, s.student_steps, s.scored) for s in stages]
     assert found == [(2, 3, 5, False), (1, 3, 0, True), (2, 0, 4, True)]
-    assert [s.fresh_student for s in stages] == [False, False, True]
+    assert [s.reset_student for s in stages] == [False, False, True]
     assert not any(s.shared for s in stages)
 
 

@@ -104,9 +104,7 @@ def test_dda_runs_on_both_pipelines(prior, kind, backend, options, tiny, execute
         assert torch.equal(to_bytes(images), to_bytes(source.images))
         rows = (samples.images[:, None] == variants).flatten(2).all(2)
         assert (rows.sum(1) == 1).all(), "each is one of the variants as the pipeline made it"
-        assert torch.equal(samples.labels, source.labels[rows.int().argmax(1) // 2]), (
-            "under its source's label"
-        )
+        assert torch.equal(samples.labels, source.labels[rows.int().argmax(1) // 2]), "under its source's label"
         sources = images.repeat_interleave(2, 0)
         assert (variants - sources).abs().amax((1, 2, 3)).min() > 0.01
 
@@ -192,14 +190,11 @@ def inversion_loss(ctx, z, labels, prompt, w):
     pipeline = ctx.prior.pipeline
     unet, vae = (copy.deepcopy(part).double() for part in (pipeline.unet, pipeline.vae))
     null, given = (
-        pipeline.text_encoder(
-            pipeline.tokenizer([text], padding="max_length", return_tensors="pt").input_ids
-        )[0]
+        pipeline.text_encoder(pipeline.tokenizer([text], padding="max_length", return_tensors="pt").input_ids)[0]
         for text in ("", prompt)
     )
     null, given = (
-        unet(z, T, encoder_hidden_states=text.double().expand(len(z), -1, -1)).sample
-        for text in (null, given)
+        unet(z, T, encoder_hidden_states=text.double().expand(len(z), -1, -1)).sample for text in (null, given)
     )
     alpha = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)[T]
     clean = (z - (1 - alpha).sqrt() * (null + w * (given - null))) / alpha.sqrt()
@@ -231,9 +226,7 @@ def test_guidance_moves_the_latent_by_the_gradient_of_the_loss(stable_diffusion,
     (gradient,) = torch.autograd.grad(6 * loss, exact)
     update = z - latents
     assert update.abs().amax((2, 3)).min() > 1e-5, "all four channels of every trajectory"
-    torch.testing.assert_close(
-        update.double(), -0.5 * gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item()
-    )
+    torch.testing.assert_close(update.double(), -0.5 * gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item())
     torch.testing.assert_close(image.double(), x.detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -333,9 +326,7 @@ def test_images_are_brought_to_the_teacher_s_size(stable_diffusion, monkeypatch)
     monkeypatch.setattr(stable_diffusion, "decode", spy)
     ctx, method = guiding(stable_diffusion)
     images = method.sample(ctx, LABELS)
-    assert (
-        len(images) == 5 and len(decoded) == 6
-    )  # guided at each of five steps; the last image is another look
+    assert len(images) == 5 and len(decoded) == 6  # guided at each of five steps; the last image is another look
     for small, large in zip(images, [*decoded[:4], decoded[5]], strict=True):
         assert large.shape == (6, 3, 16, 16) and small.shape == (6, 3, SIZE, SIZE)
         expected = F.interpolate(large, (SIZE, SIZE), mode="bicubic", antialias=True).clamp(0, 1)

@@ -31,9 +31,15 @@ def network(seed):
 def context():
     spec = InputSpec(8, 1, mean=(0.0,), std=(1.0,), classes=3)
     return Context(
-        teacher=Teacher(network(0), spec), student=Normalised(network(1), spec).eval(), new_student=None,
-        spec=spec, budget=Budget(steps=8, batch=4, rounds=2, synthesis_batch=12), device=torch.device("cpu"),
-        rng=Streams("cpu", "test"), buffer=ReplayBuffer(64, (1, 8, 8)), augmentation=Augment(0, flip=False),
+        teacher=Teacher(network(0), spec),
+        student=Normalised(network(1), spec).eval(),
+        new_student=None,
+        spec=spec,
+        budget=Budget(steps=8, batch=4, rounds=2, synthesis_batch=12),
+        device=torch.device("cpu"),
+        rng=Streams("cpu", "test"),
+        buffer=ReplayBuffer(64, (1, 8, 8)),
+        augmentation=Augment(0, flip=False),
         autocast=nullcontext,
     )
 
@@ -69,9 +75,7 @@ def calls(method, last, monkeypatch):
 )
 def test_the_first_layers_are_drawn_anew_before_call_140_only(options, expected, monkeypatch):
     _, slow = calls(Fast(nz=4, ngf=2, **options), 220, monkeypatch)
-    fired = [
-        call for call in range(2, 221) if not torch.equal(slow[call - 1]["0.weight"], slow[call - 2]["0.weight"])
-    ]
+    fired = [call for call in range(2, 221) if not torch.equal(slow[call - 1]["0.weight"], slow[call - 2]["0.weight"])]
     assert fired == expected
 
 

@@ -40,7 +40,9 @@ def test_the_cifar_generator_has_the_published_layers():
         generator = Generator()
     convolutions = layers(generator, nn.Conv2d)
     assert [(c.in_channels, c.out_channels, c.bias is not None) for c in convolutions] == [
-        (128, 128, False), (128, 64, False), (64, 3, True)
+        (128, 128, False),
+        (128, 64, False),
+        (64, 3, True),
     ]
     assert all(c.kernel_size == (3, 3) and c.padding == (1, 1) and c.stride == (1, 1) for c in convolutions)
     assert [n.num_features for n in layers(generator, nn.BatchNorm2d)] == [128, 128, 64]
@@ -48,8 +50,19 @@ def test_the_cifar_generator_has_the_published_layers():
     assert [(u.scale_factor, u.mode) for u in layers(generator, nn.Upsample)] == [(2, "nearest")] * 2
     # Upsampling precedes its convolution; the first BN has no activation of its own.
     assert [type(m).__name__ for m in generator] == [
-        "Linear", "Unflatten", "BatchNorm2d", "Upsample", "Conv2d", "BatchNorm2d", "LeakyReLU",
-        "Upsample", "Conv2d", "BatchNorm2d", "LeakyReLU", "Conv2d", "Sigmoid",
+        "Linear",
+        "Unflatten",
+        "BatchNorm2d",
+        "Upsample",
+        "Conv2d",
+        "BatchNorm2d",
+        "LeakyReLU",
+        "Upsample",
+        "Conv2d",
+        "BatchNorm2d",
+        "LeakyReLU",
+        "Conv2d",
+        "Sigmoid",
     ]
 
 

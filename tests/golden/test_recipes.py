@@ -6,8 +6,8 @@ Numbers are copied from baselines.md 1.2, 1.3, 1.5 and 1.6, from ssdkd.md 1.4, 1
 
 import pytest
 
+from dfkd.tables import pipeline
 from dfkd.tables.definition import table_of
-from dfkd.tables.pipeline import span
 from dfkd.tables.resolve import resolve
 
 DATA = ["cifar10", "cifar100"]  # "identical"
@@ -29,17 +29,43 @@ RECIPES = {
 }
 # Fast, whatever the pair and k. No switch for the augmentation: it is the task's.
 COMMON = {
-    "meta": "fomaml", "bn": 10.0, "bn_momentum": 0.9, "nz": 256, "ngf": 64, "warmup": 20, "reset_at": 140,
+    "meta": "fomaml",
+    "bn": 10.0,
+    "bn_momentum": 0.9,
+    "nz": 256,
+    "ngf": 64,
+    "warmup": 20,
+    "reset_at": 140,
     "temperature": 20.0,
 }
 SSDKD = {
-    "capacity": 5000, "gamma": 2.0, "beta": 0.4, "eps": 1e-6, "diversity": True, "difficulty": True,
-    "phi_on": "oh", "phi_grad": False, "priority": "recursive", "replace": "oldest",
+    "capacity": 5000,
+    "gamma": 2.0,
+    "beta": 0.4,
+    "eps": 1e-6,
+    "diversity": True,
+    "difficulty": True,
+    "phi_on": "oh",
+    "phi_grad": False,
+    "priority": "recursive",
+    "replace": "oldest",
 }
 SSDKD_UNUSED = {"alpha"}  # only with another `priority`
 DEEPINV = {
-    "steps": 2000, "lr": 0.1, "beta1": 0.5, "beta2": 0.99, "bn": 10.0, "oh": 1.0, "adv": 1.0,
-    "student_bn": 0.001, "clamp_js": False, "tv": 0.0, "l2": 0.0, "jitter": 0, "flip": True, "clip": True,
+    "steps": 2000,
+    "lr": 0.1,
+    "beta1": 0.5,
+    "beta2": 0.99,
+    "bn": 10.0,
+    "oh": 1.0,
+    "adv": 1.0,
+    "student_bn": 0.001,
+    "clamp_js": False,
+    "tv": 0.0,
+    "l2": 0.0,
+    "jitter": 0,
+    "flip": True,
+    "clip": True,
     "temperature": 20.0,
 }
 
@@ -96,19 +122,57 @@ def test_deepinv(data, pair):
 
 # baselines.md 1.6: the regime of the table value, with Fast's generator.
 CMI = {
-    "steps": 500, "lr": 1e-3, "bn": 1.0, "oh": 1.0, "adv": 0.5, "cr": 0.8, "tau": 0.1, "memory": 40960,
-    "negatives": 4096, "nz": 256, "ngf": 64, "bank_calls": 200, "calls": 1, "temperature": 20.0,
+    "steps": 500,
+    "lr": 1e-3,
+    "bn": 1.0,
+    "oh": 1.0,
+    "adv": 0.5,
+    "cr": 0.8,
+    "tau": 0.1,
+    "memory": 40960,
+    "negatives": 4096,
+    "nz": 256,
+    "ngf": 64,
+    "bank_calls": 200,
+    "calls": 1,
+    "temperature": 20.0,
 }
 # dda.md 1.2 (bank and per epoch), 1.3, 1.4, 3.3.
 DDA = {
-    "steps": 200, "bank_steps": 500, "bank_calls": 400, "bank_batch": 200, "calls": 1, "lr": 1e-3, "bn": 1.0,
-    "oh": 1.0, "adv": 0.0, "cr": 0.8, "tau": 0.2, "memory": 40000, "negatives": 4096, "nz": 256, "ngf": 64,
-    "variants": 4, "strength": 0.4, "diffusion_steps": 25, "threshold": 0.6, "keep_ratio": 0.0, "centre": False,
-    "rotation": 10.0, "head_scale": 1.0, "head_images": 0, "ce": 1.0, "hint": 30.0, "adapter_width": 2,
+    "steps": 200,
+    "bank_steps": 500,
+    "bank_calls": 400,
+    "bank_batch": 200,
+    "calls": 1,
+    "lr": 1e-3,
+    "bn": 1.0,
+    "oh": 1.0,
+    "adv": 0.0,
+    "cr": 0.8,
+    "tau": 0.2,
+    "memory": 40000,
+    "negatives": 4096,
+    "nz": 256,
+    "ngf": 64,
+    "variants": 4,
+    "strength": 0.4,
+    "diffusion_steps": 25,
+    "threshold": 0.6,
+    "keep_ratio": 0.0,
+    "centre": False,
+    "rotation": 10.0,
+    "head_scale": 1.0,
+    "head_images": 0,
+    "ce": 1.0,
+    "hint": 30.0,
+    "adapter_width": 2,
     "temperature": 20.0,
 }
 ARMS = {
-    "dda": {}, "dda-paper": {}, "dda-released": {"cr": 0.0, "variants": 0}, "dda-no-diffusion": {"variants": 0},
+    "dda": {},
+    "dda-paper": {},
+    "dda-released": {"cr": 0.0, "variants": 0},
+    "dda-no-diffusion": {"variants": 0},
 }
 
 
@@ -156,9 +220,25 @@ def test_the_arms_of_dda_differ_in_what_they_are_named_for(data, protocol):
 
 # diffdfkd.md 1.4 (option defaults), 1.5 (10 visits of all classes), 2.1 and 2.2 (CIFAR-10), 5.
 DIFFDFKD = {
-    "steps": 50, "guidance": 3.0, "bn": 0.1, "oh": 1.0, "adv": 1.0, "eta": 1.0, "cutmix": 5, "cutmix_draw": "beta",
-    "intermediate": True, "mixed": False, "floor": 0.005, "cap": None, "through_unet": True, "warm_steps": 0,
-    "published_end": False, "prompt": "A realistic photo", "class_names": False, "msarc": 0.0, "temperature": 30.0,
+    "steps": 50,
+    "guidance": 3.0,
+    "bn": 0.1,
+    "oh": 1.0,
+    "adv": 1.0,
+    "eta": 1.0,
+    "cutmix": 5,
+    "cutmix_draw": "beta",
+    "intermediate": True,
+    "mixed": False,
+    "floor": 0.005,
+    "cap": None,
+    "through_unet": True,
+    "warm_steps": 0,
+    "published_end": False,
+    "prompt": "A realistic photo",
+    "class_names": False,
+    "msarc": 0.0,
+    "temperature": 30.0,
 }
 
 
@@ -192,8 +272,15 @@ DFAD_STUDENT = {
 def test_dfad_on_nyuv2():
     cell, arguments = resolved("nyuv2", "dfad", NYUV2)
     assert arguments == {
-        "objective": "log", "kd": 5, "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "decay": 0.3, "decay_every": 100,
-        "nz": 256, "ngf": 64,
+        "objective": "log",
+        "kd": 5,
+        "lr": 1e-3,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "decay": 0.3,
+        "decay_every": 100,
+        "nz": 256,
+        "ngf": 64,
     }
     assert cell.config["training"] == DFAD_STUDENT | {"steps": 300 * 50 * 5}
     assert (cell.config["rounds"], cell.config["synthesis_batch"]) == (300, 64)
@@ -213,7 +300,7 @@ def test_fast_and_ssdkd_on_nyuv2(recipe):
 
 @pytest.mark.parametrize("data", ["nyuv2", "digit-scenes"])
 def test_segmentation_is_distilled_at_temperature_1(data):
-    cells = [resolve(run.data, run.protocol, run.method, run.pair) for run in span() if run.data == data]
+    cells = [resolve(run.data, run.protocol, run.method, run.pair) for run in pipeline.span() if run.data == data]
     distilling = [cell for cell in cells if "temperature" in cell.entry.arguments]
     assert {cell.entry.name for cell in distilling} >= {"kd-real", "kd-noise", "fast", "ssdkd"}
     assert all(cell.config["args"]["temperature"] == 1.0 for cell in distilling)
@@ -222,6 +309,14 @@ def test_segmentation_is_distilled_at_temperature_1(data):
 def test_the_teacher_of_nyuv2():
     teacher = table_of("nyuv2").protocol("paper").teacher
     assert teacher == {
-        "encoder": "imagenet_resnet50", "epochs": 200, "batch": 16, "lr": 0.05, "momentum": 0.9,
-        "weight_decay": 5e-4, "schedule": "multistep", "milestones": [100], "gamma": 0.1, "focal": 2.0,
+        "encoder": "imagenet_resnet50",
+        "epochs": 200,
+        "batch": 16,
+        "lr": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "schedule": "multistep",
+        "milestones": [100],
+        "gamma": 0.1,
+        "focal": 2.0,
     }

@@ -114,9 +114,7 @@ def test_mean_iou_against_a_confusion_matrix_by_hand():
     for part in (slice(0, 4), slice(4, 6)):  # batches of unequal size: one matrix over the whole set
         metric.process(None, [{"confusion": metrics.confusion(logits[part].argmax(1), labels[part], 6)}])
     value = metric.evaluate(2)["test/miou"]
-    assert value == pytest.approx(
-        sum(ious) / 5
-    )  # the absent class is left out, as DFAD does, and not counted as 0
+    assert value == pytest.approx(sum(ious) / 5)  # the absent class is left out, as DFAD does, and not counted as 0
     assert value != pytest.approx(sum(ious) / 6)
     perfect = F.one_hot(labels[:1].clamp_max(3), 6).movedim(3, 1).argmax(1)
     metric.process(None, [{"confusion": metrics.confusion(perfect, labels[:1], 6)}])
@@ -129,9 +127,7 @@ def test_two_pixels_by_hand():
     assert metrics.metric("miou").of(matrix) == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
-@pytest.mark.parametrize(
-    ("sides", "count"), [((16, 16), 500), ((32, 32), 500), ((192, 256), 21), ((480, 640), 3)]
-)
+@pytest.mark.parametrize(("sides", "count"), [((16, 16), 500), ((32, 32), 500), ((192, 256), 21), ((480, 640), 3)])
 def test_large_images_are_evaluated_in_small_batches(sides, count):
     assert Batches(torch.empty(1, 3, *sides, device="meta"), torch.zeros(1), "meta").size == count
 
@@ -227,9 +223,7 @@ def test_each_image_stands_beside_both_predictions():
             self.images_seen += len(images)
             return torch.cat([images[:, :1] * 0, images[:, :1] * 0, images[:, :1] - 0.5], 1) + self.bias
 
-    ctx = SimpleNamespace(
-        teacher=Net([0.0, -9.0, 0.0]), student=Net([0.0, 9.0, 0.0]), spec=SimpleNamespace(classes=3)
-    )
+    ctx = SimpleNamespace(teacher=Net([0.0, -9.0, 0.0]), student=Net([0.0, 9.0, 0.0]), spec=SimpleNamespace(classes=3))
     images = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8).expand(2, 3, 2, 2)
     tiles = with_predictions(ctx, images)
     assert tiles.shape == (6, 3, 2, 2) and tiles.dtype == torch.uint8

@@ -35,10 +35,16 @@ def kl(t, s, tau):
 def context(teacher, student, classes, size, capacity=64, batch=4, channels=1):
     spec = InputSpec(size, channels, mean=(0.0,) * channels, std=(1.0,) * channels, classes=classes)
     return Context(
-        teacher=Teacher(teacher, spec), student=Normalised(student, spec).eval(), new_student=None, spec=spec,
-        budget=Budget(steps=8, batch=batch, rounds=2, synthesis_batch=6), device=torch.device("cpu"),
-        rng=Streams("cpu", "test"), buffer=ReplayBuffer(capacity, (channels, size, size)),
-        augmentation=Augment(0, flip=False), autocast=nullcontext,
+        teacher=Teacher(teacher, spec),
+        student=Normalised(student, spec).eval(),
+        new_student=None,
+        spec=spec,
+        budget=Budget(steps=8, batch=batch, rounds=2, synthesis_batch=6),
+        device=torch.device("cpu"),
+        rng=Streams("cpu", "test"),
+        buffer=ReplayBuffer(capacity, (channels, size, size)),
+        augmentation=Augment(0, flip=False),
+        autocast=nullcontext,
     )
 
 
@@ -65,7 +71,11 @@ def tables(teacher, student, priority, **options):
 def convolutional(classes, seed):
     torch.manual_seed(seed)
     network = nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
         nn.Linear(12, classes),
     )
     nn.init.normal_(network[1].running_mean)

@@ -79,9 +79,7 @@ def test_the_first_mismatching_key_is_named():
 
     assert "no key 'layer1.0.bn1.weight'" in refusal(drop)
     assert "'aux.weight' is not a key" in refusal(lambda s: s.update({"aux.weight": torch.zeros(1)}))
-    assert "'fc.bias' has shape (100,), not (10,)" in refusal(
-        lambda s: s.update({"fc.bias": torch.zeros(100)})
-    )
+    assert "'fc.bias' has shape (100,), not (10,)" in refusal(lambda s: s.update({"fc.bias": torch.zeros(100)}))
     assert "'conv1.weight' is no tensor but int" in refusal(lambda s: s.update({"conv1.weight": 3}))
 
 

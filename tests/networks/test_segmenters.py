@@ -50,9 +50,7 @@ def test_what_is_padded_is_cropped_again():
         torch.testing.assert_close(network.features(images), network.features(padded))
 
 
-@pytest.mark.parametrize(
-    "arch", ["deeplabv3plus_mobilenetv2", "deeplabv3plus_thin32", "deeplabv3plus_thin16"]
-)
+@pytest.mark.parametrize("arch", ["deeplabv3plus_mobilenetv2", "deeplabv3plus_thin32", "deeplabv3plus_thin16"])
 def test_no_tap_is_out_of_reach_of_a_crop(arch):
     """A tap that no crop reaches keeps its random weight, and whole images would meet it."""
     network = on_meta(arch)
@@ -87,11 +85,7 @@ def old_spelling(key):
 def test_an_encoder_of_either_spelling_is_taken(tmp_path):
     source = build("deeplabv3plus_mobilenetv2", 13).encoder.state_dict()
     old = {old_spelling(key): value for key, value in source.items()}
-    assert (
-        len(old) == len(source)
-        and "features.2.conv.7.running_mean" in old
-        and "features.1.conv.4.weight" in old
-    )
+    assert len(old) == len(source) and "features.2.conv.7.running_mean" in old and "features.1.conv.4.weight" in old
     assert mobilenetv2_encoder(old).keys() == mobilenetv2_encoder(source).keys() == source.keys()
     halves = {key: value.half() if value.dim() == 4 else value for key, value in old.items()}
     save_file(halves, tmp_path / "encoder.safetensors")
@@ -106,9 +100,7 @@ def test_an_encoder_that_is_missing_or_does_not_fit_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"starts from other\.safetensors, which is in no weights folder"):
         load_encoder(build("deeplabv3plus_thin16", 13), "other", [tmp_path])
     save_file({"features.0.0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(
-        UserError, match=r"other\.safetensors does not fit the encoder: the checkpoint has no key"
-    ):
+    with pytest.raises(UserError, match=r"other\.safetensors does not fit the encoder: the checkpoint has no key"):
         load_encoder(build("deeplabv3plus_thin16", 13), "other", [tmp_path])
 
 

@@ -102,9 +102,7 @@ def names(base: tuple[str, ...], option: str, unknown: str, nearest: str) -> dic
 
 def paths(base: tuple[str, ...], option: str, **more: tuple[str, str]) -> dict[str, Row]:
     """Rows for an option that takes a path."""
-    return each(
-        base, option, empty=("", option), nul=("x\0y", option), nobody=("~no-such-user/x", option), **more
-    )
+    return each(base, option, empty=("", option), nul=("x\0y", option), nobody=("~no-such-user/x", option), **more)
 
 
 def wholes(base: tuple[str, ...], option: str) -> dict[str, Row]:
@@ -266,9 +264,7 @@ ROWS: dict[str, Row] = {
         *QUICK, "--method=diffdfkd", *SMALL[1:], "--set=prior=nowhere/at-all", part="nowhere/at-all"
     ),
     "run --precision unknown": row(*RUN, "--precision=fp64", part="argument --precision: invalid choice"),
-    "run --precision and --set": row(
-        *RUN, "--precision=bf16", "--set=precision=fp32", part="pass one of them"
-    ),
+    "run --precision and --set": row(*RUN, "--precision=bf16", "--set=precision=fp32", part="pass one of them"),
     **paths(RUN, "--out", below_a_file=("file/out", "cannot write to"), a_file=("file", "cannot write to")),
     "run --out long": row(*RUN, f"--out={LONG}", part="cannot write to"),
     "run --out records": row(*RUN, *SMALL, "--out=results/records", part="a custom run has no place in"),
@@ -313,9 +309,7 @@ ROWS: dict[str, Row] = {
     **{
         name: found
         for base in ((*RUN, *SMALL), TEACHER, PRIOR)
-        for name, found in paths(
-            base, "--weights", missing=("nowhere", "nowhere"), file=("file", "file")
-        ).items()
+        for name, found in paths(base, "--weights", missing=("nowhere", "nowhere"), file=("file", "file")).items()
     },
     **paths(CIFAR, "--data-root", missing=("nowhere", "make it with: python bench.py data cifar10")),
     # --- teacher
@@ -323,9 +317,7 @@ ROWS: dict[str, Row] = {
     **names(TEACHER, "--arch", "resnet9", "unknown network 'resnet9' (nearest: 'resnet8'"),
     **names(TEACHER, "--protocol", "quik", "unknown protocol 'quik' (nearest: 'quick'"),
     **wholes(TEACHER, "--seed"),
-    **paths(
-        (*TEACHER, "--data=cifar10", "--protocol=cpu"), "--data-root", missing=("nowhere", "bench.py data")
-    ),
+    **paths((*TEACHER, "--data=cifar10", "--protocol=cpu"), "--data-root", missing=("nowhere", "bench.py data")),
     "teacher of another task": row(*TEACHER, "--arch=deeplabv3plus_thin16", part="does not fit digits"),
     # --- prior
     **names(PRIOR, "--data", "glyph", "unknown pool 'glyph' (nearest: 'glyphs'"),
@@ -336,9 +328,7 @@ ROWS: dict[str, Row] = {
         "--data-root",
         missing=("nowhere", "make it with: python bench.py data public_images"),
     ),
-    "prior --size that does not divide": row(
-        "prior", "--data=glyphs", "--size=3", part="do not divide a 'size'"
-    ),
+    "prior --size that does not divide": row("prior", "--data=glyphs", "--size=3", part="do not divide a 'size'"),
     "prior --size nothing": row("prior", "--data=glyphs", "--size=0", part="size: 0 is less than"),
     **each(
         PRIOR,
@@ -385,51 +375,29 @@ ROWS: dict[str, Row] = {
         "base: unknown recipe",
         {"benchmarks/digits/recipes/a.yaml": "base: b", "benchmarks/digits/recipes/b.yaml": "base: a"},
     ),
-    "recipe: no such base": recipe(
-        "base: fast-6", "mine.yaml: base: unknown recipe 'fast-6' (nearest: 'fast-5'"
-    ),
-    "recipe: a base that is none": recipe(
-        "base: [fast-5]", "mine.yaml: base: ['fast-5'] is not of type 'string'"
-    ),
+    "recipe: no such base": recipe("base: fast-6", "mine.yaml: base: unknown recipe 'fast-6' (nearest: 'fast-5'"),
+    "recipe: a base that is none": recipe("base: [fast-5]", "mine.yaml: base: ['fast-5'] is not of type 'string'"),
     "recipe: a base that is a path": recipe("base: ../fast", "mine.yaml: base: '../fast' does not match"),
     "recipe: unknown key": recipe("arg: {k: 1}", "mine.yaml: unknown key 'arg' (nearest: 'args'"),
-    "recipe: unknown method": recipe(
-        "method: fst", "mine.yaml 'fst' (nearest: 'fast'", *QUICK, "--method=mine"
-    ),
-    "recipe: unknown argument": recipe(
-        "method: fast\nargs: {kk: 1}", "mine.yaml: args: unknown argument of fast 'kk'"
-    ),
-    "recipe: a fraction": recipe(
-        "method: fast\nargs: {k: 1.5}", "mine.yaml: args: k takes a value of type int"
-    ),
+    "recipe: unknown method": recipe("method: fst", "mine.yaml 'fst' (nearest: 'fast'", *QUICK, "--method=mine"),
+    "recipe: unknown argument": recipe("method: fast\nargs: {kk: 1}", "mine.yaml: args: unknown argument of fast 'kk'"),
+    "recipe: a fraction": recipe("method: fast\nargs: {k: 1.5}", "mine.yaml: args: k takes a value of type int"),
     "recipe: zero-padded": recipe("method: fast\nargs: {k: 010}", "k takes a value of type int, not '010'"),
-    "recipe: nan": recipe(
-        "method: fast\nargs: {bn: .nan}", "mine.yaml cannot be read: args.bn: nan is no number"
-    ),
-    "recipe: a name that is none": recipe(
-        "method: fast", "a recipe's name has letters and digits", name="a b"
-    ),
+    "recipe: nan": recipe("method: fast\nargs: {bn: .nan}", "mine.yaml cannot be read: args.bn: nan is no number"),
+    "recipe: a name that is none": recipe("method: fast", "a recipe's name has letters and digits", name="a b"),
     "recipe: a list of arguments": recipe("args: [1]", "mine.yaml: args: [1] is not of type 'object'"),
-    "recipe: arguments in a mapping": recipe(
-        "args: {k: {a: 1}}", "mine.yaml: args.k: {'a': 1} is not of type"
-    ),
-    "recipe: unknown pair": recipe(
-        "pairs: {resnet8-resnet9: {}}", "mine.yaml: pairs: unknown network 'resnet9'"
-    ),
+    "recipe: arguments in a mapping": recipe("args: {k: {a: 1}}", "mine.yaml: args.k: {'a': 1} is not of type"),
+    "recipe: unknown pair": recipe("pairs: {resnet8-resnet9: {}}", "mine.yaml: pairs: unknown network 'resnet9'"),
     "recipe: another task's pair": recipe(
         "pairs: {deeplabv3plus_thin32-deeplabv3plus_thin16: {}}",
         "mine.yaml: pairs: deeplabv3plus_thin32 does not fit",
     ),
-    "recipe: unknown protocol": recipe(
-        "protocols: {quik: {}}", "mine.yaml: protocols: unknown protocol 'quik'"
-    ),
+    "recipe: unknown protocol": recipe("protocols: {quik: {}}", "mine.yaml: protocols: unknown protocol 'quik'"),
     "recipe: unknown argument below a protocol": recipe(
         "method: fast\nprotocols: {quick: {args: {kk: 1}}}",
         "mine.yaml: protocols.quick.args: unknown argument",
     ),
-    "recipe: unknown setting": recipe(
-        "protocols: {quick: {round: 1}}", "protocols.quick: unknown key 'round'"
-    ),
+    "recipe: unknown setting": recipe("protocols: {quick: {round: 1}}", "protocols.quick: unknown key 'round'"),
     "recipe: what the protocol fixes": recipe(
         "method: fast\nprotocols: {quick: {precision: bf16}}",
         "fixes 'precision' for all",
@@ -490,21 +458,13 @@ ROWS: dict[str, Row] = {
     "method: not UTF-8": outside(b"# \xff", "guest.py cannot be read as Python"),
     "method: a NUL": outside("x = '\0'", "guest.py cannot be read as Python"),
     "method: deep": outside("x = " + "(" * 100_000, "guest.py cannot be read as Python"),
-    "method: a name that is a path": outside(
-        REGISTERED.format("'../../x'"), "guest.py: the name of a method has"
-    ),
-    "method: a name of two lines": outside(
-        REGISTERED.format(r"'a\nb'"), "guest.py: the name of a method has"
-    ),
+    "method: a name that is a path": outside(REGISTERED.format("'../../x'"), "guest.py: the name of a method has"),
+    "method: a name of two lines": outside(REGISTERED.format(r"'a\nb'"), "guest.py: the name of a method has"),
     "method: a name that is no text": outside(REGISTERED.format("5"), "guest.py: the name of a method has"),
     "method: a name that there is": outside(REGISTERED.format("'fast'"), "'fast' is registered in both"),
     # --- files: published.csv, records
-    "published.csv: no columns": Row(
-        ("leaderboard",), "published.csv", {"results/published.csv": "a,b\n1,2\n"}
-    ),
-    "published.csv: not UTF-8": Row(
-        ("leaderboard",), "published.csv", {"results/published.csv": b"data,\xff\n"}
-    ),
+    "published.csv: no columns": Row(("leaderboard",), "published.csv", {"results/published.csv": "a,b\n1,2\n"}),
+    "published.csv: not UTF-8": Row(("leaderboard",), "published.csv", {"results/published.csv": b"data,\xff\n"}),
     **{
         f"record: {name}, for {' '.join(verb)}": Row(verb, "quick-seed0.json", {RECORD: content}, 1)
         for verb in (("leaderboard",), ("leaderboard", "--check"), ("list",), ("plan",))
@@ -569,22 +529,13 @@ ROWS: dict[str, Row] = {
 
 def options() -> list[tuple[str, argparse.Action]]:
     """Every (verb, option) of the parser but the help."""
-    (verbs,) = (
-        action for action in bench.parser()._actions if isinstance(action, argparse._SubParsersAction)
-    )
-    return [
-        (verb, action)
-        for verb, its in verbs.choices.items()
-        for action in its._actions
-        if action.dest != "help"
-    ]
+    (verbs,) = (action for action in bench.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return [(verb, action) for verb, its in verbs.choices.items() for action in its._actions if action.dest != "help"]
 
 
 # A switch takes no value, whatever it is called.
 ROWS |= {
-    f"{verb} {action.option_strings[0]}": row(
-        verb, f"{action.option_strings[0]}=1", part="ignored explicit argument"
-    )
+    f"{verb} {action.option_strings[0]}": row(verb, f"{action.option_strings[0]}=1", part="ignored explicit argument")
     for verb, action in options()
     if action.nargs == 0
 }
@@ -634,17 +585,13 @@ def call(arguments: tuple[str, ...]) -> int:
 def left(place: Path) -> set[Path]:
     """Records, teachers, priors and data, and files half written."""
     found = {path for folder in ("results", "data", "work/custom") for path in (place / folder).rglob("*")}
-    return {
-        path
-        for path in found
-        if path.is_file() and path.suffix in (".json", ".safetensors", ".npy", ".partial")
-    }
+    return {path for path in found if path.is_file() and path.suffix in (".json", ".safetensors", ".npy", ".partial")}
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_bad_input_is_told_in_one_line(name, with_teacher, capsys, monkeypatch):
     # Whether a method declines the task is asked in a process of its own, which takes seconds.
-    monkeypatch.setattr(bench, "to_be_made", lambda *_: False)
+    monkeypatch.setattr("dfkd.session._to_be_made", lambda *_: False)
     arguments, part, files, status = ROWS[name]
     for path, content in files.items():
         path = with_teacher / path
@@ -686,9 +633,7 @@ def test_a_tilde_is_a_home_folder(place, monkeypatch):
     for verb, action in options():
         if action.type is bench.PATH and action.option_strings:
             required = [
-                f"{a.option_strings[0]}=1"
-                for v, a in options()
-                if v == verb and a.required and a.option_strings
+                f"{a.option_strings[0]}=1" for v, a in options() if v == verb and a.required and a.option_strings
             ]
             names = ["digits"] if verb == "data" else []
             found = bench.parser().parse_args([verb, *names, *required, f"{action.option_strings[0]}=~/x"])

@@ -33,7 +33,9 @@ class Clone:
         self.folder = folder
         files = subprocess.run(
             ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            capture_output=True, text=True, check=True,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.split("\0")
         for name in set(files) - {""}:
             if (ROOT / name).is_file():
@@ -77,7 +79,9 @@ class Clone:
         """A tool of this environment, in the clone. Repositories above its folder are none of its business."""
         tools = Path(sys.executable).parent
         environment = {
-            **os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1",
+            **os.environ,
+            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "1",
             "GIT_CEILING_DIRECTORIES": str(self.folder.parent),
         }
         return subprocess.run(
@@ -156,8 +160,10 @@ def test_a_download_without_git(tmp_path):
     clone.edit("benchmarks/priors.yaml", lambda p: p["glyphs16"].update(steps=3))
     clone.span(recipes=["teacher", "diffdfkd"])  # which has the prior
     clone.repro("-s", "inputs", "teacher@digits-wrn16_2", "data@glyphs", "prior@glyphs16")
-    cards = {name: json.loads((tmp_path / f"results/{name}.json").read_text())
-             for name in ("teachers/digits_wrn16_2", "priors/glyphs16")}
+    cards = {
+        name: json.loads((tmp_path / f"results/{name}.json").read_text())
+        for name in ("teachers/digits_wrn16_2", "priors/glyphs16")
+    }
     assert [card["recipe"].get("epochs", card["recipe"].get("steps")) for card in cards.values()] == [2, 3]
 
 

@@ -50,10 +50,7 @@ def test_the_same_type_changes_nothing():
 def test_a_whole_number_for_a_rate_is_a_fraction():
     """Or `lr=1` and `lr=1.0` would be two configurations."""
     one = resolve("digits", "quick", "fast-5", PAIR, changes=["training.optimizer.lr=1"])
-    assert (
-        one.digest
-        == resolve("digits", "quick", "fast-5", PAIR, changes=["training.optimizer.lr=1.0"]).digest
-    )
+    assert one.digest == resolve("digits", "quick", "fast-5", PAIR, changes=["training.optimizer.lr=1.0"]).digest
 
 
 @pytest.mark.parametrize(
@@ -93,11 +90,11 @@ def test_an_optimizer_takes_what_the_schema_says(name):
 @pytest.mark.parametrize("end", [1, 2, 4])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_takes_what_the_schema_says_and_runs_to_its_end(name, end):
+    import mmengine.optim  # noqa: F401  they are registered there
     import torch
     from mmengine.registry import PARAM_SCHEDULERS
 
-    from dfkd.engine.method import Budget
-    from dfkd.engine.run import _schedule
+    from dfkd.engine import configuration
 
     schema = SCHEDULES[name]
     cls = PARAM_SCHEDULERS.get(name)
@@ -105,16 +102,13 @@ def test_a_schedule_takes_what_the_schema_says_and_runs_to_its_end(name, end):
         key for base in cls.__mro__ for key in inspect.signature(base.__init__).parameters
     }
     changes = [f"training.schedule.{key}={LEAST[key]}" for key in schema["required"] if key in LEAST]
-    schedule = training(f"training.schedule.type={name}", *changes)["schedule"]
-    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
-    per = schedule.pop("per")
-    built = PARAM_SCHEDULERS.build(
-        {**_schedule(schedule, per, Budget(end, 8, end, 8)), "optimizer": optimiser}
-    )
+    schedule = configuration.schedule(training(f"training.schedule.type={name}", *changes)["schedule"], end, end)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    built = PARAM_SCHEDULERS.build(schedule | {"optimizer": optimizer})
     for _ in range(end):
-        optimiser.step()
+        optimizer.step()
         built.step()
-        assert 0 <= optimiser.param_groups[0]["lr"] <= 0.1
+        assert 0 <= optimizer.param_groups[0]["lr"] <= 0.1
 
 
 def test_a_prior_has_a_recipe_of_the_schema_whatever_its_sizes():

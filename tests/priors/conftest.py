@@ -120,9 +120,7 @@ def stable_diffusion_folder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("sd")
     words = tokenizer(folder / "words")
-    ids = dict(
-        bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
-    )
+    ids = dict(bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         text = CLIPTextConfig(
@@ -213,15 +211,15 @@ def noise(tmp_path, monkeypatch, arrays):
 @pytest.fixture
 def interrupt(monkeypatch):
     """interrupt(step): the process gets a SIGINT during that step of a training; what it returns undoes that."""
-    advance = training.Training.advance
+    train_step = training.Denoising.train_step
 
     def at(step):
-        def interrupted(self):
-            if self.step == step - 1:
+        def interrupted(self, data, optim_wrapper):
+            if self.progress.student_steps == step - 1:
                 os.kill(os.getpid(), signal.SIGINT)
-            advance(self)
+            train_step(self, data, optim_wrapper)
 
-        monkeypatch.setattr(training.Training, "advance", interrupted)
-        return lambda: monkeypatch.setattr(training.Training, "advance", advance)
+        monkeypatch.setattr(training.Denoising, "train_step", interrupted)
+        return lambda: monkeypatch.setattr(training.Denoising, "train_step", train_step)
 
     return at

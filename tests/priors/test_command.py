@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 import bench
-from dfkd import doctor
+from dfkd import doctor, paths
 from dfkd.catalog import ROOT
 from dfkd.priors import cards
 from tests.priors.conftest import TINY
@@ -16,8 +16,7 @@ from tests.priors.conftest import TINY
 @pytest.fixture
 def command(noise, tmp_path, monkeypatch, capsys):
     """command(*arguments): (exit status, output, error stream) of bench.py, writing under tmp_path."""
-    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(bench, "PRIORS", tmp_path / "results" / "priors")
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
     monkeypatch.setenv("DFKD_DATA", str(tmp_path / "data"))
 
@@ -91,14 +90,15 @@ def test_an_unwritable_folder_is_found_before_the_training(command, tmp_path):
     (tmp_path / "results").write_text("")
     status, out, err = command(*TRAIN)
     assert status == 2 and err.count("\n") == 1
-    assert err.startswith(f"bench.py: cannot write to {bench.PRIORS}: ")
+    assert err.startswith(f"bench.py: cannot write to {paths.priors()}: ")
     assert "training" not in out
 
 
-def test_the_stage_of_the_shared_prior_goes_on(command):
+def test_stages_of_priors_go_on():
     """Two hours of training; a stage that was stopped runs the same command again."""
-    stages = yaml.safe_load((ROOT / "benchmarks" / "priors" / "dvc.yaml").read_text())["stages"]
-    assert "--resume" in stages["public32"]["cmd"].split()
+    for path in (ROOT / "dvc.yaml", ROOT / "benchmarks" / "dvc.yaml"):
+        stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+        assert "--resume" in stages["prior"]["do"]["cmd"].split()
 
 
 def test_pools_have_manifests(command, tmp_path):
@@ -111,7 +111,7 @@ def test_the_doctor_looks_at_pools_and_priors(command, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", {})
 
     def lines():
-        return dict(reversed(line) for line in doctor.examine(tmp_path / "data", tmp_path, bench.PRIORS))
+        return dict(reversed(line) for line in doctor.examine(tmp_path / "data", tmp_path, paths.priors()))
 
     found = lines()
     assert found["data noise: intact"] is True
@@ -121,12 +121,12 @@ def test_the_doctor_looks_at_pools_and_priors(command, tmp_path, monkeypatch):
     assert found["prior stable-diffusion-v1-5: not there; docs/priors.md"] is None
     command(*TRAIN)
     assert lines()["prior noise4: trained, noise: 20 images of nothing, at 4 pixels"] is True
-    weights = cards.weights_path(bench.PRIORS / "noise4")
+    weights = cards.weights_path(paths.priors() / "noise4")
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
     assert lines()[f"prior noise4: {weights} is damaged"] is False
     weights.unlink()
     assert lines()[f"prior noise4: {weights} is missing"] is False
     weights.write_bytes(whole)
-    (bench.PRIORS / "noise4.json").write_text("{}")
+    (paths.priors() / "noise4.json").write_text("{}")
     assert [good for line, good in lines().items() if line.startswith("prior noise4")] == [False]

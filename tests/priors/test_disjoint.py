@@ -19,13 +19,9 @@ def check(tmp_path, arrays):
     cards.write_digests(tmp_path / "p.images.npy", arrays)
 
     def run(train, test, **facts):
-        splits = {
-            name: (images, np.zeros(len(images))) for name, images in (("train", train), ("test", test))
-        }
+        splits = {name: (images, np.zeros(len(images))) for name, images in (("train", train), ("test", test))}
         store.write(tmp_path / "data", "fake", splits, ("a", "b"))
-        card = (
-            cards.new_card("p", "pixel", "noise", "trained", images=dict(count=20, height=8, width=8)) | facts
-        )
+        card = cards.new_card("p", "pixel", "noise", "trained", images=dict(count=20, height=8, width=8)) | facts
         sized = replace(TASK, spec=replace(TASK.spec, size=train.shape[1]))
         check_disjoint(card, tmp_path / "p.images.npy", sized, tmp_path / "data")
 
@@ -45,9 +41,7 @@ def test_disjoint_images_pass(check):
 def test_three_shared_images_are_counted(check, arrays, split):
     splits = {"train": others(), "test": others()}
     splits[split] = np.concatenate([splits[split], arrays[[2, 7, 11]]])
-    with pytest.raises(
-        UserError, match=f"^3 images of the {split} split of fake were in the training set of prior p;"
-    ):
+    with pytest.raises(UserError, match=f"^3 images of the {split} split of fake were in the training set of prior p;"):
         check(**splits)
 
 
@@ -77,13 +71,9 @@ def test_a_prior_of_the_task_itself_is_refused(tmp_path):
 def test_without_digests_the_pool_of_the_card_is_compared(noise, tmp_path, arrays, origin):
     card = cards.new_card("p", "pixel", "noise", origin, data="noise")
     store.write(tmp_path / "data", "fake", {"test": (arrays[3:5], np.zeros(2))}, ("a", "b"))
-    with pytest.raises(
-        UserError, match=r"^2 images of the test split of fake were in the training set of prior p"
-    ):
+    with pytest.raises(UserError, match=r"^2 images of the test split of fake were in the training set of prior p"):
         check_disjoint(card, None, replace(TASK, splits=("test",)), tmp_path / "data")
-    with pytest.raises(
-        UserError, match=r"^prior p was trained on noise, .* make it with: python bench.py data noise"
-    ):
+    with pytest.raises(UserError, match=r"^prior p was trained on noise, .* make it with: python bench.py data noise"):
         check_disjoint(card, None, TASK, tmp_path / "nowhere")
 
 

@@ -183,8 +183,7 @@ def test_augmenting_in_mid_trajectory_moves_no_timestep(pixel, images, generator
 def test_stronger_noise_moves_further(pixel, images, generator):
     prior = pixel()
     moved = [
-        (prior.augment(images, 4, generator(), strength=s) - images[:, None]).abs().mean().item()
-        for s in (0.1, 0.4)
+        (prior.augment(images, 4, generator(), strength=s) - images[:, None]).abs().mean().item() for s in (0.1, 0.4)
     ]
     assert 0 < moved[0] < moved[1]
 

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from mmengine.optim import OptimWrapper
 
+from dfkd.engine.clock import Clock
 from dfkd.errors import UserError
 from dfkd.priors import cards, load, training
 from dfkd.priors.recipes import changed, check, recipe_for, recipes
 from dfkd.signals import Stopped
-from dfkd.tasks import Task
 from tests.priors.conftest import TINY
 
 
@@ -20,9 +21,7 @@ def run(noise, tmp_path):
 
     def train(where="own", say=lambda line: None, seed=0, resume=True, **changes):
         data = tmp_path / "data"
-        return training.train(
-            "tiny", TINY | changes, tmp_path / where, data, "cpu", seed=seed, resume=resume, say=say
-        )
+        return training.train("tiny", TINY | changes, tmp_path / where, data, "cpu", seed=seed, resume=resume, say=say)
 
     return train
 
@@ -97,35 +96,34 @@ def test_a_damaged_state_is_named(run, tmp_path, interrupt):
     undo()
     (state,) = (tmp_path / "work" / "tiny").glob("*.pt")
     state.write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"\.pt cannot be read .*; delete it to start afresh"):
+    with pytest.raises(UserError, match=r"\.pt cannot be read .*; delete it to start this run afresh"):
         run()
 
 
 def test_a_batch_is_averaged_and_flipped(noise, arrays):
-    made = training.Training(TINY | {"batch": 20}, noise, arrays, "cpu", 0)
+    made = training.Denoising(TINY | {"batch": 20}, 0, images=arrays, flip=noise.flip, clock=Clock())
     batch = made.draw()
     assert batch.shape == (20, 3, 4, 4)
-    small = (
-        torch.from_numpy(arrays).float().reshape(20, 4, 2, 4, 2, 3).mean((2, 4)).permute(0, 3, 1, 2) / 127.5
-        - 1
-    )
+    small = torch.from_numpy(arrays).float().reshape(20, 4, 2, 4, 2, 3).mean((2, 4)).permute(0, 3, 1, 2) / 127.5 - 1
     matches = [((small - x).abs().amax((1, 2, 3)) < 1e-5) for x in batch]
     mirrored = [((small.flip(3) - x).abs().amax((1, 2, 3)) < 1e-5) for x in batch]
     assert sorted((a | b).nonzero().item() for a, b in zip(matches, mirrored, strict=True)) == list(range(20))
     assert 0 < sum(m.any().item() for m in mirrored) < 20
-    unmirrored = Task(noise.name, noise.spec, noise.class_names, flip=False)
-    straight = training.Training(TINY | {"batch": 20}, unmirrored, arrays, "cpu", 0).draw()
+    straight = training.Denoising(TINY | {"batch": 20}, 0, images=arrays, flip=False, clock=Clock()).draw()
     assert all(((small - x).abs().amax((1, 2, 3)) < 1e-5).any() for x in straight)
 
 
 def test_it_learns_and_averages(noise, arrays):
     """One picture, whose noise a network soon tells from it; the averaged weights lag behind."""
     recipe = TINY | {"steps": 80, "batch": 16, "lr": 1e-2, "ema": 0.99}
-    made = training.Training(recipe, noise, arrays[:1] // 255 * 255, "cpu", 0)
-    losses = []
-    while made.step < 80:
-        made.advance()
-        losses.append(made.loss.item())
+    made, losses = training.Denoising(recipe, 0, images=arrays[:1] // 255 * 255, flip=noise.flip, clock=Clock()), []
+    optimizer = OptimWrapper(
+        torch.optim.AdamW(made.parameters(), 1e-2, (0.9, 0.99), weight_decay=recipe["weight_decay"])
+    )
+    made.trained.train()
+    for made.progress.student_steps in range(80):
+        made.train_step(made.draw(), optimizer)
+        losses.append(made.mean_loss.item())
     assert losses[-1] < 0.7 * losses[0]
     last = next(made.unet.parameters()).detach().clone()
     assert not torch.allclose(next(made.averaged().parameters()), last)
@@ -170,9 +168,7 @@ def test_a_size_without_a_recipe_has_the_pool_s():
 
 
 def test_a_pool_without_a_recipe(noise, tmp_path):
-    with pytest.raises(
-        UserError, match=r"there is no recipe for the pool glyphs; write one into .*priors\.yaml"
-    ):
+    with pytest.raises(UserError, match=r"there is no recipe for the pool glyphs; write one into .*priors\.yaml"):
         recipe_for("glyphs", 16)
 
 

@@ -57,9 +57,7 @@ def test_a_weights_folder_that_is_not_there(ask, tmp_path):
 
 
 def test_adoption_without_a_card_says_what_to_write(given, ask, tmp_path):
-    with pytest.raises(
-        UserError, match=r'prior_tiny has no card; write .*card\.json with at least \{"trained_on"'
-    ):
+    with pytest.raises(UserError, match=r'prior_tiny has no card; write .*card\.json with at least \{"trained_on"'):
         ask("tiny")
     describe(given, trained_on="")
     with pytest.raises(UserError, match="must say under 'trained_on'"):
@@ -139,9 +137,7 @@ def test_known_weights_have_the_recipe_they_were_trained_by(given, ask, noise, m
 
 def test_other_weights_than_asked_for_are_not_adopted(given, ask, tmp_path):
     describe(given, recipe=TINY)
-    with pytest.raises(
-        UserError, match="prior_tiny was trained by another recipe; remove it, or take another name"
-    ):
+    with pytest.raises(UserError, match="prior_tiny was trained by another recipe; remove it, or take another name"):
         ask("tiny", recipe=TINY | {"steps": 7})
     assert not (tmp_path / "own").exists()
     assert ask("tiny", recipe=TINY)[1]["origin"] == "adopted"
@@ -203,9 +199,7 @@ def test_a_kill_before_the_card_leaves_nothing_in_the_way(given, noise, ask, mon
 @pytest.mark.parametrize("name", ["", ".", "..", "-x", "a b"])
 def test_a_name_that_is_none(ask, tmp_path, name):
     (tmp_path / "own").mkdir()
-    with pytest.raises(
-        UserError, match=f"a prior's name has letters and digits, .* unlike '{re.escape(name)}'"
-    ):
+    with pytest.raises(UserError, match=f"a prior's name has letters and digits, .* unlike '{re.escape(name)}'"):
         ask(name)
 
 
@@ -300,9 +294,7 @@ def test_a_home_of_nobody(ask):
 
 def test_a_folder_of_our_own_without_a_card(given, ask, tmp_path):
     shutil.copytree(given, tmp_path / "own" / "tiny")
-    with pytest.raises(
-        UserError, match="tiny has no card; remove it, or move it to a folder that DFKD_WEIGHTS names"
-    ):
+    with pytest.raises(UserError, match="tiny has no card; remove it, or move it to a folder that DFKD_WEIGHTS names"):
         ask("tiny")
 
 
@@ -335,9 +327,7 @@ def test_a_pipeline_is_recognised(stable_diffusion_folder, ask, tmp_path, monkey
         16,
         0.0,
     )
-    assert "LAION" in card["trained_on"] and card["address"].endswith(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    )
+    assert "LAION" in card["trained_on"] and card["address"].endswith("stable-diffusion-v1-5/stable-diffusion-v1-5")
     describe(target, trained_on="a fine-tuned one")
     assert ask("stable-diffusion-v1-5")[1]["trained_on"] == "a fine-tuned one"
 
@@ -381,9 +371,7 @@ def test_what_is_nowhere_is_trained_by_its_recipe(noise, ask, monkeypatch):
     folder, card = ask("noise4")
     assert (card["origin"], card["recipe"]) == ("trained", TINY)
     assert ask("noise4") == (folder, card)
-    with pytest.raises(
-        UserError, match="noise4 was trained by another recipe; remove it, or take another name"
-    ):
+    with pytest.raises(UserError, match="noise4 was trained by another recipe; remove it, or take another name"):
         ask("noise4", recipe=TINY | {"steps": 3})
 
 

@@ -46,8 +46,7 @@ def test_guidance_scale(prior, latents):
     embeddings = prior.condition(2, "a photo", None, 3.0)
     assert embeddings.null.shape == embeddings.given.shape == (2, 16, 32)
     null, given = (
-        prior.unet(latents, 481, encoder_hidden_states=rows).sample
-        for rows in (embeddings.null, embeddings.given)
+        prior.unet(latents, 481, encoder_hidden_states=rows).sample for rows in (embeddings.null, embeddings.given)
     )
     assert (given - null).abs().max() > 1e-4
     for w in (0.0, 1.0, 3.0):
@@ -171,9 +170,7 @@ def test_image_variations(variations, images, generator, monkeypatch):
     monkeypatch.setattr(variations.pipeline, "_encode_image", spy)
     check_variants(variations, images, generator)
     expected = torch.nn.functional.interpolate(images, (24, 24), mode="bicubic", antialias=False)
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in (stable_diffusion.CLIP_MEAN, stable_diffusion.CLIP_STD)
-    )
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (stable_diffusion.CLIP_MEAN, stable_diffusion.CLIP_STD))
     torch.testing.assert_close(seen[0][::3], (expected - mean) / std)
     assert not torch.equal(
         variations.augment(images, 1, generator(), steps=4),

@@ -2,7 +2,9 @@
 
 import pytest
 
-ACCOUNTS = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
+from dfkd.report.statistics import gather, tidy
+
+CATEGORIES = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
 
 
 def make(
@@ -32,7 +34,7 @@ def make(
     diagnostics=None,
     report=None,
 ):
-    time = dict.fromkeys(ACCOUNTS, 1.0) | {"synthesis": synthesis, "distillation": distillation}
+    time = dict.fromkeys(CATEGORIES, 1.0) | {"synthesis": synthesis, "distillation": distillation}
     time["prior"] = (prior or {}).get("seconds", 0.0)  # billed to every run that uses it
     total = sum(time.values())
     joined = {"diagnostics": diagnostics, "report": report}  # keys that older records do not have
@@ -99,6 +101,11 @@ def prior(name="public32", trained_on="7,500 images", *, origin="adopted", secon
     """A diffusion model."""
     facts = {"kind": "diffusion", "name": name, "trained_on": trained_on, "digest": digest}
     return facts | {"origin": origin, "seconds": seconds}
+
+
+def gathered(runs, current=None):
+    """The results of these records."""
+    return gather(tidy(runs, current))
 
 
 @pytest.fixture

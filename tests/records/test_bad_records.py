@@ -13,7 +13,7 @@ import bench
 from dfkd import catalog, paths, records, report
 from dfkd.errors import UserError
 from dfkd.identity import Run
-from dfkd.report import current
+from dfkd.report import commit, current
 
 
 @pytest.fixture
@@ -158,16 +158,17 @@ def test_another_cells_bad_record_is_no_fault_of_a_run(good, command, capsys):
     current._estimate.cache_clear()
     bad = good.with_name("quick-seed9.json")
     bad.write_text("{")
-    made = records.read(good)
-    assert current.estimate(Run.of(made)) == pytest.approx(664.0)
+    assert current.estimate(Run(**CELL, seed=1)) == pytest.approx(664.0)
     current._estimate.cache_clear()
-    (line,) = map(str, report.after_run(made | {"work": "x"}))
+    report.after_run(records.read(good) | {"work": "nowhere"})
+    (line,) = capsys.readouterr().err.splitlines()
     assert str(bad) in line and line.endswith("then: python bench.py leaderboard")
 
 
 def test_a_run_is_not_failed_by_tables_that_cannot_be_written(good, command, monkeypatch, capsys, tmp_path):
     (tmp_path / "published.csv").write_text("nonsense\n")
-    (line,) = map(str, report.after_run(records.read(good) | {"work": "x"}))
+    report.after_run(records.read(good) | {"work": "nowhere"})
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("this run's record is written") and "published.csv" in line
 
 
@@ -176,7 +177,7 @@ def test_a_run_is_not_failed_by_tables_that_cannot_be_written(good, command, mon
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A copy of methods, bounds and recipes that a test may break."""
+    """A copy of methods, reference rows and recipes that a test may break."""
     for folder in (*catalog.FOLDERS, "benchmarks"):
         shutil.copytree(catalog.ROOT / folder, tmp_path / "project" / folder)
     monkeypatch.setattr(catalog, "ROOT", tmp_path / "project")
@@ -233,30 +234,31 @@ GONE += [dict(teacher="deeplabv3plus_thin32")]  # no network for such a task
 @pytest.mark.parametrize("identity", GONE, ids=str)
 def test_a_record_of_what_is_gone_is_stale(identity, record):
     made = record(**CELL | identity)
-    assert current.current_digests([made]) == {Run.of(made).cell: {"method": None, "config": None}}
+    assert current.current_digests([made]) == {Run.of(made).cell: (None, None)}
 
 
 def test_a_record_of_a_method_that_was_removed_is_stale(project, record):
-    made = record(**CELL | dict(method="mine"))
-    recipe = project / "benchmarks" / "digits" / "recipes" / "mine.yaml"
-    recipe.write_text("method: fast\n")
-    assert current.current_digests([made])[Run.of(made).cell]["method"]
+    made = record(**CELL)
+    assert current.current_digests([made])[Run.of(made).cell][0]
+    recipe = project / "benchmarks" / "digits" / "recipes" / "fast-5.yaml"
     recipe.write_text("method: no-such\n")
-    assert current.current_digests([made])[Run.of(made).cell]["method"] is None
+    assert current.current_digests([made])[Run.of(made).cell][0] is None
     recipe.unlink()
-    assert current.current_digests([made])[Run.of(made).cell]["method"] is None
+    table = project / "benchmarks" / "digits" / "table.yaml"
+    table.write_text(table.read_text().replace("fast-5, ", ""))
+    assert current.current_digests([made])[Run.of(made).cell][0] is None
 
 
 def test_a_guest_is_taken_as_it_is(record):
     made = record(**CELL | dict(method="guest"))
     made["provenance"]["code"]["external"] = True
-    assert current.current_digests([made])[Run.of(made).cell] == {"method": "m1", "config": "c1"}
+    assert current.current_digests([made])[Run.of(made).cell] == ("m1", "c1")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"metrics": {}}'])
 def test_a_committed_record_that_cannot_be_read_has_no_score(text, monkeypatch):
-    monkeypatch.setattr(report, "git", lambda *_: text)
-    assert report._committed(Run("digits", "a", "b", "c", "quick", 0)) is None
+    monkeypatch.setattr(commit, "git", lambda *_: text)
+    assert commit.committed_score(Run(**CELL, seed=0)) is None
 
 
 def test_records_written_by_a_run_raise_before_anything_is_written(record, tmp_path):
@@ -271,15 +273,13 @@ def test_four_leaderboards_at_once_all_succeed(record, tmp_path):
     """Each process with the records there are when its turn comes: the last one writes what all records give."""
     for seed in range(4):
         records.write(record(**CELL, seed=seed), tmp_path / "records")
-    shutil.copy(catalog.ROOT / "results" / "published.csv", tmp_path)
+    shutil.copy(paths.published(), tmp_path)
     code = (
-        "import sys, bench; from dfkd import paths; from pathlib import Path\n"
+        "import sys, bench; from pathlib import Path; from dfkd import paths\n"
         f"paths.RESULTS = Path({str(tmp_path)!r}); sys.exit(bench.main(['leaderboard']))"
     )
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], cwd=catalog.ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        subprocess.Popen([sys.executable, "-c", code], cwd=paths.ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(4)
     ]
     outcomes = [(process.communicate()[1], process.returncode) for process in started]
@@ -288,11 +288,9 @@ def test_four_leaderboards_at_once_all_succeed(record, tmp_path):
     assert "(4)" in (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8")
 
 
-def test_a_process_that_keeps_the_tables_to_itself_does_not_fail_a_run(
-    good, command, monkeypatch, capsys, tmp_path
-):
+def test_a_process_that_keeps_the_tables_to_itself_does_not_fail_a_run(good, command, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(report, "PATIENCE", 0.1)
     with FileLock(tmp_path / ".lock"):
-        assert len(report.after_run(records.read(good) | {"work": "x"})) == 1
+        report.after_run(records.read(good) | {"work": "nowhere"})
         assert command("leaderboard")[0] == 2
     assert not (tmp_path / "LEADERBOARD.md").exists()

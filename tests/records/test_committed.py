@@ -1,12 +1,12 @@
-"""The committed results: every record valid and current, the tables what the records give, the bounds reached."""
+"""The committed results: every record valid and current, the tables what the records give, the limits reached."""
 
 from __future__ import annotations
 
 import pytest
 
-from dfkd import paths, plots, records, report
+from dfkd import paths, records, report
 from dfkd.identity import Run
-from dfkd.report.current import current_digests, made_with
+from dfkd.report import current, plots
 from dfkd.tasks import task
 
 
@@ -14,11 +14,11 @@ def test_every_committed_record_is_valid_and_of_todays_configuration():
     """Its code may have changed since: then the tables say that it is stale, until it is run again."""
     found, problems = records.read_all(paths.records())
     assert len(found) >= 14 and not problems
-    digests = current_digests(found)
+    digests = current.current_digests(found)
     for record in found:
         assert record["status"] in records.FINISHED and not record["custom"]
         now = digests[Run.of(record).cell]
-        assert now["config"] == made_with(record)["config"], f"{record['identity']} has another configuration"
+        assert now[1] == current.digests_of(record)[1], f"{record['identity']} has another configuration"
 
 
 def test_tables_and_plots_are_what_the_records_give():
@@ -63,14 +63,14 @@ def test_a_prior_is_named_and_paid_for():
             assert not uses or record["time"]["prior"] > 10
 
 
-BOUNDS = {"teacher", "student-real", "kd-real", "kd-noise"}
+REFERENCES = {"teacher", "student-real", "kd-real", "kd-noise"}
 
 
 @pytest.mark.parametrize("data", ["digit-scenes", "nyuv2"])
-def test_segmentation_stands_beside_its_bounds_at_equal_student_steps(data):
+def test_segmentation_stands_beside_its_reference_rows_at_equal_student_steps(data):
     found = results(data)
-    methods = found.keys() - BOUNDS
-    assert found.keys() >= BOUNDS and methods >= {"dfad", "ssdkd"} and methods & {"fast-5", "fast-10"}
+    methods = found.keys() - REFERENCES
+    assert found.keys() >= REFERENCES and methods >= {"dfad", "ssdkd"} and methods & {"fast-5", "fast-10"}
     assert len({record["cost"]["student_steps"] for name, record in found.items() if name != "teacher"}) == 1
     for name, record in found.items():
         assert record["metrics"]["name"] == "miou" and 0 < record["metrics"]["last"] < 1

@@ -62,9 +62,7 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tm
 
 def test_file_and_folder_are_on_the_disk_before_it_goes_on(tmp_path, monkeypatch):
     synced, sync = [], os.fsync
-    monkeypatch.setattr(
-        files.os, "fsync", lambda d: (synced.append(stat.S_ISDIR(os.fstat(d).st_mode)), sync(d))
-    )
+    monkeypatch.setattr(files.os, "fsync", lambda d: (synced.append(stat.S_ISDIR(os.fstat(d).st_mode)), sync(d)))
     files.replace_file(tmp_path / "file", "")
     assert synced == [False, True]
 

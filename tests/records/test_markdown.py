@@ -3,9 +3,8 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from dfkd import leaderboard, markdown, plots
-from dfkd.statistics import gather
-from tests.records.conftest import diagnostics, prior
+from dfkd.report import leaderboard, markdown, plots
+from tests.records.conftest import diagnostics, gathered, prior
 from tests.records.test_leaderboard import published
 
 HOSTILE = {
@@ -33,7 +32,7 @@ def pages(record, text):
     runs[0] |= {"note": text}
     runs += [record("cmi", status="unsupported") | {"error": text}]
     rows = [published("ssdkd", 91.0, source=text, note=text), published("fast-10", 90.0)]
-    return runs, leaderboard.render(runs, rows)
+    return runs, leaderboard.render(gathered(runs), rows)
 
 
 def shape(page):
@@ -53,14 +52,10 @@ def test_nothing_that_a_record_says_changes_the_page(record, name):
         found_outer, found_inner = shape(hostile[file])
         assert found_outer == outer
         # Code spans of the text itself are welcome.
-        assert [kind for kind in found_inner if kind != "code_inline"] == [
-            k for k in inner if k != "code_inline"
-        ]
+        assert [kind for kind in found_inner if kind != "code_inline"] == [k for k in inner if k != "code_inline"]
 
 
-@pytest.mark.parametrize(
-    "text", ["wrn40_2 → wrn16_1", "budget of `cpu` (docs/reproduction.md)", "2.15.0+cpu"]
-)
+@pytest.mark.parametrize("text", ["wrn40_2 → wrn16_1", "budget of `cpu` (docs/reproduction.md)", "2.15.0+cpu"])
 def test_what_means_nothing_stays_as_it_is(text):
     assert markdown.plain(text) == text
 
@@ -75,7 +70,7 @@ def test_an_address_stays_one():
 @pytest.mark.parametrize("text", [*HOSTILE.values(), "_hidden", "x" * 5000], ids=range(len(HOSTILE) + 2))
 def test_nothing_that_a_record_says_stops_a_plot(record, text, tmp_path):
     runs, _ = pages(record, text)
-    assert len(plots.draw(gather(runs[:2]), tmp_path)) == 2
+    assert len(plots.draw(gathered(runs[:2]), tmp_path)) == 2
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e-9, 3e9])
@@ -84,4 +79,4 @@ def test_no_time_stops_a_plot(record, seconds, tmp_path):
     for key in ("setup", "buffer", "evaluation", "bookkeeping"):
         runs[0]["time"][key] = 0.0
     runs[0]["time"] |= {"scored": 2 * seconds, "total": 2 * seconds}
-    assert len(plots.draw(gather(runs[:2]), tmp_path)) == 2
+    assert len(plots.draw(gathered(runs[:2]), tmp_path)) == 2

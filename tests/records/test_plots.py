@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dfkd import plots
-from dfkd.statistics import gather
+from dfkd import paths, report
+from dfkd.report import plots
+from tests.records.conftest import gathered
 
 
 @pytest.fixture
@@ -18,16 +19,16 @@ def table(record):
 
 def test_a_figure_is_drawn_once_and_again_only_for_other_numbers(record, table, tmp_path):
     expected = [tmp_path / "cifar10-paper.png", tmp_path / "cifar10-paper.svg"]
-    assert plots.outdated(gather(table), tmp_path) == expected
-    assert plots.draw(gather(table), tmp_path) == expected
+    assert plots.outdated(gathered(table), tmp_path) == expected
+    assert plots.draw(gathered(table), tmp_path) == expected
     assert expected[0].read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in expected[1].read_bytes()
     first = [path.read_bytes() for path in expected]
-    assert plots.outdated(gather(table), tmp_path) == plots.draw(gather(table), tmp_path) == []
+    assert plots.outdated(gathered(table), tmp_path) == plots.draw(gathered(table), tmp_path) == []
     more = [*table, record("deepinv", 80.0, synthesis=9000.0)]
-    assert plots.draw(gather(more), tmp_path) == expected
+    assert plots.draw(gathered(more), tmp_path) == expected
     assert [path.read_bytes() for path in expected] != first
-    plots.draw(gather(table), tmp_path)
+    plots.draw(gathered(table), tmp_path)
     assert [path.read_bytes() for path in expected] == first  # no date, no random names
 
 
@@ -37,37 +38,35 @@ def test_the_part_paid_once_per_teacher_is_a_line_up_to_the_point(record):
     runs = [record("dda", 90.0, shared=400.0, synthesis=450.0), record("ssdkd", 80.0)]
     panel = Figure().subplots()
     style = {"dda": "C0", "ssdkd": "C1"}, {"NVIDIA H200": "o"}
-    plots._panel(panel, gather(runs), *style)
+    plots._panel(panel, gathered(runs), *style)
     lines = [tuple(line.get_xdata()) for line in panel.get_lines() if len(line.get_xdata()) == 2]
     assert lines == [(652.0, 1052.0)]
     assert "once per teacher" in panel.get_xlabel()
     assert panel.get_xlim()[0] < 652 and panel.get_xlim()[1] > 1052
     panel = Figure().subplots()
-    plots._panel(panel, gather(runs[1:]), *style)
+    plots._panel(panel, gathered(runs[1:]), *style)
     assert panel.get_xlabel() == "total time without evaluation (log scale)"
 
 
 def test_a_figure_is_drawn_again_where_other_time_is_paid_once_per_teacher(record):
-    one, other = (plots._digest(gather([record(shared=shared)])) for shared in (10.0, 20.0))
+    one, other = (plots._digest(gathered([record(shared=shared)])) for shared in (10.0, 20.0))
     assert one != other
 
 
 def test_the_grid_lies_where_the_run_puts_it(record, tmp_path, monkeypatch):
-    from dfkd import paths, report
-
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     monkeypatch.setattr(paths, "WORK", tmp_path / "work")
-    made = record("dda") | {"work": "here"}
     (tmp_path / "work" / "here").mkdir(parents=True)
     (tmp_path / "work" / "here" / "samples.png").write_bytes(b"grid")
+    made = record("dda") | {"work": "here"}
     report.after_run(made, tables=False)
-    (result,) = gather([made])
+    (result,) = gathered([made])
     assert (tmp_path / "plots" / plots.grid_of(result.cell)).read_bytes() == b"grid"
 
 
-def test_a_table_of_bounds_or_of_broken_runs_has_no_figure(record, tmp_path):
+def test_a_table_of_reference_rows_or_of_broken_runs_has_no_figure(record, tmp_path):
     runs = [record("kd-real", reference=True), record("ssdkd", status="diverged")]
-    assert plots.draw(gather(runs), tmp_path) == []
+    assert plots.draw(gathered(runs), tmp_path) == []
 
 
 def test_labels_that_would_cover_each_other_are_moved_apart():
@@ -77,7 +76,7 @@ def test_labels_that_would_cover_each_other_are_moved_apart():
 
 def test_nothing_heavy_is_imported_until_a_figure_is_drawn():
     code = (
-        "import sys, dfkd.leaderboard;"
+        "import sys, dfkd.report;"
         "print([name for name in ('torch', 'mmengine', 'matplotlib', 'pandas') if name in sys.modules])"
     )
     root = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.errors import UserError
-from dfkd.leaderboard import read_published
+from dfkd.report.published import read_published
 
 FILE = Path(__file__).parents[2] / "results" / "published.csv"
 COLUMNS = [

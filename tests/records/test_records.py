@@ -1,6 +1,5 @@
 import json
 import math
-from copy import deepcopy
 
 import pytest
 
@@ -98,9 +97,7 @@ def test_what_is_spent_once_per_teacher_is_part_of_the_scored_time(record):
     whole = record(prior=prior(seconds=1000), synthesis=500.0, distillation=0.0, shared=501.0)
     records.validate(whole)
     whole["time"]["shared"] = 510.0
-    with pytest.raises(
-        UserError, match=r"time\.shared: 510\.0 s and the prior's 1000 s are more than time\.scored"
-    ):
+    with pytest.raises(UserError, match=r"time\.shared: 510\.0 s and the prior's 1000 s are more than time\.scored"):
         records.validate(whole)
 
 
@@ -175,7 +172,7 @@ def test_what_is_no_object_is_refused(broken):
 def test_path(record, tmp_path):
     identity = record("ssdkd", data="pacs-photo", protocol="cpu", seed=7)["identity"]
     expected = tmp_path / "pacs-photo" / "wrn40_2-wrn16_1" / "ssdkd" / "cpu-seed7.json"
-    assert Run(**identity).path(tmp_path) == expected
+    assert Run.of({"identity": identity}).path(tmp_path) == expected
 
 
 def test_write_then_read(record, tmp_path):
@@ -252,16 +249,3 @@ def test_a_file_that_is_no_record_gives_way_and_is_named(record, tmp_path, capsy
 def test_an_error_that_names_a_file_whose_name_is_no_text_costs_no_record(record, tmp_path):
     made = record(status="failed") | {"error": "no such file: \udcff"}
     assert records.read(records.keep(made, tmp_path))["error"] == "no such file: ?"
-
-
-def test_cells_gather_seeds(record):
-    made = [record("ssdkd", seed=1), record("fast-2"), record("ssdkd", seed=0)]
-    made += [record("ssdkd", protocol="cpu")]
-    grouped = records.cells(deepcopy(made))
-    assert [(cell.method, cell.protocol, len(runs)) for cell, runs in grouped.items()] == [
-        ("ssdkd", "cpu", 1),
-        ("fast-2", "paper", 1),
-        ("ssdkd", "paper", 2),
-    ]
-    seeds = [run["identity"]["seed"] for run in grouped[Run.of(made[0]).cell]]
-    assert seeds == [0, 1]

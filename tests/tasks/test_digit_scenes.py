@@ -67,9 +67,7 @@ def test_strokes_stand_out_from_their_surroundings(scenes):
     """In nearly every scene the labelled pixels are clearly darker, or clearly lighter, than the others."""
     images, labels = scenes["test"]
     grey = images.mean(axis=3)
-    differences = [
-        abs(g[m].mean() - g[~m].mean()) / g[~m].std() for g, m in zip(grey, labels > 0, strict=True)
-    ]
+    differences = [abs(g[m].mean() - g[~m].mean()) / g[~m].std() for g, m in zip(grey, labels > 0, strict=True)]
     assert np.mean(np.array(differences) > 2) > 0.95
 
 

@@ -66,9 +66,7 @@ def pictures(tmp_path):
                 label = label - np.uint8(1) if shift else label
                 image, label = change(number, image, label) if change else (image, label)
                 Image.fromarray(image).save(folder / images.format(split) / f"nyu_rgb_{number:04d}.{ending}")
-                Image.fromarray(label).save(
-                    folder / labels.format(split) / f"new_nyu_class13_{number:04d}.png"
-                )
+                Image.fromarray(label).save(folder / labels.format(split) / f"new_nyu_class13_{number:04d}.png")
         return folder
 
     return make

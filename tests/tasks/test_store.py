@@ -87,13 +87,9 @@ def test_a_truncated_or_foreign_array_is_named(root):
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(root):
     (root / "toy" / "train_labels.npy").unlink()
-    with pytest.raises(
-        UserError, match=r"train_labels\.npy is missing; make it with: python bench\.py data toy"
-    ):
+    with pytest.raises(UserError, match=r"train_labels\.npy is missing; make it with: python bench\.py data toy"):
         store.read(root, "toy", "train")
-    with pytest.raises(
-        UserError, match=r"manifest\.json is missing; make it with: python bench\.py data other"
-    ):
+    with pytest.raises(UserError, match=r"manifest\.json is missing; make it with: python bench\.py data other"):
         store.read(root, "other", "train")
     with pytest.raises(UserError, match="lists no split 'validation'"):
         store.read(root, "toy", "validation")

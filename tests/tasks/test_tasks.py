@@ -42,9 +42,7 @@ def test_the_split_of_the_digits_is_fixed():
 def test_digits_are_real_scans_in_three_equal_channels():
     from sklearn.datasets import load_digits
 
-    (train, train_labels), (test, test_labels) = (
-        task("digits").load(split, None) for split in ("train", "test")
-    )
+    (train, train_labels), (test, test_labels) = (task("digits").load(split, None) for split in ("train", "test"))
     assert train.shape == (1297, 16, 16, 3)
     assert test.shape == (500, 16, 16, 3)
     assert train.dtype == np.uint8
@@ -68,16 +66,12 @@ def test_augmentation_suits_the_data():
     assert (task("cifar10").padding, task("cifar10").flip) == (4, True)
     assert (task("digit-scenes").padding, task("digit-scenes").flip) == (8, False)
     assert (task("nyuv2").padding, task("nyuv2").flip, task("nyuv2").spec.size) == (16, True, 128)
-    assert [len(t.class_names) for t in tasks.TASKS.values()] == [
-        t.spec.classes for t in tasks.TASKS.values()
-    ]
+    assert [len(t.class_names) for t in tasks.TASKS.values()] == [t.spec.classes for t in tasks.TASKS.values()]
 
 
 def test_unknown_names_get_the_nearest():
     known = "cifar10, cifar100, digit-scenes, digits, nyuv2"
-    with pytest.raises(
-        UserError, match=rf"unknown data 'cifar-10' \(nearest: 'cifar10'; there are: {known}\)"
-    ):
+    with pytest.raises(UserError, match=rf"unknown data 'cifar-10' \(nearest: 'cifar10'; there are: {known}\)"):
         task("cifar-10")
     with pytest.raises(UserError, match="unknown split of digits 'val'"):
         task("digits").load("val", None)

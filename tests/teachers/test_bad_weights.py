@@ -207,15 +207,11 @@ def test_an_encoder_is_looked_at_as_closely(tmp_path):
     state = network.encoder.state_dict()
     key = next(name for name in state if name.endswith("running_var"))
     save_file({**state, key: state[key] - 2}, tmp_path / "some.safetensors")
-    with pytest.raises(
-        UserError, match=f"some.safetensors does not fit the encoder: '{key}' holds a variance"
-    ):
+    with pytest.raises(UserError, match=f"some.safetensors does not fit the encoder: '{key}' holds a variance"):
         load_encoder(network, "some", [tmp_path])
 
 
-@pytest.mark.parametrize(
-    ("given", "message"), [("file", "is no folder"), ("nowhere", "there is no weights folder")]
-)
+@pytest.mark.parametrize(("given", "message"), [("file", "is no folder"), ("nowhere", "there is no weights folder")])
 def test_a_weights_folder_that_is_none(given, message, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DFKD_WEIGHTS", str(tmp_path / given))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dfkd import teachers
+from dfkd.engine.evaluation import score
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import task
 from dfkd.tasks.store import data_root
@@ -49,5 +50,5 @@ def test_it_scores_what_is_written(data, arch):
     count, tolerance = (1000, 5.0) if arch in EXPENSIVE else (len(labels), 0.05)
     spec = teachers.spec_of(path, task(data).spec)
     network = Normalised(teachers.load(path, arch, spec), spec)
-    measured = accuracy(network, images[:count], labels[:count], "cpu")
+    measured = score(network, task(data), images[:count], labels[:count], "cpu")
     assert measured == pytest.approx(MEASURED[data, arch], abs=tolerance)

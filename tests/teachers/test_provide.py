@@ -10,9 +10,10 @@ import time
 import pytest
 import torch
 
-from dfkd import resumable, teachers
+from dfkd import teachers
 from dfkd.catalog import ROOT
-from dfkd.errors import UserError
+from dfkd.engine import state
+from dfkd.errors import CannotWrite, UserError
 from dfkd.files import replace_file
 from dfkd.locks import alone
 from dfkd.networks import initialise
@@ -55,16 +56,16 @@ def given(tmp_path):
 @pytest.fixture
 def during(monkeypatch):
     """during(step, act): `act` happens in that step of a training; what it returns undoes that."""
-    advance = training.Training.advance
+    train_step = training.Supervised.train_step
 
     def at(step, act):
-        def advanced(self):
-            if self.step == step - 1:
+        def stepped(self, data, optim_wrapper):
+            if self.progress.student_steps == step - 1:
                 act()
-            advance(self)
+            train_step(self, data, optim_wrapper)
 
-        monkeypatch.setattr(training.Training, "advance", advanced)
-        return lambda: monkeypatch.setattr(training.Training, "advance", advance)
+        monkeypatch.setattr(training.Supervised, "train_step", stepped)
+        return lambda: monkeypatch.setattr(training.Supervised, "train_step", train_step)
 
     return at
 
@@ -82,9 +83,7 @@ def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(ask, during, tmp_path,
     """Three batches an epoch: at its end, and within one."""
     straight = ask("straight")[1]
     undo = during(step, interrupt(number))
-    message = (
-        f"stopped by {signal.Signals(number).name} at epoch {step / 3:.4g}/3; the same with --resume goes on"
-    )
+    message = f"stopped by {signal.Signals(number).name} at epoch {step / 3:.4g}/3; the same with --resume goes on"
     with pytest.raises(Stopped, match=message):
         ask()
     undo()
@@ -115,14 +114,12 @@ def test_dropout_and_crops_go_on_too(tmp_path, monkeypatch):
             break
         except Stopped:
             stops += 1
-    assert stops == 5
+    assert stops == 8  # after six steps and at the end of two epochs
     assert all(torch.equal(straight[key], stopped[key]) for key in straight)
 
 
 def test_the_time_limit_stops_it(ask, during):
-    with pytest.raises(
-        Stopped, match=r"the time limit was reached at epoch 0\.3333/3; the same with --resume goes on"
-    ):
+    with pytest.raises(Stopped, match=r"the time limit was reached at epoch 0\.3333/3; the same with --resume goes on"):
         ask(until=time.monotonic())
 
 
@@ -149,7 +146,7 @@ def test_a_damaged_state_is_named(ask, during, tmp_path, place):
     content = bytearray(state.read_bytes())
     content[place] ^= 1
     state.write_bytes(content)
-    with pytest.raises(UserError, match=r"\.pt cannot be read \(damaged\); delete it to start afresh"):
+    with pytest.raises(UserError, match=r"\.pt cannot be read .*; delete it to start this run afresh"):
         ask()
 
 
@@ -157,21 +154,22 @@ def test_a_full_disk_is_to_be_tried_again(ask, during, monkeypatch):
     during(4, interrupt())
 
     def full(path, content):
-        raise UserError(f"cannot write {path}: No space left on device")
+        raise CannotWrite(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(resumable, "replace_file", full)
+    monkeypatch.setattr(state, "save", full)
     with pytest.raises(Stopped, match="No space left on device; the same with --resume goes on"):
         ask()
 
 
 def test_weights_that_are_no_numbers_are_not_kept(ask, monkeypatch, tmp_path):
-    finish = resumable.finish
+    train_step = training.Supervised.train_step
 
-    def spoil(made, *options):
-        finish(made, *options)
-        made.network.fc.bias.data[3] = torch.nan
+    def spoil(self, data, optim_wrapper):
+        train_step(self, data, optim_wrapper)
+        if self.progress.student_steps == self.steps - 1:
+            self.trained.fc.bias.data[3] = torch.nan
 
-    monkeypatch.setattr(resumable, "finish", spoil)
+    monkeypatch.setattr(training.Supervised, "train_step", spoil)
     with pytest.raises(UserError, match=r"training diverged: 'fc\.bias' holds nan"):
         ask()
     assert not (tmp_path / "own").exists()
@@ -238,9 +236,7 @@ def test_a_killed_holder_leaves_no_lock(ask, holder):
 
 
 def test_waiting_ends_with_the_time_limit_and_with_a_signal(ask, holder):
-    with pytest.raises(
-        Stopped, match="digits_resnet8: the time limit was reached while another process makes it"
-    ):
+    with pytest.raises(Stopped, match="digits_resnet8: the time limit was reached while another process makes it"):
         ask(until=time.monotonic() + 0.1)
     timer = threading.Timer(0.3, interrupt(signal.SIGTERM))
     timer.start()
@@ -315,16 +311,12 @@ def test_weights_and_cards_that_disagree_are_named(ask, given, tmp_path):
     path, card = ask(source=given)
     card_file = cards.card_path(path)
     card_file.write_text(card_file.read_text().replace(card["digest"], "0" * 64))
-    with pytest.raises(
-        UserError, match=r"damaged, or its card is another's: .* remove it to have it made anew"
-    ):
+    with pytest.raises(UserError, match=r"damaged, or its card is another's: .* remove it to have it made anew"):
         ask()
     path.unlink()
     assert ask(source=given)[1]["digest"] == card["digest"]
     card_file.unlink()
-    with pytest.raises(
-        UserError, match="has no card; remove it, or move it to a folder that DFKD_WEIGHTS names"
-    ):
+    with pytest.raises(UserError, match="has no card; remove it, or move it to a folder that DFKD_WEIGHTS names"):
         ask()
 
 
@@ -341,9 +333,7 @@ def test_what_is_no_file_in_either_folder_is_named(ask, tmp_path, kind, where):
     """Not trained instead, as if nothing were there."""
     path = tmp_path / where / NAME
     path.parent.mkdir()
-    {"folder": path.mkdir, "link": lambda: path.symlink_to("nowhere"), "pipe": lambda: os.mkfifo(path)}[
-        kind
-    ]()
+    {"folder": path.mkdir, "link": lambda: path.symlink_to("nowhere"), "pipe": lambda: os.mkfifo(path)}[kind]()
     with pytest.raises(UserError, match=f"{NAME} is .*, where a file is expected"):
         ask(source=None if where == "own" else tmp_path / "weights")
 

@@ -4,11 +4,14 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
 import bench
-from dfkd import protocols, resumable
+from dfkd import paths, resumable
+from dfkd.tables import definition
+from dfkd.tables.definition import table_of
 from dfkd.tasks import task
 from dfkd.teachers import cards, read_card, training, weights_name
 from dfkd.teachers import provide as providing
@@ -21,20 +24,12 @@ def command(tmp_path, monkeypatch, capsys):
     """command(*arguments): (exit status, output, error stream) of bench.py; a teacher takes three steps."""
     digits, whole = type(task("digits")), type(task("digits")).load
     monkeypatch.setattr(digits, "load", lambda self, *a: tuple(part[:64] for part in whole(self, *a)))
-    plain = protocols.protocols
-
-    def shorter(data):
-        found = plain(data)
-        if data == "digits":
-            found["quick"]["teacher"] |= {"epochs": 3}
-        return found
-
-    monkeypatch.setattr(protocols, "protocols", shorter)
-    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(bench, "TEACHERS", tmp_path / "results" / "teachers")
-    monkeypatch.setattr(bench, "PRIORS", tmp_path / "results" / "priors")
-    monkeypatch.setattr(bench, "CUSTOM", tmp_path / "custom")
-    monkeypatch.setattr("dfkd.engine.run.WORK", tmp_path / "work")
+    table = table_of("digits")
+    quick = replace(table.protocol("quick"), teacher=dict(table.protocol("quick").teacher) | {"epochs": 3})
+    shorter = dict(definition.tables()) | {"digits": replace(table, protocols={"quick": quick})}
+    monkeypatch.setattr(definition, "tables", lambda: shorter)
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "WORK", tmp_path / "work")
     monkeypatch.setattr(providing, "WORK", tmp_path / "work" / "teachers")
     monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
     monkeypatch.setenv("DFKD_DATA", str(tmp_path / "data"))
@@ -54,9 +49,7 @@ def test_a_teacher_is_trained_once(command, tmp_path):
     assert read_card(path)["recipe"]["epochs"] == 3
 
 
-@pytest.mark.parametrize(
-    "verb", [TEACHER, ("run", "--method=template", "--data=digits", "--pair=resnet8-resnet8")]
-)
+@pytest.mark.parametrize("verb", [TEACHER, ("run", "--method=template", "--data=digits", "--pair=resnet8-resnet8")])
 def test_a_time_limit_and_a_signal_are_told_by_the_status(command, tmp_path, monkeypatch, verb):
     status, _, err = command(*verb, "--time-limit=1e-9")
     assert (status, err) == (
@@ -106,11 +99,7 @@ def test_the_prior_of_the_tutorial_is_limited_too(command, tmp_path, monkeypatch
 def test_a_folder_of_teachers_that_cannot_be_written_is_found_before_one_is_trained(command, tmp_path):
     (tmp_path / "results").write_text("")
     status, out, err = command(*TEACHER)
-    assert (
-        status == 2
-        and err.startswith(f"bench.py: cannot write to {bench.TEACHERS}: ")
-        and err.count("\n") == 1
-    )
+    assert status == 2 and err.startswith(f"bench.py: cannot write to {paths.teachers()}: ") and err.count("\n") == 1
     assert "training" not in out
 
 
@@ -136,10 +125,10 @@ def test_a_plan_begins_with_the_teachers_and_priors_that_are_missing(command):
     )
     options = bench.parser().parse_args(both[1])
     assert (options.data, options.size, options.name, options.resume) == ("glyphs", 16, None, True)
-    bench.TEACHERS.mkdir(parents=True)
-    (bench.TEACHERS / weights_name("digits", "wrn16_2")).touch()
+    paths.teachers().mkdir(parents=True)
+    (paths.teachers() / weights_name("digits", "wrn16_2")).touch()
     assert plan(command, "--data=digits") == both[1:]
-    (bench.PRIORS / "glyphs16").mkdir(parents=True)
+    (paths.priors() / "glyphs16").mkdir(parents=True)
     assert plan(command, "--data=digits") == []
 
 
@@ -158,12 +147,10 @@ def test_each_shard_makes_what_its_cells_lack(command):
 
 
 def test_cards_of_the_project_satisfy_their_schemas():
-    for path in (bench.ROOT / "results" / "teachers").glob("*.json"):
+    for path in paths.teachers().glob("*.json"):
         data, _, arch = path.stem.partition("_")
-        assert cards.card_of(path.with_suffix(".safetensors"), data, arch) == json.loads(
-            path.read_text("utf-8")
-        )
+        assert cards.card_of(path.with_suffix(".safetensors"), data, arch) == json.loads(path.read_text("utf-8"))
 
 
 def test_states_are_kept_where_work_is():
-    assert resumable.WORK == bench.ROOT / "work"
+    assert resumable.WORK == paths.ROOT / "work"

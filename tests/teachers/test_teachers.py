@@ -24,9 +24,7 @@ def network():
 
 def equal(one, other):
     states = one.state_dict(), other.state_dict()
-    return states[0].keys() == states[1].keys() and all(
-        torch.equal(states[0][k], states[1][k]) for k in states[0]
-    )
+    return states[0].keys() == states[1].keys() and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
 @pytest.fixture
@@ -131,9 +129,7 @@ def test_adoption_copies_measures_and_takes_the_file_s_normalisation(network, tm
 
 def test_what_does_not_fit_is_not_adopted(network, tmp_path):
     save_file(network.state_dict(), tmp_path / "digits_resnet20.safetensors")
-    with pytest.raises(
-        UserError, match=r"does not fit resnet20 with 10 classes: .* no key 'layer1\.1\.conv1\.weight'"
-    ):
+    with pytest.raises(UserError, match=r"does not fit resnet20 with 10 classes: .* no key 'layer1\.1\.conv1\.weight'"):
         teachers.adopt("digits", "resnet20", tmp_path, tmp_path / "own")
     assert not (tmp_path / "own").exists()
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dfkd.engine.evaluation import on_device
+from dfkd.engine.evaluation import on_device, score
 from dfkd.errors import UserError
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
@@ -64,7 +64,7 @@ def test_the_seed_decides_and_progress_is_told(arrays):
 
 
 def test_a_diverging_loss_stops(arrays):
-    with pytest.raises(UserError, match="training diverged before epoch 2/2: the loss is not finite"):
+    with pytest.raises(UserError, match="training diverged before epoch 1/2: the loss is not finite"):
         train(initialise("wrn16_1", DIGITS.spec, 0), *arrays, DIGITS, RECIPE | {"lr": 1e30}, seed=0)
 
 
@@ -73,7 +73,7 @@ def test_accuracy_by_hand_and_mode_untouched():
     spec = DIGITS.spec
     network = Normalised(initialise("resnet8", spec, 0), spec).train()
     before = network.network.bn1.running_mean.clone()
-    measured = accuracy(network, images[:70], labels[:70], "cpu")
+    measured = score(network, DIGITS, images[:70], labels[:70], "cpu")
     assert network.training
     assert torch.equal(network.network.bn1.running_mean, before)
     tensors, truth = on_device(images[:70], labels[:70], "cpu")
@@ -88,4 +88,4 @@ def test_accuracy_by_hand_and_mode_untouched():
 def test_it_learns_the_digits():
     network = initialise("resnet8", DIGITS.spec, 0)
     train(network, *DIGITS.load("train", None), DIGITS, RECIPE | {"epochs": 5}, seed=0)
-    assert accuracy(Normalised(network, DIGITS.spec), *DIGITS.load("test", None), "cpu") > 85
+    assert score(Normalised(network, DIGITS.spec), DIGITS, *DIGITS.load("test", None), "cpu") > 85

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from dfkd.files import replace_file
 from dfkd.identity import Cell
-from dfkd.metrics import METRICS
-from dfkd.statistics import Cost, Result
+from dfkd.report.statistics import Cost, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +53,7 @@ def grid_of(cell: Cell) -> str:
 
 
 def drawable(result: Result) -> bool:
-    """Whether the result is a point: finished, and no bound. Bounds are lines, and alone make no figure."""
+    """Whether the result is a point: finished, and no reference row. Those are lines, and alone make no figure."""
     return not result.reference and result.last is not None
 
 
@@ -92,7 +91,7 @@ def _figures(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 def _digest(shown: list[Result]) -> str:
     numbers = [
-        [result.cell, result.metric, result.state, result.reference, result.last]
+        [result.cell, result.metric.name, result.state, result.reference, result.last]
         + [[cost.hardware, cost.n, cost.scored, cost.once] for cost in result.costs]
         for result in shown
     ]
@@ -145,7 +144,7 @@ def _draw(shown: list[Result], digest: str) -> tuple[bytes, bytes]:
 
 
 def _panel(axes: "Axes", pair: list[Result], colours: dict[str, str], markers: dict[str, str]) -> None:
-    """Points, error bars, axes and the lines of the bounds; points are named once the layout stands."""
+    """Points, error bars, axes and the lines of the reference rows; points are named once the layout stands."""
     methods = [result for result in pair if drawable(result)]
     for result in methods:
         colour = colours[result.cell.method]
@@ -169,11 +168,11 @@ def _panel(axes: "Axes", pair: list[Result], colours: dict[str, str], markers: d
     once = any(cost.once for result in methods for cost in result.costs)
     axes.set_xlabel("total time without evaluation (log scale)" + "; line: spent once per teacher" * once)
     _time_axis(axes, [second for result in methods for cost in result.costs for second in _tail(cost)])
-    axes.set_ylabel(METRICS[methods[0].metric].axis)
+    axes.set_ylabel(methods[0].metric.axis)
     axes.set_title(f"{methods[0].cell.teacher} → {methods[0].cell.student}", fontsize=10)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    _bounds(axes, methods, [result for result in pair if result.reference])
+    _references(axes, methods, [result for result in pair if result.reference])
 
 
 def _tail(cost: Cost) -> tuple[float, float]:
@@ -196,27 +195,28 @@ def _time_axis(axes: "Axes", seconds: list[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _bounds(axes: "Axes", methods: list[Result], bounds: list[Result]) -> None:
-    """A dashed line and a name in the right margin for each bound; one far below all methods is only named.
+def _references(axes: "Axes", methods: list[Result], references: list[Result]) -> None:
+    """A dashed line and a name in the right margin for each reference row; one far below all methods is only named.
 
     Noise at 10 % would otherwise press the methods at 90 % into one line.
     """
     low = min(result.last.mean - (result.last.std or 0) for result in methods)
     high = max(result.last.mean + (result.last.std or 0) for result in methods)
-    decimals, least = (1, 4.0) if methods[0].metric == "top1" else (3, 0.04)
+    metric = methods[0].metric
+    least = 0.04 * (metric.high - metric.low)
     reach = max(high - low, least)
-    values = [bound.last.mean for bound in bounds if bound.last.mean >= low - reach]
+    values = [each.last.mean for each in references if each.last.mean >= low - reach]
     low, high = min([low, *values]), max([high, *values])
     margin = 0.1 * max(high - low, least)
     low, high = low - margin, high + margin
     axes.set_ylim(low, high)
-    bounds = sorted(bounds, key=lambda bound: (bound.last.mean, bound.cell.method))
-    places = _apart([max((bound.last.mean - low) / (high - low), 0.0) for bound in bounds])
-    for bound, place in zip(bounds, places, strict=True):
-        value = bound.last.mean
+    references = sorted(references, key=lambda each: (each.last.mean, each.cell.method))
+    places = _apart([max((each.last.mean - low) / (high - low), 0.0) for each in references])
+    for each, place in zip(references, places, strict=True):
+        value = each.last.mean
         if value >= low:
             axes.axhline(value, color="0.45", linestyle="--", linewidth=0.9, zorder=1)
-        name = f"{bound.cell.method} {value:.{decimals}f}" + ("" if value >= low else " ↓")
+        name = f"{each.cell.method} {value:.{metric.decimals}f}" + ("" if value >= low else " ↓")
         style = {"va": "center", "fontsize": 8, "color": "0.3", "style": "italic"}
         axes.text(1.015, place, name, transform=axes.transAxes, **style)
 

@@ -27,9 +27,8 @@ def link(url: str) -> str:
     return f"<{quote(url.strip(), safe=':/?#[]@!$&()*+,;=%~')}>"
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: set[str]) -> str:
-    """A table of cells that are Markdown already; columns named in `right` are aligned there."""
-    align = ["right" if header in right else "left" for header in headers]
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: Sequence[str]) -> str:
+    """A table of cells that are Markdown already, each column aligned "left" or "right"."""
     return tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True) + "\n"
 
 
