@@ -57,9 +57,9 @@ def test_a_time_limit_and_a_signal_are_told_by_the_status(command, tmp_path, mon
     )
     train_step = training.Supervised.train_step
 
-    def interrupted(self, *arguments):
+    def interrupted(self, data, optim_wrapper):
         os.kill(os.getpid(), signal.SIGTERM)
-        train_step(self, *arguments)
+        train_step(self, data, optim_wrapper)
 
     monkeypatch.setattr(training.Supervised, "train_step", interrupted)
     status, out, err = command(*verb, "--resume")
