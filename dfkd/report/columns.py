@@ -32,21 +32,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Results of one pair under one protocol, in the order of their rows."""
-
-    results: Sequence[Result]
-
-    @property
-    def kd(self) -> Result | None:
-        return next((result for result in self.results if result.cell.method == KD), None)
-
-    @property
-    def best(self) -> Result | None:
-        return next((result for result in self.results if result.ranked), None)
-
-
-@dataclass(frozen=True)
 class Column:
     """A column of a table.
 
@@ -108,16 +93,12 @@ def ordered(results: Iterable[Result]) -> list[Result]:
 def rows_of(results: Sequence[Result], quoted: dict, plots_folder: str) -> list[Row]:
     """The rows of one pair, ranked."""
     ranks = itertools.count(1)
-    return [
-        Row(
-            result,
-            next(ranks) if result.ranked else None,
-            gap_to_kd(result, results),
-            quoted.get(result.cell),
-            plots=plots_folder,
-        )
-        for result in ordered(results)
-    ]
+
+    def row(result: Result) -> Row:
+        rank = next(ranks) if result.ranked else None
+        return Row(result, rank, gap_to_kd(result, results), quoted.get(result.cell), plots=plots_folder)
+
+    return list(map(row, ordered(results)))
 
 
 def figure(number: float) -> str:
@@ -144,8 +125,12 @@ def _last(row: Row) -> str | None:
     return f"**{text}**" if row.rank == 1 else text
 
 
-def _last_mean(result: Result) -> str | None:
-    return _score(result.last and result.last.mean, result.metric)
+def _last_mean(result: Result | None) -> str | None:
+    return _score(result.last.mean, result.metric) if result and result.last else None
+
+
+def _best(pair: Iterable[Result]) -> Result | None:
+    return next((result for result in pair if result.ranked), None)
 
 
 def _method(row: Row) -> str:
@@ -247,7 +232,7 @@ COSTS = (
         "memory", "peak: device memory on CUDA, process memory on a CPU", RIGHT,
         _mean("cost.peak_memory_bytes", memory),
     ),
-    Column("hardware", "class of the machine, with its seeds if there are several", LEFT, _hardware, common=True),
+    Column("hardware", "class of the machine; number of seeds if there are several", LEFT, _hardware, common=True),
 )  # fmt: skip
 IMAGES = (
     Column("method", "", LEFT, lambda row: _method(row) + (" (stale)" if row.result.state == "stale" else "")),
@@ -278,14 +263,14 @@ IMAGES = (
         LEFT, lambda row: f"[grid]({row.plots}/{plots.grid_of(row.result.cell)})",
     ),
 )  # fmt: skip
-OVERVIEW = (
-    Column("data", "", LEFT, lambda pair: f"[{pair.results[0].cell.data}](#{pair.results[0].cell.data})"),
-    Column("protocol", "", LEFT, lambda pair: pair.results[0].cell.protocol),
-    Column("pair", "", LEFT, lambda pair: names(pair.results[0])),
-    Column(KD, "", RIGHT, lambda pair: pair.kd and _last_mean(pair.kd)),
-    Column("best method", "", LEFT, lambda pair: pair.best and plain(pair.best.cell.method)),
-    Column("last", "", RIGHT, lambda pair: pair.best and _last_mean(pair.best)),
-    Column("gap", "", RIGHT, lambda pair: pair.best and _signed(gap_to_kd(pair.best, pair.results), pair.best.metric)),
+OVERVIEW = (  # of the ordered results of a pair
+    Column("data", "", LEFT, lambda pair: f"[{pair[0].cell.data}](#{pair[0].cell.data})"),
+    Column("protocol", "", LEFT, lambda pair: pair[0].cell.protocol),
+    Column("pair", "", LEFT, lambda pair: names(pair[0])),
+    Column(KD, "", RIGHT, lambda pair: _last_mean(next((each for each in pair if each.cell.method == KD), None))),
+    Column("best method", "", LEFT, lambda pair: (best := _best(pair)) and plain(best.cell.method)),
+    Column("last", "", RIGHT, lambda pair: _last_mean(_best(pair))),
+    Column("gap", "", RIGHT, lambda pair: (best := _best(pair)) and _signed(gap_to_kd(best, pair), best.metric)),
 )
 
 

@@ -7,22 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from dfkd.identity import Cell
-from dfkd.report import plots, published
-from dfkd.report.columns import (
-    COSTS,
-    IMAGES,
-    OVERVIEW,
-    RESULTS,
-    Pair,
-    Row,
-    common,
-    figure,
-    legend,
-    names,
-    ordered,
-    rows_of,
-    table,
-)
+from dfkd.report import columns, plots, published
+from dfkd.report.columns import COSTS, IMAGES, RESULTS, Row
 from dfkd.report.markdown import plain
 from dfkd.report.statistics import Result
 from dfkd.tables.definition import MEANINGS, tables
@@ -74,8 +60,8 @@ def render(results: Iterable[Result], quotable: Sequence[Mapping[str, str]]) -> 
         written = [_sheet(sheets[key], quotable, "plots") for key in keys]
         sections.append(f"## {data}\n\n{about}" + "\n".join(text for text, _ in written))
         shown += [row for _, rows in written for row in rows]
-    pairs = [Pair(ordered(pair)) for key in sheets for pair in sheets[key]]
-    overview = table(OVERVIEW, pairs) if pairs else EMPTY
+    pairs = [columns.ordered(pair) for key in sheets for pair in sheets[key]]
+    overview = columns.table(columns.OVERVIEW, pairs) if pairs else EMPTY
     files["LEADERBOARD.md"] = "\n".join([HEAD, overview, *sections, _legend(shown)])
     return files
 
@@ -111,7 +97,7 @@ def _sheet(pairs: Sequence[Sequence[Result]], quotable: Sequence, folder: str) -
     """Heading, pairs, plot and notes of one data set under one protocol; and the rows. `folder` is that of plots."""
     results = [result for pair in pairs for result in pair]
     quoted, protocol = published.quote(results, quotable), results[0].cell.protocol
-    rows = [rows_of(pair, quoted, folder) for pair in pairs]
+    rows = [columns.rows_of(pair, quoted, folder) for pair in pairs]
     meaning = f" {MEANINGS[protocol]}." if protocol in MEANINGS else ""
     parts = [f"### {protocol}\n\n{results[0].metric.sentence}.{meaning}\n", *map(_pair, rows)]
     if any(map(plots.drawable, results)):
@@ -124,14 +110,14 @@ def _sheet(pairs: Sequence[Sequence[Result]], quotable: Sequence, folder: str) -
 def _pair(rows: Sequence[Row]) -> str:
     """What one pair came to, what that cost, what the synthetic images are like."""
     costs, images = _of_costs(rows), _of_images(rows)
-    said = " · ".join([*common(RESULTS, rows), *common(COSTS, costs)])
-    parts = [f"#### {names(rows[0].result)}\n", *([f"{said}\n"] if said else []), table(RESULTS, rows)]
-    parts += ["**Costs**\n", table(COSTS, costs)]
-    parts += ["**Synthetic images**\n", table(IMAGES, images)] if images else []
+    said = " · ".join([*columns.common(RESULTS, rows), *columns.common(COSTS, costs)])
+    parts = [f"#### {columns.names(rows[0].result)}\n", *([f"{said}\n"] if said else []), columns.table(RESULTS, rows)]
+    parts += ["**Costs**\n", columns.table(COSTS, costs)]
+    parts += ["**Synthetic images**\n", columns.table(IMAGES, images)] if images else []
     notes = [f"`{row.result.cell.method}` does not apply: {plain(row.result.error)}" for row in rows if row.result.error
              and row.result.state == "unsupported"]  # fmt: skip
     for result in (row.result for row in rows if row.result.report):
-        numbers = ", ".join(f"{plain(name)} {figure(value)}" for name, value in result.report.items())
+        numbers = ", ".join(f"{plain(name)} {columns.figure(value)}" for name, value in result.report.items())
         notes.append(f"`{result.cell.method}` reports {numbers}")
     return "\n".join([*parts, _list(notes)] if notes else parts)
 
@@ -150,8 +136,8 @@ def _notes(results: Sequence[Result]) -> list[str]:
 def _legend(rows: Sequence[Row]) -> str:
     """What the columns mean, as far as there are such."""
     images = _of_images(rows)
-    text = COLUMNS + legend((RESULTS, rows), (COSTS, _of_costs(rows)))
-    return text + (COLUMNS_OF_IMAGES + legend((IMAGES, images)) if images else "")
+    text = COLUMNS + columns.legend((RESULTS, rows), (COSTS, _of_costs(rows)))
+    return text + (COLUMNS_OF_IMAGES + columns.legend((IMAGES, images)) if images else "")
 
 
 def _of_costs(rows: Iterable[Row]) -> list[Row]:

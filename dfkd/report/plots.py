@@ -148,19 +148,11 @@ def _panel(axes: "Axes", pair: list[Result], colours: dict[str, str], markers: d
     methods = [result for result in pair if drawable(result)]
     for result in methods:
         colour = colours[result.cell.method]
+        face, edge = ("white", colour) if result.state == "stale" else (colour, "white")
+        style = {"color": colour, "markerfacecolor": face, "markeredgecolor": edge, "markersize": 7.5}
+        style |= {"capsize": 3, "zorder": 3}
         for cost in result.costs:
-            axes.errorbar(
-                cost.scored,
-                result.last.mean,
-                yerr=result.last.std,
-                fmt=markers[cost.hardware],
-                color=colour,
-                markerfacecolor="white" if result.state == "stale" else colour,
-                markeredgecolor=colour if result.state == "stale" else "white",
-                markersize=7.5,
-                capsize=3,
-                zorder=3,
-            )
+            axes.errorbar(cost.scored, result.last.mean, result.last.std, fmt=markers[cost.hardware], **style)
             if cost.once:
                 line = {"color": colour, "linewidth": 1.2, "alpha": 0.6, "zorder": 2}
                 axes.plot(_tail(cost), [result.last.mean] * 2, marker="|", markevery=[0], **line)

@@ -102,7 +102,7 @@ BAD = {
     "ok with an error": (change("error", to="out of memory"), "error: 'out of memory' is not of type 'null'"),
     "failed with a score": (unfinished, "metrics.last: 90.0 is not of type 'null'"),
     "declined without a reason": (change("status", to="unsupported"), "record: "),
-    "clock": (change("time", "total", to=5.0), "time.total: 5.0 s, but the accounts add up to"),
+    "clock": (change("time", "total", to=5.0), "time.total: 5.0 s, but the categories add up to"),
 }  # fmt: skip
 
 
