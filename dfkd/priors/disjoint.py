@@ -27,7 +27,7 @@ def check_disjoint(card: Mapping[str, Any], digests: Path | None, task: Task, da
         seen = _read(digests)
     elif card["data"] in POOLS:
         seen = image_digests(training_images(card, data_root)[0])
-    elif card["origin"] == "foreign":
+    elif card["origin"] == "foreign":  # user-provided
         return
     else:
         raise UserError(f"the image digests of prior {name} are gone; remove its folder to have it made anew")
@@ -42,7 +42,7 @@ def check_disjoint(card: Mapping[str, Any], digests: Path | None, task: Task, da
 
 
 def training_images(card: Mapping[str, Any], data_root: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Images (uint8, N×H×W×3) and manifest of the pool that a card names. Raises UserError where they are not there."""
+    """Images (uint8, N×H×W×3) and manifest of the auxiliary images that a card names. Raises UserError where they are not there."""
     try:
         source = pool(card["data"])
         return source.load("train", data_root)[0], source.manifest(data_root)
