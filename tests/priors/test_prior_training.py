@@ -170,7 +170,7 @@ def test_a_size_without_a_recipe_has_the_pool_s():
 
 
 def test_a_pool_without_a_recipe(noise, tmp_path):
-    with pytest.raises(UserError, match=r"there is no recipe for the auxiliary images glyphs; write one into .*priors\.yaml"):
+    with pytest.raises(UserError, match=r"no recipe for the auxiliary images glyphs; write one into .*priors\.yaml"):
         recipe_for("glyphs", 16)
 
 
