@@ -42,7 +42,7 @@ def check_disjoint(card: Mapping[str, Any], digests: Path | None, task: Task, da
 
 
 def training_images(card: Mapping[str, Any], data_root: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """The auxiliary images that a card names (uint8, N×H×W×3) and their manifest. UserError where they are not there."""
+    """The auxiliary images that a card names (uint8, N×H×W×3), their manifest. UserError where they are missing."""
     try:
         source = pool(card["data"])
         return source.load("train", data_root)[0], source.manifest(data_root)
