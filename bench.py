@@ -127,7 +127,7 @@ def data_options(verb: argparse.ArgumentParser) -> None:
 
 
 def do_data(options: argparse.Namespace) -> int:
-    print(prepare(options.name, data_root(options.data_root), options.source, options.manifest))
+    print(prepare(options.name, data_root(options.data_root), options.source, options.manifest)[1])
     return 0
 
 

@@ -19,7 +19,6 @@ from dfkd.report.statistics import Cost, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.text import Annotation
 
 # Okabe and Ito's palette without its pale yellow, then three of Paul Tol's: safe for the colour-blind.
 COLOURS = (
@@ -233,7 +232,8 @@ def _label_points(axes: "Axes", pair: list[Result]) -> None:
     methods = [result for result in pair if drawable(result)]
     points = [(cost, result.last.mean, result) for result in methods for cost in result.costs]
     points.sort(key=lambda point: (-point[1], point[0].scored, point[2].cell))
-    half = 5 * axes.figure.dpi / 72  # of a marker, in pixels
+    scale = axes.figure.dpi / 72  # pixels of a point
+    half = 5 * scale  # of a marker
     pixels = axes.transData.transform([(cost.scored, y) for cost, y, _ in points])
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in pixels]
     tails = [axes.transData.transform((_tail(cost)[0], y))[0] for cost, y, _ in points]
@@ -242,9 +242,12 @@ def _label_points(axes: "Axes", pair: list[Result]) -> None:
     lines = [axes.transData.transform((points[0][0].scored, height))[1] for height in heights]
     frame = axes.bbox
 
-    def badness(offset: tuple[float, float, str], label: "Annotation") -> float:
-        label.set(position=offset[:2], horizontalalignment=offset[2])
-        box = label.get_window_extent(renderer)
+    def moved(box: Bbox, offset: tuple[float, float, str]) -> Bbox:
+        """The box of a text that begins at its point, elsewhere: measured once, for that takes long."""
+        dx, dy, align = offset
+        return box.translated(scale * dx - {"left": 0, "center": 0.5, "right": 1}[align] * box.width, scale * dy)
+
+    def badness(box: Bbox, offset: tuple[float, float, str]) -> float:
         beyond = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
         covered = sum(box.overlaps(other) for other in taken) + beyond
         crossed = sum(box.y0 < line < box.y1 for line in lines)
@@ -257,9 +260,10 @@ def _label_points(axes: "Axes", pair: list[Result]) -> None:
             point, xytext=(0, 0), textcoords="offset points", va="center", fontsize=8.5, color="0.1",
             zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
-        best = min(OFFSETS, key=lambda offset: badness(offset, label))
+        box = label.get_window_extent(renderer)
+        best = min(OFFSETS, key=lambda offset: badness(moved(box, offset), offset))
         label.set(position=best[:2], horizontalalignment=best[2])
-        taken.append(label.get_window_extent(renderer))
+        taken.append(moved(box, best))
         if math.hypot(*best[:2]) > 15:  # too far to be seen as belonging together
             leader = {"arrowstyle": "-", "linewidth": 0.6, "color": "0.5", "shrinkA": 0, "shrinkB": 4}
             axes.annotate("", point, best[:2], textcoords="offset points", arrowprops=leader, zorder=2)

@@ -38,8 +38,8 @@ def pool(name: str) -> Task:
     return POOLS[name]
 
 
-def prepare(name: str, root: Path, source: Path | None = None, copy: Path | None = None) -> str:
-    """Have the data of a task or pool in place; returns a line on what was done (`bench.py data NAME`).
+def prepare(name: str, root: Path, source: Path | None = None, copy: Path | None = None) -> tuple[dict[str, Any], str]:
+    """Have the data of a task or pool in place: its manifest, and a line on what was done (`bench.py data NAME`).
 
     Arrays that are there and intact are kept; missing or damaged ones are fetched. With `source` (`--from`) they
     are made anew from the files there, and replace what was stored. `copy` is where the manifest is written, too, with
@@ -55,7 +55,7 @@ def prepare(name: str, root: Path, source: Path | None = None, copy: Path | None
     manifest, line = _prepare(known[name], root, source)
     if copy:
         replace_file(copy, json.dumps({**manifest, "digest": digest(manifest)}, indent=1) + "\n")
-    return line
+    return manifest, line
 
 
 def _prepare(wanted: Task, root: Path, source: Path | None) -> tuple[dict[str, Any], str]:

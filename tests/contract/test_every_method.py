@@ -108,7 +108,6 @@ def test_a_method_from_outside_is_tested_by_one_command(tmp_path):
         sys.executable,
         "-m",
         "pytest",
-        "-q",
         "-k",
         "digits and not scenes",
         f"--dfkd-method={tmp_path / 'mine.py'}",

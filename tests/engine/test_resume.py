@@ -15,7 +15,7 @@ from filelock import FileLock
 from dfkd.catalog import ROOT
 from dfkd.engine import state
 from dfkd.errors import UserError
-from tests.conftest import BUDGET, PAIR, TINY, outcome
+from tests.conftest import BUDGET, PAIR, TINY, latest, outcome
 
 CPU = torch.device("cpu")
 
@@ -59,7 +59,7 @@ def test_killed_twice_it_equals_the_run_that_was_let_be(teacher, tiny, execute, 
     longer = ["training.steps=60", "rounds=20", "evaluations=6"]
     cell = tiny("ssdkd", *longer)
     straight = execute(cell, work=tmp_path / "straight")
-    changes = json.dumps([*TINY["ssdkd"], *BUDGET, *longer])
+    changes = json.dumps(latest(*TINY["ssdkd"], *BUDGET, *longer))
     command = [sys.executable, "-c", CHILD, str(teacher[0]), str(tmp_path / "work"), changes, PAIR]
     states = []
     for _ in range(2):
