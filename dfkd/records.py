@@ -20,7 +20,7 @@ VERSION = 1
 CATEGORIES = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
 FREE_CATEGORIES = ("evaluation", "bookkeeping")  # paid by the evaluator, so not part of `scored`
 FINISHED = ("ok", "diverged", "unsupported")  # a result; the others are attempts
-CLOCK_TOLERANCE = 1e-3  # of the total, between the sum of the accounts and the clock
+CLOCK_TOLERANCE = 1e-3  # of the total, between the sum of the categories and the clock
 
 
 def _object(optional: dict | None = None, /, **properties: dict) -> dict:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import yaml
 
 from dfkd import catalog, paths
 from dfkd.files import replace_file
-from dfkd.identity import Run
+from dfkd.identity import Cell, Run
 from dfkd.priors.recipes import recipes as own_priors
 from dfkd.tables.definition import table_of, tables
-from dfkd.tables.resolve import resolve
+from dfkd.tables.resolve import Resolved, resolve
 
 # The quick tables are what `dvc repro` makes; those of real data have a pipeline of their own.
 PIPELINES = {"quick": lambda protocol: protocol == "quick", "real": lambda protocol: protocol != "quick"}
@@ -48,9 +48,21 @@ def text(pipeline: str) -> str:
 
 def stages(pipeline: str) -> dict[str, Any]:
     """`data` and `tables` as lists, `priors`, `teachers` and `runs` as maps from stage to what its template needs."""
-    data, priors, teachers, runs = {}, {}, {}, {}
+    return _stages(_resolved(pipeline))
+
+
+def _resolved(pipeline: str) -> dict[Run, Resolved]:
+    """Each run of a pipeline with what its names stand for, which all seeds of a cell share."""
+    cells: dict[Cell, Resolved] = {}
     for run in span(pipeline):
-        resolved = resolve(run.data, run.protocol, run.method, run.pair)
+        if run.cell not in cells:
+            cells[run.cell] = resolve(run.data, run.protocol, run.method, run.pair)
+    return {run: cells[run.cell] for run in span(pipeline)}
+
+
+def _stages(resolved_runs: Mapping[Run, Resolved]) -> dict[str, Any]:
+    data, priors, teachers, runs = {}, {}, {}, {}
+    for run, resolved in resolved_runs.items():
         data[run.data] = None
         _add_teacher(teachers, run)
         own = own_priors().get(resolved.prior or "")
@@ -73,14 +85,14 @@ def stages(pipeline: str) -> dict[str, Any]:
 
 def inputs(pipeline: str) -> dict[str, dict[str, Any]]:
     """File name → what a stage depends on beside files: code, recipes and configurations as they are now."""
-    made = stages(pipeline)
+    resolved_runs = _resolved(pipeline)
+    made = _stages(resolved_runs)
     code = catalog.code_digest(*(paths.ROOT / "dfkd" / "tasks").glob("*.py"))
     found: dict[str, dict[str, Any]] = {f"data-{key}": {"code": code} for key in made["data"]}
     found |= {f"prior-{key}": dict(own_priors()[key]) for key in made["priors"]}
     for key, item in made["teachers"].items():
         found[f"teacher-{key}"] = dict(table_of(item["data"]).protocol(item["protocol"]).teacher)
-    for run in span(pipeline):
-        resolved = resolve(run.data, run.protocol, run.method, run.pair)
+    for run, resolved in resolved_runs.items():
         found[f"run-{_key(run)}"] = {"method": resolved.entry.digest, "config": resolved.digest}
     return found
 

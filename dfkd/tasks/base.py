@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from dfkd.errors import UserError, unknown
+from dfkd.metrics import IGNORE
 from dfkd.tasks import store
-
-IGNORE = 255  # the label of pixels that neither train nor count
 
 
 @dataclass(frozen=True)
