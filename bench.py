@@ -79,7 +79,7 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     what.add_argument("--again", action="store_true", help="repeat a finished run from the start")
     custom = verb.add_argument_group("custom runs, left out of the tables")
     change_option(custom, "change a hyper-parameter (docs/protocol.md)")
-    text = "as --set precision=..., if the protocol's differs"
+    text = "as --set precision=..., if the protocol's differs; where that is auto, fp32 and bf16 are no custom run"
     custom.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=text)
     custom.add_argument("--teacher-weights", type=PATH, metavar="FILE", help="your own checkpoint")
     out = verb.add_argument_group("output")

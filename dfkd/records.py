@@ -118,6 +118,7 @@ SCHEMA: dict = {
             digest=_NOTE,
         ),
         provenance=_object(
+            {"precision": {"enum": ["fp32", "tf32", "bf16"]}},  # in which it ran
             code=_object({"external": _FLAG}, method=_TEXT, harness=_TEXT),
             config=_TEXT,
             data=_object({"test_changed": _FLAG, "subset": _FLAG}, digest=_TEXT, changed=_NOTE),

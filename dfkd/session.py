@@ -40,12 +40,14 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     out = _out(resolved, options.out)
     guard.install()  # before anything else that could keep a way to the data
     from dfkd.engine.machine import device_of
+    from dfkd.engine.precision import settled
     from dfkd.engine.record import work_name
     from dfkd.engine.run import Options, declined, run
 
     root, device = data_root(options.data_root), device_of(options.device)
+    resolved = settled(resolved, device)
     seconds = current.estimate(resolved.run)
-    print(f"{resolved.run.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
+    print(f"{resolved.run.name} on {device}, {resolved.precision}" + (f", about {duration(seconds)}" if seconds else ""))
     settings = Options(root, str(device), options.resume, tensorboard=options.tensorboard)
     kept: list[Path | None] = []
 

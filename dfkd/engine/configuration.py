@@ -35,7 +35,7 @@ def configuration(
             method=method(resolved),
             teacher=dict(arch=resolved.run.teacher, weights=str(teacher[0]), spec=teacher[1]["spec"]),
             budget=budget,
-            precision=config["precision"],
+            precision=resolved.precision,
             prior=dict(place=str(prior[0]), card=prior[1]) if prior else None,
             log=str(folder / LOG),
         ),
@@ -46,7 +46,7 @@ def configuration(
             time_limit=time_limit,
         ),
         optim_wrapper=dict(
-            type="PrecisionOptimWrapper", precision=config["precision"], optimizer=dict(training["optimizer"])
+            type="PrecisionOptimWrapper", precision=resolved.precision, optimizer=dict(training["optimizer"])
         ),
         param_scheduler=schedule(training["schedule"], budget["steps"], budget["rounds"]),
         val_cfg=dict(type="EvaluationLoop", classes=resolved.task.spec.classes),

@@ -36,15 +36,16 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
-def hardware(device: torch.device) -> dict:
+def hardware(device: torch.device, precision: str) -> dict:
     """The record's hardware: a class within which times may be compared, and details."""
+    suffix = "" if precision == "fp32" else f", {precision}"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         details = {"memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
-        return {"class": torch.cuda.get_device_name(device), "details": details}
+        return {"class": torch.cuda.get_device_name(device) + suffix, "details": details}
     model = _processor()
     threads = torch.get_num_threads()
-    return {"class": f"{model}, {threads} threads", "details": {"cpus": os.cpu_count(), "threads": threads}}
+    return {"class": f"{model}, {threads} threads{suffix}", "details": {"cpus": os.cpu_count(), "threads": threads}}
 
 
 def _processor() -> str:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def work_name(resolved: Resolved, card: dict, manifest: dict, device: torch.device, prior: dict | None) -> str:
-    """Where a run works, below the work folder. Of another configuration, code, data, teacher, prior or kind of device
-    it is another place, so nothing is mixed up."""
+    """Where a run works, below the work folder. Of another configuration, code, data, teacher, prior, kind of device
+    or precision it is another place, so nothing is mixed up."""
     parts = (resolved.digest, resolved.entry.digest, catalog.harness_digest(), store.digest(manifest))
-    parts += (str(card["digest"]), device.type, *((prior["digest"],) if prior else ()))
+    parts += (str(card["digest"]), device.type, resolved.precision, *((prior["digest"],) if prior else ()))
     return f"{resolved.run.name}/{hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]}"
 
 
@@ -53,7 +53,8 @@ class Facts:
         self.data |= {key: manifest[key] for key in ("test_changed", "subset") if key in manifest}
         self.code = {"method": resolved.entry.digest, "harness": catalog.harness_digest()}
         platform.processor()  # numpy and h5py ask for it when imported, which starts a process the first time
-        self.hardware, self.versions, self.commit = machine.hardware(device), machine.versions(), machine.commit()
+        self.hardware = machine.hardware(device, resolved.precision)
+        self.versions, self.commit = machine.versions(), machine.commit()
         self.work = work_name(resolved, self.card, manifest, device, prior)
 
     def prior(self, measured: Measured) -> dict:
@@ -103,6 +104,7 @@ class Facts:
                 "commit": self.commit,
                 "versions": self.versions,
                 "hardware": self.hardware,
+                "precision": resolved.precision,
                 "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             },
             "config": {**resolved.config, "args": {**resolved.entry.arguments, **resolved.config["args"]}},

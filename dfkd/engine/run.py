@@ -24,6 +24,7 @@ from dfkd.engine.evaluation import Batches, on_device
 from dfkd.engine.guard import guard
 from dfkd.engine.method import Method, build_method
 from dfkd.engine.module import Diverged
+from dfkd.engine.precision import settled
 from dfkd.engine.record import Facts, Measured
 from dfkd.engine.runner import PlainRunner
 from dfkd.engine.seeds import seed_for
@@ -74,7 +75,8 @@ def run(
     saved state, and UserError.
     """
     device = machine.device_of(options.device)
-    tf32 = resolved.config["precision"] == "tf32"
+    resolved = settled(resolved, device)
+    tf32 = resolved.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     manifest, memory = resolved.task.manifest(options.data_root), machine.Memory(device)
     facts = Facts(resolved, card, manifest, device, prior[1] if prior else None)
@@ -178,6 +180,7 @@ def declined(resolved: Resolved, options: Options, keep: Callable[[dict], Any]) 
     (UserError).
     """
     device = machine.device_of(options.device)
+    resolved = settled(resolved, device)
     manifest = resolved.task.manifest(options.data_root)
     facts, clock, memory = Facts(resolved, None, manifest, device, None), Clock(device), machine.Memory(device)
     try:

@@ -32,7 +32,7 @@ _COUNT = {"type": "integer", "minimum": 1, "maximum": 10**9}
 _BATCH = _COUNT | {"maximum": 2**20}  # images
 _SEED = {"type": "integer", "minimum": 0, "maximum": LARGEST}
 BUDGET = {
-    "precision": {"type": "string", "enum": ["fp32", "tf32", "bf16"]},
+    "precision": {"type": "string", "enum": ["fp32", "tf32", "bf16", "auto"]},
     "rounds": _COUNT,
     "synthesis_batch": _BATCH,
     "evaluations": _COUNT,
@@ -42,6 +42,7 @@ STUDENT = {"steps": _COUNT, "batch": _BATCH}
 TRAINING = mapping(
     "steps batch optimizer schedule", **STUDENT, **{part: one_of(types) for part, types in PARTS.items()}
 )
+AUTO = "auto"  # precision: bf16 where the machine is faster in it, else fp32
 _ALWAYS = "precision training rounds synthesis_batch evaluations"
 # What a run is configured by, but for its method's arguments.
 SETTINGS = mapping(_ALWAYS, training=TRAINING, **BUDGET)

@@ -20,6 +20,7 @@ from dfkd.metrics import Metric, metric
 from dfkd.names import LARGEST
 from dfkd.optimizers import PARTS
 from dfkd.tables.definition import (
+    AUTO,
     NO_PRIOR,
     SETTINGS,
     STUDENT,
@@ -45,6 +46,7 @@ class Resolved:
     config: Mapping[str, Any]
     custom: bool = False
     note: str = ""
+    precision: str = "fp32"  # in which it runs; `auto` until `engine.precision` has chosen
 
     @property
     def digest(self) -> str:
@@ -87,6 +89,8 @@ def resolve(
 ) -> Resolved:
     """One run. `method` is a recipe's or a method's name, `changes` are `key=value` from `--set`.
 
+    `precision` changes the configuration, unless the protocol's is `auto`: there it says what the machine would.
+
     Precedence, the last wins: the method's defaults, the recipe's `args`, its `pairs`, its `protocols`, `--set`.
     Raises UserError for every unknown name (with the nearest one) and every value of a wrong type.
     """
@@ -107,13 +111,15 @@ def resolve(
     settings = _settings(rules, entry, by_protocol, f"recipe {method!r}: {protocol} of {data}")
     changed = _changes(changes, precision, settings)
     _apply(changed, arguments, settings, entry)
+    runs_in = precision if settings["precision"] == AUTO and precision else settings["precision"]
     arguments = {key: coerce(key, value, default_of(key, entry)) for key, value in arguments.items()}
     steps, rounds = settings["training"]["steps"], settings["rounds"]
     if steps % rounds:
         raise UserError(f"{method}: {steps} student steps do not divide into {rounds} rounds")
     names = dict(data=data, teacher=teacher, student=student, method=method, protocol=protocol)
     config = {**names, "class": entry.name, "args": arguments, **settings}
-    return Resolved(Run(**names, seed=seed), table, rules, entry, config, bool(changed), recipe.get("note", ""))
+    run, note = Run(**names, seed=seed), recipe.get("note", "")
+    return Resolved(run, table, rules, entry, config, bool(changed), note, runs_in)
 
 
 def _settings(protocol: Protocol, entry: catalog.Entry, by_protocol: dict, where: str) -> dict:
@@ -135,11 +141,12 @@ def _settings(protocol: Protocol, entry: catalog.Entry, by_protocol: dict, where
 
 
 def _changes(changes: Collection[str], precision: str | None, settings: dict) -> dict[str, str]:
-    """What `--set` and `--precision` change; the latter only where it differs from the protocol's."""
+    """What `--set` and `--precision` change; the latter only where it is none that the protocol may run in."""
     found = parse_changes(changes)
     if precision is not None and "precision" in found:
         raise UserError("--precision and --set precision say the same; pass one of them")
-    if precision not in (None, settings["precision"]):
+    may = ("fp32", "bf16") if settings["precision"] == AUTO else (settings["precision"],)
+    if precision is not None and precision not in may:
         found["precision"] = precision
     return found
 
