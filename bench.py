@@ -57,6 +57,12 @@ def training_options(verb: argparse.ArgumentParser) -> None:
     where.add_argument("--data-root", type=PATH, metavar="DIR", help="of the data (default: DFKD_DATA)")
     where.add_argument("--weights", type=PATH, metavar="DIR", help="of ready teachers, priors (DFKD_WEIGHTS)")
     where.add_argument("--resume", action="store_true", help="continue from the saved state")
+    where.add_argument(
+        "--patience", type=float, default=30.0, help="minutes without a word after which a worker is taken to hang"
+    )
+    where.add_argument(
+        "--debug", action="store_true", help="one process, unconfined, for breakpoints in a method; writes no record"
+    )
     text = "save the state and stop after so long"
     where.add_argument("--time-limit", type=MINUTES, metavar="MINUTES", help=text)
 

@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 
 from dfkd.catalog import ROOT
 from dfkd.checkout import git
+from dfkd.engine import confine
 from dfkd.errors import UserError
 from dfkd.metrics import metric
 from dfkd.networks import NETWORKS
@@ -95,6 +96,13 @@ def _surroundings(teachers: Path) -> Iterator[tuple[bool | None, str]]:
             f"home folder {home} cannot be written: no cache lasts, and data need a --data-root or DFKD_DATA",
         )
     yield _space(ROOT)
+    landlock = confine.version()
+    yield (
+        True if landlock else None,
+        f"isolation of methods: Landlock, version {landlock}"
+        if landlock
+        else "isolation of methods: an audit hook only, for the kernel offers no Landlock; records say so",
+    )
     try:
         yield True, f"git: commit {git('rev-parse', '--short', 'HEAD').strip()}"
     except UserError as error:

@@ -118,6 +118,7 @@ SCHEMA: dict = {
             digest=_NOTE,
         ),
         provenance=_object(
+            {"isolation": {"enum": ["landlock", "audit-hook"]}},  # what kept the method from real data
             code=_object({"external": _FLAG}, method=_TEXT, harness=_TEXT),
             config=_TEXT,
             data=_object({"test_changed": _FLAG, "subset": _FLAG}, digest=_TEXT, changed=_NOTE),

@@ -34,11 +34,9 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
 
     Raises what `engine.run.run` raises, and `Stopped` before there is a record to write.
     """
-    from dfkd.engine.guard import guard
-
     resolved = replace(resolved, custom=True) if options.teacher_weights else resolved
     out = _out(resolved, options.out)
-    guard.install()  # before anything else that could keep a way to the data
+    from dfkd.engine.configuration import STATE
     from dfkd.engine.machine import device_of
     from dfkd.engine.record import work_name
     from dfkd.engine.run import Options, declined, run
@@ -46,7 +44,8 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     root, device = data_root(options.data_root), device_of(options.device)
     seconds = current.estimate(resolved.run)
     print(f"{resolved.run.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
-    settings = Options(root, str(device), options.resume, tensorboard=options.tensorboard)
+    given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience, "debug": options.debug}
+    settings = Options(root, str(device), options.resume, **given)
     kept: list[Path | None] = []
 
     def keep(record: dict) -> None:
@@ -57,7 +56,7 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
         teacher = _teacher(resolved, options, root, device, until)
         prior = _prior(resolved, options, root, device, until)
         work = work_name(resolved, teacher[1], resolved.task.manifest(root), device, prior and prior[1])
-        resumable = options.resume and (paths.WORK / work / "state.pt").is_file()
+        resumable = options.resume and (paths.WORK / work / STATE).is_file()
         # DVC has looked at all that itself before it begins a stage.
         asked = options.again or resumable or in_stage()
         if not asked and _is_finished(resolved.run.path(out), work):
@@ -65,8 +64,8 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
             return None
         limit = max(1e-9, until - time.monotonic()) if until < math.inf else None
         record = run(resolved, *teacher, replace(settings, time_limit=limit), prior, keep)
-    _tell(record, kept[-1])
-    if kept[-1] is not None and out == paths.records().resolve():
+    _tell(record, kept[-1] if kept else None)
+    if kept and kept[-1] is not None and out == paths.records().resolve():
         report.after_run(record, tables=not in_stage())  # there the tables have a stage of their own
     return record
 

@@ -19,7 +19,12 @@ class Clock:
     that started it. Seconds are wall-clock.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        now: Callable[[], float] = time.perf_counter,
+        since: float | None = None,
+    ) -> None:
         self.device = torch.device(device)
         self.seconds = dict.fromkeys(CATEGORIES, 0.0)
         self.resumes = 0
@@ -27,7 +32,7 @@ class Clock:
         self._stack = ["bookkeeping"]
         self._aside: str | None = None
         self._events: list[tuple[str, str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._mark = now()
+        self._mark = now() if since is None else since
 
     @contextmanager
     def phase(self, category: str) -> Iterator[None]:

@@ -18,6 +18,7 @@ from dfkd import priors, teachers
 from dfkd.engine import compat
 from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
+from dfkd.engine.hooks import fingerprint
 from dfkd.engine.method import Budget, Method, Stage, build_method, refused_values
 from dfkd.engine.module import TrainingModule
 from dfkd.engine.seeds import Streams, seed_for, seed_globals
@@ -53,7 +54,7 @@ class Distillation(TrainingModule):
         log: the file in which the replay buffer keeps every image, for resume.
         clock: the run's; everything lives on its device.
         real: the training split, for reference methods that declare `needs_data`.
-        seal: called when all that the method may not open has been opened, before its file is imported.
+        seal: called before the method's file is imported, where no kernel confines this process.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Distillation(TrainingModule):
         network = teachers.load(Path(teacher["weights"]), teacher["arch"], spec)
         frozen = Teacher(network, spec).to(device, memory_format=torch.channels_last)
         model = priors.load(prior["place"], prior["card"], device, precision) if prior else None
+        self.teacher_hash = fingerprint(frozen)  # before any line of the method runs
         seal()
         granted = Budget(**budget)
         self.method = built = build_method(**method)
@@ -97,8 +99,6 @@ class Distillation(TrainingModule):
         _check_steps(run["method"], stages, granted, built.reference)
         self.student, self.others = self.ctx.student, nn.ModuleList(built.modules())
         self.latest: Tensor | None = None
-        # What is evaluated no method has had in hand: a hook left on the student would be shown the test images.
-        self._evaluation_copy = [self._new_student(spec)]  # in a list, for the optimizer is not to find it
         seed_globals(seed % 2**32)  # whatever `setup` drew, the loop begins at the same place
 
     def _new_student(self, spec: InputSpec) -> Normalised:
@@ -152,11 +152,7 @@ class Distillation(TrainingModule):
 
     def evaluated(self) -> nn.Module:
         """The network whose score is the run's."""
-        network = self.method.evaluated(self.ctx) if self.method.reference else self.student
-        if network is self.student:
-            (network,) = self._evaluation_copy
-            network.load_state_dict(self.student.state_dict())
-        return network
+        return self.method.evaluated(self.ctx) if self.method.reference else self.student
 
     def draw(self) -> Batch:
         batch = self.method.draw(self.ctx)

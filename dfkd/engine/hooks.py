@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dfkd.engine import state
 from dfkd.engine.context import Context
-from dfkd.engine.guard import DataFreeViolation, guard
+from dfkd.engine.guard import DataFreeViolation
 from dfkd.files import replacing
 from dfkd.units import duration
 
@@ -40,6 +40,7 @@ class StateHook(Hook):
             clock = runner.model.clock
             with clock.phase("bookkeeping"):
                 state.restore(runner, state.load(self.path, clock.device))
+                runner.call_hook("after_restore")
 
     def _due(self, runner: Runner, **_: object) -> None:
         if time.monotonic() - self._last >= self.interval:
@@ -49,7 +50,10 @@ class StateHook(Hook):
 
     def save_state(self, runner: Runner) -> None:
         with runner.model.clock.phase("bookkeeping"):
+            runner.train_loop.saves += 1
+            runner.call_hook("before_save")
             state.save(self.path, state.collect(runner))
+            runner.call_hook("after_save")
         self._last = time.monotonic()
 
     after_train = save_state
@@ -57,13 +61,10 @@ class StateHook(Hook):
 
 @HOOKS.register_module()
 class GuardHook(Hook):
-    """Fails the run if real data were asked for, the teacher changed, or a hook was left on it."""
+    """Fails the run if the teacher changed, or a hook was left on it."""
 
     def before_train(self, runner: Runner) -> None:
-        self.before = fingerprint(runner.model.ctx.teacher)
-
-    def after_round(self, runner: Runner) -> None:
-        guard.check()
+        self.before = runner.model.teacher_hash
 
     def after_train(self, runner: Runner) -> None:
         teacher = runner.model.ctx.teacher
@@ -147,25 +148,14 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
 
 
 @HOOKS.register_module()
-class CurveHook(Hook):
-    """Hands the curve, and the seconds by category, to the Runner's TensorBoard writer."""
-
-    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
-        seconds = runner.model.clock.seconds
-        scalars = {"value": metrics["value"], **{f"time/{k}": v for k, v in seconds.items()}}
-        for name, value in scalars.items():
-            runner.curves.add_scalar(name, value, runner.model.progress.student_steps)
-
-
-@HOOKS.register_module()
 class ProgressHook(Hook):
     """What is done, the last value, and when it will end: a live line on a terminal, plain lines elsewhere.
 
     The first line comes early, then one every `every` seconds and one at each evaluation.
     """
 
-    def __init__(self, title: str = "", every: float = 20.0) -> None:
-        self.title, self.live = title, sys.stderr.isatty()
+    def __init__(self, title: str = "", every: float = 20.0, live: bool | None = None) -> None:
+        self.title, self.live = title, sys.stderr.isatty() if live is None else live
         self.every = 0.2 if self.live else every
         self._last, self._display = -math.inf, None
 
@@ -205,10 +195,8 @@ class ProgressHook(Hook):
         return duration(left)
 
     def tell(self, runner: Runner) -> None:
-        """One line of progress: steps, last value, time left."""
-        curve = runner.train_loop.curve
-        last = [f"last {curve[-1]['value']:.3g}"] if curve else []
-        self._show(" · ".join([self.title, runner.model.describe(), *last, f"about {self.left(runner)} left"]))
+        """One line of progress: steps, time left."""
+        self._show(" · ".join([self.title, runner.model.describe(), f"about {self.left(runner)} left"]))
 
     def _show(self, line: str) -> None:
         if not self.live:
@@ -218,7 +206,7 @@ class ProgressHook(Hook):
             from rich.console import Console
             from rich.live import Live
 
-            self._display = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._display = Live(console=Console(stderr=True, force_terminal=True), auto_refresh=False, transient=True)
             self._display.start()
         self._display.update(line, refresh=True)
 
