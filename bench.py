@@ -57,12 +57,6 @@ def training_options(verb: argparse.ArgumentParser) -> None:
     where.add_argument("--data-root", type=PATH, metavar="DIR", help="of the data (default: DFKD_DATA)")
     where.add_argument("--weights", type=PATH, metavar="DIR", help="of ready teachers, priors (DFKD_WEIGHTS)")
     where.add_argument("--resume", action="store_true", help="continue from the saved state")
-    where.add_argument(
-        "--patience", type=float, default=30.0, help="minutes without a word after which a worker is taken to hang"
-    )
-    where.add_argument(
-        "--debug", action="store_true", help="one process, unconfined, for breakpoints in a method; writes no record"
-    )
     text = "save the state and stop after so long"
     where.add_argument("--time-limit", type=MINUTES, metavar="MINUTES", help=text)
 
@@ -95,6 +89,10 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     text = "print the configuration as YAML, run nothing"
     out.add_argument("--dry-run", action="store_true", help=text)
     training_options(verb)
+    verb.add_argument(
+        "--patience", type=MINUTES, default=30, metavar="MINUTES", help="of silence of a run (default 30)"
+    )
+    verb.add_argument("--debug", action="store_true", help="one process, for breakpoints in a method; no record")
 
 
 def do_run(options: argparse.Namespace) -> int:

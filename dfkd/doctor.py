@@ -96,13 +96,10 @@ def _surroundings(teachers: Path) -> Iterator[tuple[bool | None, str]]:
             f"home folder {home} cannot be written: no cache lasts, and data need a --data-root or DFKD_DATA",
         )
     yield _space(ROOT)
-    landlock = confine.version()
-    yield (
-        True if landlock else None,
-        f"isolation of methods: Landlock, version {landlock}"
-        if landlock
-        else "isolation of methods: an audit hook only, for the kernel offers no Landlock; records say so",
-    )
+    if confine.isolation() == "landlock":
+        yield True, f"isolation of methods: Landlock, version {confine.version()}"
+    else:
+        yield None, "isolation of methods: an audit hook only, no Landlock; records and tables say so"
     try:
         yield True, f"git: commit {git('rev-parse', '--short', 'HEAD').strip()}"
     except UserError as error:

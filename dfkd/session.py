@@ -34,7 +34,7 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
 
     Raises what `engine.run.run` raises, and `Stopped` before there is a record to write.
     """
-    resolved = replace(resolved, custom=True) if options.teacher_weights else resolved
+    resolved = replace(resolved, custom=True) if options.teacher_weights or options.debug else resolved
     out = _out(resolved, options.out)
     from dfkd.engine.configuration import STATE
     from dfkd.engine.machine import device_of
@@ -44,12 +44,12 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     root, device = data_root(options.data_root), device_of(options.device)
     seconds = current.estimate(resolved.run)
     print(f"{resolved.run.name} on {device}" + (f", about {duration(seconds)}" if seconds else ""))
-    given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience, "debug": options.debug}
+    given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience, "apart": not options.debug}
     settings = Options(root, str(device), options.resume, **given)
     kept: list[Path | None] = []
 
     def keep(record: dict) -> None:
-        kept.append(records.keep(record, out))
+        kept.append(records.validate(record) if options.debug else records.keep(record, out))
 
     record = declined(resolved, settings, keep) if _to_be_made(resolved, options) else None
     if record is None:
@@ -64,8 +64,8 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
             return None
         limit = max(1e-9, until - time.monotonic()) if until < math.inf else None
         record = run(resolved, *teacher, replace(settings, time_limit=limit), prior, keep)
-    _tell(record, kept[-1] if kept else None)
-    if kept and kept[-1] is not None and out == paths.records().resolve():
+    _tell(record, "not written, for the method ran in this process" if options.debug else kept[-1])
+    if kept[-1] is not None and out == paths.records().resolve():
         report.after_run(record, tables=not in_stage())  # there the tables have a stage of their own
     return record
 
@@ -90,8 +90,8 @@ def make_prior(options: argparse.Namespace, until: float) -> str:
     recipes.check_free(name, recipe)
     import torch
 
-    from dfkd.engine.hooks import save_grid
     from dfkd.engine.machine import device_of
+    from dfkd.engine.samples import save_grid
     from dfkd.priors import load, provide
     from dfkd.priors.base import sample
     from dfkd.synthesis.buffer import to_bytes
@@ -104,7 +104,7 @@ def make_prior(options: argparse.Namespace, until: float) -> str:
     folder, card = provide(name, own, root, device, anew=in_stage(), **given)
     if not (there and grid.is_file()):
         model = load(folder, card, device, "fp32")
-        save_grid(to_bytes(sample(model, 72, torch.Generator(device).manual_seed(0))), grid, columns=12)
+        save_grid(to_bytes(sample(model, 72, torch.Generator(device).manual_seed(0))), grid)
     return f"{folder}: {card['origin']}, {card['trained_on']}; samples in {grid}"
 
 
@@ -194,7 +194,7 @@ def _prior(
     return provide(resolved.prior, paths.priors(), root, device, source=options.weights, until=until)
 
 
-def _tell(record: dict, path: Path | None) -> None:
+def _tell(record: dict, path: Path | str | None) -> None:
     """What a run came to, in a few lines."""
     metrics, seconds, work = record["metrics"], record["time"], paths.WORK / record["work"]
     last, teacher = (metric(metrics["name"]).text(metrics[key]) for key in ("last", "teacher"))

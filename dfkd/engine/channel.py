@@ -54,7 +54,7 @@ class Channel:
             raise Broken(f"a message of {of_kind + of_values + of_tensors} bytes is too long")
         kind, text, body = (self._read(length) for length in (of_kind, of_values, of_tensors))
         try:
-            values = json.loads(text)
+            values = json.loads(text, parse_constant=_refuse)
             if not isinstance(values, dict):
                 raise ValueError("its values are not named")
             return kind.decode("ascii"), values, unpacked(body) if body else {}
@@ -69,6 +69,10 @@ class Channel:
         if len(content or b"") < length:
             raise Closed("the other side is gone")
         return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def packed(tensors: Mapping[str, Tensor]) -> bytes:

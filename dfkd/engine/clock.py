@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -99,15 +99,7 @@ class Clock:
     def report(self) -> dict[str, float | int]:
         """The record's `time`: seconds per category, `scored`, `total`, `resumes`."""
         self._charge()
-        categories = {category: round(seconds, 4) for category, seconds in self.seconds.items()}
-        total = sum(categories.values())
-        free = sum(categories[category] for category in FREE_CATEGORIES)
-        return {
-            **categories,
-            "scored": round(total - free, 4),
-            "total": round(total, 4),
-            "resumes": self.resumes,
-        }
+        return sums(self.seconds) | {"resumes": self.resumes}
 
     def state_dict(self) -> dict:
         self._charge()
@@ -118,3 +110,11 @@ class Clock:
         for category, seconds in state["seconds"].items():
             self.seconds[category] += seconds
         self.resumes = state["resumes"] + 1
+
+
+def sums(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by category, rounded, with `scored` and `total`, which are their sums."""
+    rounded = {category: round(spent, 4) for category, spent in seconds.items()}
+    total = sum(rounded.values())
+    free = sum(rounded[category] for category in FREE_CATEGORIES)
+    return rounded | {"scored": round(total - free, 4), "total": round(total, 4)}

@@ -10,7 +10,7 @@ from dfkd.files import replace_file
 from dfkd.tables.resolve import Resolved
 
 INSIDE = "worker"  # the one folder, in that of the run, which the worker may write
-STATE, LOG, SAMPLES = (f"{INSIDE}/{name}" for name in ("state.pt", "bank.bin", "samples.png"))
+STATE, LOG = Path(INSIDE, "state.pt"), Path(INSIDE, "bank.bin")
 CONFIGURATION = "runner.json"
 
 
@@ -38,7 +38,7 @@ def configuration(
             teacher=dict(arch=resolved.run.teacher, weights=str(teacher[0]), spec=teacher[1]["spec"]),
             budget=budget,
             precision=config["precision"],
-            prior=dict(place=str(prior[0]), card=prior[1]) if prior else None,
+            prior=dict(place=str(Path(prior[0]).resolve()), card=prior[1]) if prior else None,
             log=str(folder / LOG),
         ),
         train_cfg=dict(
@@ -55,10 +55,9 @@ def configuration(
         val_evaluator={},
         custom_hooks=[
             dict(type="StateHook", path=str(folder / STATE), interval=save_every, resume=resume),
-            dict(type="GuardHook"),
+            dict(type="TeacherHook"),
             dict(type="JournalHook"),
             dict(type="ProgressHook", title=resolved.run.name, live=live),
-            dict(type="SamplesHook", path=str(folder / SAMPLES)),
         ],
         randomness=dict(seed=seed % 2**32),
     )

@@ -18,7 +18,8 @@ from dfkd import priors, teachers
 from dfkd.engine import compat
 from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
-from dfkd.engine.hooks import fingerprint
+from dfkd.engine.guard import DataFreeViolation
+from dfkd.engine.hooks import checksum, fingerprint
 from dfkd.engine.method import Budget, Method, Stage, build_method, refused_values
 from dfkd.engine.module import TrainingModule
 from dfkd.engine.seeds import Streams, seed_for, seed_globals
@@ -94,11 +95,10 @@ class Distillation(TrainingModule):
                 frozen, student, granted, precision, Path(log), Streams(device, *axes), real, model
             )
             built.setup(self.ctx)
-        if prior and "diffusion" in built.prior:
-            self.prior_seconds = prior["card"]["seconds"]
         _check_steps(run["method"], stages, granted, built.reference)
-        self.student, self.others = self.ctx.student, nn.ModuleList(built.modules())
+        self.student, self.others = student, nn.ModuleList(built.modules())
         self.latest: Tensor | None = None
+        self.register_buffer("touched", torch.zeros_like(self.bad), persistent=False)  # like `bad`
         seed_globals(seed % 2**32)  # whatever `setup` drew, the loop begins at the same place
 
     def _new_student(self, spec: InputSpec) -> Normalised:
@@ -143,16 +143,34 @@ class Distillation(TrainingModule):
             class_names=self.on.class_names,
             per_pixel=self.on.kind == "segmentation",
             real=real,
-            prior=prior,
+            prior=prior if "diffusion" in method.prior else None,  # what it does not declare it does not get
         )
 
     @property
     def trained(self) -> nn.Module:
         return self.student
 
-    def evaluated(self) -> nn.Module:
-        """The network whose score is the run's."""
-        return self.method.evaluated(self.ctx) if self.method.reference else self.student
+    def weights(self) -> dict[str, Tensor]:
+        """Of the network whose score is the run's; none where that is the teacher, which the harness has."""
+        evaluated = self.method.evaluated(self.ctx) if self.method.reference else self.student
+        return {} if evaluated is self.ctx.teacher else evaluated.state_dict()
+
+    def begin_steps(self) -> None:
+        super().begin_steps()
+        self._version = self._versions()
+
+    def _versions(self) -> int:
+        """Goes up with every write to a weight of the student; asking does not wait for the device."""
+        return sum(weight._version for weight in self.student.parameters())
+
+    def _check_untouched(self) -> None:
+        if self._versions() != self._version:
+            raise DataFreeViolation("the method changed the student's weights beside the optimizer's step")
+
+    def check_losses(self) -> None:
+        super().check_losses()
+        if self.touched.item():
+            raise DataFreeViolation("the method changed the student in a synthesis step")
 
     def draw(self) -> Batch:
         batch = self.method.draw(self.ctx)
@@ -164,16 +182,21 @@ class Distillation(TrainingModule):
     def train_step(self, data: Batch, optim_wrapper: OptimWrapper) -> None:
         with optim_wrapper.optim_context(self):
             outputs = self.method.distill(self.ctx, data)
+        self._check_untouched()
         loss = sum(outputs.values())
         self.bad |= ~torch.isfinite(loss.detach())
         optim_wrapper.update_params(loss)
+        self._version = self._versions()
         self.method.after_step(self.ctx, data, outputs)
+        self._check_untouched()
 
     def synthesize(self) -> Samples:
         # The student's weights get no gradient here; only the images do.
         self.student.eval().requires_grad_(False)
+        before = checksum(self.student)
         with self.ctx.autocast():
             samples = self.method.synthesize(self.ctx)
+        self.touched |= checksum(self.student) != before
         self.student.requires_grad_(True)
         return samples
 
@@ -212,11 +235,13 @@ class Distillation(TrainingModule):
             "method": self.method.state_dict(),
             "streams": ctx.rng.state_dict(),
             "teacher_images": ctx.teacher.images_seen,
+            "touched": self.touched,
         }
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         super().load_run_state(state)
         self.latest = state["latest"]
+        self.touched.copy_(state["touched"])
         self.ctx.buffer.load_state_dict(state["buffer"])
         self.method.load_state_dict(state["method"])
         self.ctx.rng.load_state_dict(state["streams"])

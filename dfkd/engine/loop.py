@@ -76,8 +76,6 @@ class StageLoop(BaseLoop):
         """The whole schedule from the present position. Raises Diverged or Stopped."""
         with stopping(self._stop):
             self.runner.call_hook("before_train")
-            if not self.clock.resumes:
-                self.clock.add("prior", self.model.prior_seconds)
             for index in range(self.position.stage, len(self.stages)):
                 self._stage(self.stages[index])
                 self.position = Position(stage=index + 1)

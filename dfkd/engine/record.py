@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dfkd import catalog, records
-from dfkd.engine import confine, machine
+from dfkd.engine import machine
 from dfkd.tables.resolve import Resolved
 from dfkd.tasks import store
 
@@ -34,6 +34,9 @@ class Measured:
     curve: list[dict] = field(default_factory=list)
     diagnostics: dict | None = None
     end: dict = field(default_factory=dict)  # the worker's last message
+    time: dict | None = None  # by the harness's clock
+    harness_memory: int = 0
+    isolation: str = "audit-hook"
 
 
 class Facts:
@@ -79,12 +82,13 @@ class Facts:
                 "teacher": card["accuracy"],
                 "curve": curve,
             },
-            "time": end.get("time", NO_TIME) | {"shared": end.get("shared", 0.0)},
+            "time": (measured.time or NO_TIME) | {"shared": end.get("shared", 0.0)},
             "cost": {
                 "images_synthesised": counted.get("images_synthesised", 0),
                 "student_steps": counted.get("student_steps", 0),
                 "teacher_forwards": end.get("teacher_images", 0),
                 "peak_memory_bytes": end.get("peak", 0),
+                "harness_memory_bytes": measured.harness_memory,
             },
             "prior": self.prior(measured),
             "diagnostics": measured.diagnostics,
@@ -94,7 +98,7 @@ class Facts:
                 "config": resolved.digest,
                 "data": self.data,
                 "teacher": {key: card[key] for key in ("digest", "origin", "accuracy")},
-                "isolation": "landlock" if confine.version() else "audit-hook",
+                "isolation": measured.isolation,
                 "commit": self.commit,
                 "versions": self.versions,
                 "hardware": self.hardware,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +17,14 @@ from filelock import FileLock, Timeout
 from dfkd import paths, priors, records, teachers
 from dfkd.engine import configuration, harness, machine
 from dfkd.engine.configuration import INSIDE
-from dfkd.engine.harness import Failed, Judge, Worker
+from dfkd.engine.guard import DataFreeViolation
+from dfkd.engine.harness import Worker
 from dfkd.engine.journal import Journal
+from dfkd.engine.judge import Failed, Judge, raise_failure
 from dfkd.engine.record import Facts, Measured
 from dfkd.engine.seeds import seed_for
 from dfkd.errors import CannotWrite, UserError
-from dfkd.signals import Stopped
+from dfkd.signals import Stopped, stopping
 from dfkd.tables.resolve import Resolved
 
 if TYPE_CHECKING:
@@ -28,14 +32,16 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal.json"
 SAVED = (configuration.STATE, configuration.LOG, JOURNAL)  # what a run is resumed from
-MADE = ("student.safetensors", "student.json", "samples.png")  # what a finished run leaves
+GRID = "samples.png"
+MADE = ("student.safetensors", "student.json", GRID)  # what a finished run leaves
 
 
 @dataclass(frozen=True)
 class Options:
     """What changes where a run happens and not what it computes; `work` is None for the project's work folder.
 
-    A worker that says nothing for `patience` seconds is taken to hang. `debug` runs it in this process, unconfined.
+    A worker that says nothing for `patience` seconds is taken to hang. Without `apart` the method runs in this process,
+    behind the guard alone.
     """
 
     data_root: Path
@@ -46,7 +52,7 @@ class Options:
     time_limit: float | None = None
     tensorboard: bool = False
     patience: float = 1800.0
-    debug: bool = False
+    apart: bool = True
 
 
 def run(
@@ -65,24 +71,22 @@ def run(
     `keep` has had a record of status `failed`. Raises Stopped where a full disk ends a run that can go on from its
     saved state, and UserError.
     """
-    keep = records.validate if options.debug else keep
     device = machine.device_of(options.device)
+    tf32 = resolved.config["precision"] == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     facts = Facts(resolved, card, resolved.task.manifest(options.data_root), device, prior[1] if prior else None)
-    folder = ((options.work or paths.WORK) / facts.work).resolve()
-    measured = Measured()
+    folder, measured = ((options.work or paths.WORK) / facts.work).resolve(), Measured()
     if folder.is_relative_to(options.data_root.resolve()):
         raise UserError(f"the work folder {folder} lies inside the data root, which a run may not open")
     with _exclusive(folder, options.resume), _resumable(folder):
         try:
             _measure(resolved, (teacher_weights, card), prior, options, facts, measured, device, folder)
-            record = facts.record(measured)
-            _check(record)
+            record = _checked(facts.record(measured))
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as problem:
-            measured.status, measured.error = "failed", str(problem)
             with suppress(CannotWrite):  # of two misfortunes the first is told
-                keep(facts.record(measured))
+                keep(_failed(facts, measured, problem))
             raise
         keep(record)
         if measured.status != "partial":
@@ -103,20 +107,21 @@ def _measure(
     folder: Path,
 ) -> None:
     """Fill `measured` with what the worker does and the harness makes of it."""
-    journal = Journal(folder / JOURNAL)
-    judge = Judge(resolved, teacher, prior[1]["seconds"] if prior else 0.0, journal)
-    measured.curve = journal.curve
-    begin = _begin(resolved, teacher, prior, options, folder, device)
-    worker = None if options.debug else Worker(begin, folder / INSIDE, options.patience)
+    journal, memory = Journal(folder / JOURNAL, options.save_every), machine.Memory(device)
+    judge = Judge(resolved, teacher, prior[1] if prior else None, journal, folder / GRID)
+    begin = _begin(resolved, teacher, prior, options, folder, device, journal.begun)
+    measured.isolation = begin["isolation"]
+    worker = Worker(begin, folder / INSIDE, options.patience) if options.apart else None
     try:
-        if prior:
-            priors.check_disjoint(prior[1], priors.digests_path(prior[0]), resolved.task, options.data_root)
-        judge.load(options.data_root, device)
-        judge.curves = _curves(folder) if options.tensorboard else None
-        if worker:
-            harness.serve(worker, judge)
-        else:
-            harness.serve_here(begin, judge)
+        with stopping(worker.ask_to_stop) if worker else nullcontext():
+            if prior:
+                priors.check_disjoint(prior[1], priors.digests_path(prior[0]), resolved.task, options.data_root)
+            judge.load(options.data_root, device)
+            judge.curves = _curves(folder) if options.tensorboard else None
+            if worker:
+                harness.serve(worker, judge)
+            else:
+                harness.serve_here(begin, judge)
     except Stopped as stop:
         measured.status, measured.error = stop.status, str(stop)
     finally:
@@ -125,13 +130,11 @@ def _measure(
         measured.curve, measured.diagnostics, measured.end = journal.curve, judge.diagnostics, judge.end or {}
     if judge.end:
         measured.status, measured.error = judge.end.get("status"), judge.end.get("error")
+        measured.time, measured.harness_memory = judge.time, memory.peak()
     if measured.status == "ok":
         judge.check()
         if judge.student:
-            _keep_student(resolved, judge, folder, facts)
-        made = folder / configuration.SAMPLES
-        if made.is_file() and not made.is_symlink():
-            made.replace(folder / "samples.png")
+            _keep_student(resolved, judge, folder, facts, measured.time["scored"])
 
 
 def _begin(
@@ -141,7 +144,9 @@ def _begin(
     options: Options,
     folder: Path,
     device: torch.device,
+    since: float,
 ) -> dict[str, Any]:
+    """The worker's first message. Its clock starts when the harness's does, at `since`."""
     config = configuration.configuration(
         resolved,
         (teacher[0].resolve(), teacher[1]),
@@ -151,14 +156,12 @@ def _begin(
         resume=options.resume,
         save_every=options.save_every,
         time_limit=options.time_limit,
-        live=harness.is_terminal(),
+        live=sys.stderr.isatty(),
     )
     configuration.write(config, folder)
-    reads = [teacher[0], teachers.card_path(teacher[0]), *_code(resolved)]
-    reads += [Path(prior[0])] if prior else []
-    real = resolved.entry.needs_data
-    tf32 = resolved.config["precision"] == "tf32"
-    return harness.begin(device, tf32, folder / INSIDE, reads, options.data_root.resolve(), real, config=config)
+    reads = [teacher[0], teachers.card_path(teacher[0]), *_code(resolved), *(_files(Path(prior[0])) if prior else ())]
+    what = {"device": str(device), "tf32": resolved.config["precision"] == "tf32", "since": since, "config": config}
+    return harness.begin(folder / INSIDE, reads, options.data_root.resolve(), options.apart, **what)
 
 
 def _code(resolved: Resolved) -> list[Path]:
@@ -166,12 +169,27 @@ def _code(resolved: Resolved) -> list[Path]:
     return [resolved.entry.path.parent] if resolved.entry.external else []
 
 
-def _check(record: dict) -> None:
+def _files(folder: Path) -> list[Path]:
+    """A folder, and what its links lead to: in the hub's cache weights are links."""
+    return [folder, *(path for path in folder.rglob("*") if path.is_symlink())]
+
+
+def _checked(record: dict) -> dict:
     """Raises Failed for what the worker said and no record can hold."""
     try:
         records.validate(record)
     except UserError as error:
         raise Failed(f"the run's numbers make no record: {error}") from None
+    return record
+
+
+def _failed(facts: Facts, measured: Measured, problem: Exception) -> dict:
+    """The record of a run that failed, without the worker's word where no record can hold that."""
+    measured.status, measured.error = "failed", str(problem)
+    with suppress(Exception):
+        return _checked(facts.record(measured))
+    measured.end, measured.time, measured.diagnostics = {}, None, None
+    return facts.record(measured)
 
 
 def declined(resolved: Resolved, options: Options, keep: Callable[[dict], Any]) -> dict | None:
@@ -181,14 +199,16 @@ def declined(resolved: Resolved, options: Options, keep: Callable[[dict], Any]) 
     told now (UserError).
     """
     device, inside = machine.device_of(options.device), (options.work or paths.WORK) / "asked" / resolved.run.name
-    what = {"ask": resolved.run.data, "method": configuration.method(resolved)}
+    what = {"device": str(device), "tf32": False, "since": time.perf_counter(), "ask": resolved.run.data}
+    what["method"] = configuration.method(resolved)
     inside.mkdir(parents=True, exist_ok=True)
-    first = harness.begin(device, False, inside, _code(resolved), options.data_root.resolve(), False, **what)
+    first = harness.begin(inside.resolve(), _code(resolved), options.data_root.resolve(), True, **what)
     worker = Worker(first, inside.resolve(), options.patience)
     try:
-        _, end, _ = worker.next()
-        harness.raise_failure(end)
-    except Failed:
+        with stopping(worker.ask_to_stop):
+            _, end, _ = worker.next()
+        raise_failure(end)
+    except (Failed, DataFreeViolation):
         return None
     finally:
         worker.end()
@@ -196,7 +216,7 @@ def declined(resolved: Resolved, options: Options, keep: Callable[[dict], Any]) 
     if end.get("status") != "unsupported":
         return None
     facts = Facts(resolved, None, resolved.task.manifest(options.data_root), device, None)
-    record = facts.record(Measured(status="unsupported", error=str(end["error"])))
+    record = facts.record(Measured(status="unsupported", error=str(end["error"]), isolation=first["isolation"]))
     keep(record)
     return record
 
@@ -244,7 +264,7 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
         lock.release()
 
 
-def _keep_student(resolved: Resolved, judge: Judge, folder: Path, facts: Facts) -> None:
+def _keep_student(resolved: Resolved, judge: Judge, folder: Path, facts: Facts, seconds: float) -> None:
     """What an engineer came for: the weights that were evaluated last, with a card like the teacher's."""
     run = resolved.run
     card = teachers.new_card(
@@ -255,7 +275,7 @@ def _keep_student(resolved: Resolved, judge: Judge, folder: Path, facts: Facts) 
         recipe=resolved.config,
         seed=run.seed,
         accuracy=judge.journal.curve[-1]["value"],
-        seconds=round(judge.end["time"]["scored"], 2),
+        seconds=round(seconds, 2),
         data_digest=facts.data["digest"],
     )
     teachers.save(judge.student.network, folder / "student.safetensors", card)
