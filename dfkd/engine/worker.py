@@ -61,6 +61,7 @@ def work(begin: dict[str, Any], tell: Tell, stack: ExitStack) -> None:
     """Run what `begin` says; however that ends, the last message says how. A guard is sealed until `stack` is left."""
     import torch
 
+    from dfkd.engine import distillation, runner  # noqa: F401  a configuration names what is registered there
     from dfkd.engine.clock import Clock
     from dfkd.engine.machine import Memory
 
@@ -124,7 +125,6 @@ def _assemble(
     begin: dict[str, Any], tell: Tell, clock: Clock, seal: Callable[[], object], real: dict[str, Tensor]
 ) -> PlainRunner:
     """Everything up to the first synthesis step; `real` is the training split, for reference rows. Raises Declined."""
-    from dfkd.engine import distillation  # noqa: F401  the configuration names what is registered there
     from dfkd.engine.evaluation import on_device
     from dfkd.engine.runner import PlainRunner
 
