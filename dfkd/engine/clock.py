@@ -92,10 +92,6 @@ class Clock:
         running = 0.0 if self._stack[-1] in FREE_CATEGORIES else self._now() - self._mark
         return running + sum(s for category, s in self.seconds.items() if category not in FREE_CATEGORIES)
 
-    def add(self, category: str, seconds: float) -> None:
-        """Bill work done elsewhere: a prior trained beforehand, a bank shared between records."""
-        self.seconds[category] += seconds
-
     def report(self) -> dict[str, float | int]:
         """The record's `time`: seconds per category, `scored`, `total`, `resumes`."""
         self._charge()

@@ -24,6 +24,7 @@ from dfkd.engine.evaluation import Batches, confusion_of
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.hooks import fingerprint
 from dfkd.engine.journal import Journal
+from dfkd.engine.loop import moments
 from dfkd.errors import CannotWrite, UserError
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
@@ -111,14 +112,14 @@ class Judge:
         self._billed = self._prior["seconds"] if self._prior and "diffusion" in values["prior"] else 0.0
         self._steps = sum(steps for scored, _, steps in stages if scored)
         if self._steps != granted and not (self.resolved.entry.reference and self._steps == 0):
-            raise Failed(f"{self._steps} scored student steps are scheduled, the protocol grants {granted}")
+            method = self.resolved.run.method
+            raise UserError(f"{method} schedules {self._steps} scored student steps, the protocol grants {granted}")
         taught = False
         for scored, reset, steps in stages:
             taught = (taught and not reset) or (steps > 0 and not scored)
             if taught and scored and steps:
                 raise Failed("scored student steps follow unscored ones without a student reset")
-        count = self.resolved.config["evaluations"]
-        self._moments = {round(self._steps * i / count) for i in range(1, count + 1)}
+        self._moments = moments(self._steps, self.resolved.config["evaluations"])
         self.journal.mark()  # a state is loaded now, if any
 
     def _on_resumed(self, values: dict, tensors: dict) -> None:

@@ -25,6 +25,11 @@ class Position:
     student_step: int = 0
 
 
+def moments(steps: int, evaluations: int) -> set[int]:
+    """After which scored steps the student is evaluated: evenly spread, the last one among them."""
+    return {round(steps * i / evaluations) for i in range(1, evaluations + 1)} - ({0} if steps else set())
+
+
 @LOOPS.register_module()
 class StageLoop(BaseLoop):
     """Runs the stages of the Runner's model, a `TrainingModule`: that makes the data and takes the steps.
@@ -50,7 +55,7 @@ class StageLoop(BaseLoop):
         self.model, self.clock, self.per = runner.model, runner.model.clock, per
         self.stages, self.progress = self.model.stages, self.model.progress
         self.total_steps = sum(s.rounds * s.student_steps for s in self.stages if s.scored)
-        self.moments = {round(self.total_steps * i / evaluations) for i in range(1, evaluations + 1)}
+        self.moments = moments(self.total_steps, evaluations)
         self.measures = evaluations > 0
         self.position = Position()
         self.shared_seconds = 0.0

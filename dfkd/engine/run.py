@@ -23,7 +23,7 @@ from dfkd.engine.journal import Journal
 from dfkd.engine.judge import Failed, Judge, raise_failure
 from dfkd.engine.record import Facts, Measured
 from dfkd.engine.seeds import seed_for
-from dfkd.errors import CannotWrite, UserError
+from dfkd.errors import FULL, CannotWrite, UserError
 from dfkd.signals import Stopped, stopping
 from dfkd.tables.resolve import Resolved
 
@@ -80,7 +80,8 @@ def run(
         raise UserError(f"the work folder {folder} lies inside the data root, which a run may not open")
     with _exclusive(folder, options.resume), _resumable(folder):
         try:
-            _measure(resolved, (teacher_weights, card), prior, options, facts, measured, device, folder)
+            with _told():
+                _measure(resolved, (teacher_weights, card), prior, options, facts, measured, device, folder)
             record = _checked(facts.record(measured))
         except (UserError, KeyboardInterrupt):
             raise
@@ -226,6 +227,21 @@ def _curves(folder: Path) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(folder / "vis_data")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What ends a run from below as an error that one line tells."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise CannotWrite(f"cannot write {error.filename or 'a file'}: {error.strerror}") from error
+    except Exception as error:
+        if machine.out_of_memory(error):
+            raise Failed(f"out of memory: {str(error).splitlines()[0]}") from error
+        raise
 
 
 @contextmanager

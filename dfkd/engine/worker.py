@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Tell = Callable[..., object]
 _DEATH_OF_PARENT = 1  # prctl's PR_SET_PDEATHSIG
-_FULL = (27, 28, 122)  # EFBIG, ENOSPC, EDQUOT
 
 
 def main() -> None:
@@ -185,12 +184,12 @@ def _failure(problem: BaseException, in_full: bool) -> dict[str, Any]:
     """An end by an error, told in one line; a traceback goes to stderr where one helps."""
     from dfkd.engine.guard import DataFreeViolation
     from dfkd.engine.machine import out_of_memory
-    from dfkd.errors import CannotWrite, UserError
+    from dfkd.errors import FULL, CannotWrite, UserError
 
     kind, text = "failed", f"the method raised {type(problem).__name__}: {problem}"
     if isinstance(problem, Exception) and out_of_memory(problem):
         text = f"out of memory: {str(problem).splitlines()[0]}"
-    elif isinstance(problem, OSError) and problem.errno in _FULL:
+    elif isinstance(problem, OSError) and problem.errno in FULL:
         kind, text = "unwritable", f"cannot write {problem.filename or 'a file'}: {problem.strerror}"
     elif isinstance(problem, CannotWrite | UserError | DataFreeViolation):
         names = {CannotWrite: "unwritable", DataFreeViolation: "violation"}
