@@ -23,7 +23,7 @@ from tabulate import tabulate
 from dfkd import __version__, paths
 from dfkd.errors import UserError, unknown
 from dfkd.names import check_name, device, minutes, option, path, several, whole
-from dfkd.signals import Stopped
+from dfkd.signals import Stopped, stopping
 from dfkd.tables import planning
 from dfkd.tables.definition import MEANINGS, check_fits, datasets, table_of
 from dfkd.tables.pipeline import PIPELINES, write_inputs, write_maps
@@ -89,6 +89,9 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     text = "print the configuration as YAML, run nothing"
     out.add_argument("--dry-run", action="store_true", help=text)
     training_options(verb)
+    text = "of silence after which a method hangs (default 30)"
+    verb.add_argument("--patience", type=MINUTES, default=30, metavar="MINUTES", help=text)
+    verb.add_argument("--debug", action="store_true", help="one process, for breakpoints in a method; no record")
 
 
 def do_run(options: argparse.Namespace) -> int:
@@ -109,7 +112,8 @@ def do_run(options: argparse.Namespace) -> int:
         runs = (subprocess.run([*command, f"--method={r.run.method}", f"--seed={r.run.seed}"]) for r in chosen)
         return max(done.returncode for done in runs)
     try:
-        record = session.execute(chosen[0], options, moment(options))
+        with stopping():
+            record = session.execute(chosen[0], options, moment(options))
     except UserError:
         raise
     except Exception as error:

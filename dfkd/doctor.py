@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 
 from dfkd.catalog import ROOT
 from dfkd.checkout import git
+from dfkd.engine import confine
 from dfkd.errors import UserError
 from dfkd.metrics import metric
 from dfkd.networks import NETWORKS
@@ -95,6 +96,10 @@ def _surroundings(teachers: Path) -> Iterator[tuple[bool | None, str]]:
             f"home folder {home} cannot be written: no cache lasts, and data need a --data-root or DFKD_DATA",
         )
     yield _space(ROOT)
+    if confine.isolation() == "landlock":
+        yield True, f"isolation of methods: Landlock, version {confine.version()}"
+    else:
+        yield None, "isolation of methods: an audit hook only, no Landlock; records and tables say so"
     try:
         yield True, f"git: commit {git('rev-parse', '--short', 'HEAD').strip()}"
     except UserError as error:

@@ -19,6 +19,7 @@ from dfkd.metrics import METRICS
 VERSION = 1
 CATEGORIES = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
 FREE_CATEGORIES = ("evaluation", "bookkeeping")  # paid by the evaluator, so not part of `scored`
+STATUSES = ("ok", "diverged", "failed", "partial", "unsupported")
 FINISHED = ("ok", "diverged", "unsupported")  # a result; the others are attempts
 CLOCK_TOLERANCE = 1e-3  # of the total, between the sum of the categories and the clock
 
@@ -79,7 +80,7 @@ SCHEMA: dict = {
             "work": _NOTE,
         },
         schema={"const": VERSION},
-        status={"enum": ["ok", "diverged", "failed", "partial", "unsupported"]},
+        status={"enum": list(STATUSES)},
         custom=_FLAG,  # changed by --set: has no place in the tables
         reference=_FLAG,  # a reference row: shown beside the methods, never ranked
         identity=_object(
@@ -102,6 +103,7 @@ SCHEMA: dict = {
             resumes=_COUNT,
         ),
         cost=_object(
+            {"harness_memory_bytes": _COUNT},  # peak of the process that evaluates; charged to nobody
             images_synthesised=_COUNT,
             student_steps=_COUNT,
             teacher_forwards=_COUNT,  # images, not batches
@@ -118,7 +120,10 @@ SCHEMA: dict = {
             digest=_NOTE,
         ),
         provenance=_object(
-            {"precision": {"enum": ["fp32", "tf32", "bf16"]}},  # in which it ran
+            {
+                "isolation": {"enum": ["landlock", "audit-hook"]},  # what kept the method from real data
+                "precision": {"enum": ["fp32", "tf32", "bf16"]},  # in which it ran
+            },
             code=_object({"external": _FLAG}, method=_TEXT, harness=_TEXT),
             config=_TEXT,
             data=_object({"test_changed": _FLAG, "subset": _FLAG}, digest=_TEXT, changed=_NOTE),

@@ -34,11 +34,9 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
 
     Raises what `engine.run.run` raises, and `Stopped` before there is a record to write.
     """
-    from dfkd.engine.guard import guard
-
-    resolved = replace(resolved, custom=True) if options.teacher_weights else resolved
+    resolved = replace(resolved, custom=True) if options.teacher_weights or options.debug else resolved
     out = _out(resolved, options.out)
-    guard.install()  # before anything else that could keep a way to the data
+    from dfkd.engine.configuration import STATE
     from dfkd.engine.machine import device_of
     from dfkd.engine.precision import settled
     from dfkd.engine.record import work_name
@@ -48,18 +46,19 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     resolved = settled(resolved, device)
     seconds = current.estimate(resolved.run)
     print(f"{resolved.run.name} on {device}, {resolved.precision}" + (f", about {duration(seconds)}" if seconds else ""))
-    settings = Options(root, str(device), options.resume, tensorboard=options.tensorboard)
+    given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience, "apart": not options.debug}
+    settings = Options(root, str(device), options.resume, **given)
     kept: list[Path | None] = []
 
     def keep(record: dict) -> None:
-        kept.append(records.keep(record, out))
+        kept.append(records.validate(record) if options.debug else records.keep(record, out))
 
     record = declined(resolved, settings, keep) if _to_be_made(resolved, options) else None
     if record is None:
         teacher = _teacher(resolved, options, root, device, until)
         prior = _prior(resolved, options, root, device, until)
         work = work_name(resolved, teacher[1], resolved.task.manifest(root), device, prior and prior[1])
-        resumable = options.resume and (paths.WORK / work / "state.pt").is_file()
+        resumable = options.resume and (paths.WORK / work / STATE).is_file()
         # DVC has looked at all that itself before it begins a stage.
         asked = options.again or resumable or in_stage()
         if not asked and _is_finished(resolved.run.path(out), work):
@@ -67,7 +66,7 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
             return None
         limit = max(1e-9, until - time.monotonic()) if until < math.inf else None
         record = run(resolved, *teacher, replace(settings, time_limit=limit), prior, keep)
-    _tell(record, kept[-1])
+    _tell(record, "not written, for the method ran in this process" if options.debug else kept[-1])
     if kept[-1] is not None and out == paths.records().resolve():
         report.after_run(record, tables=not in_stage())  # there the tables have a stage of their own
     return record
@@ -93,8 +92,8 @@ def make_prior(options: argparse.Namespace, until: float) -> str:
     recipes.check_free(name, recipe)
     import torch
 
-    from dfkd.engine.hooks import save_grid
     from dfkd.engine.machine import device_of
+    from dfkd.engine.samples import save_grid
     from dfkd.priors import load, provide
     from dfkd.priors.base import sample
     from dfkd.synthesis.buffer import to_bytes
@@ -107,7 +106,7 @@ def make_prior(options: argparse.Namespace, until: float) -> str:
     folder, card = provide(name, own, root, device, anew=in_stage(), **given)
     if not (there and grid.is_file()):
         model = load(folder, card, device, "fp32")
-        save_grid(to_bytes(sample(model, 72, torch.Generator(device).manual_seed(0))), grid, columns=12)
+        save_grid(to_bytes(sample(model, 72, torch.Generator(device).manual_seed(0))), grid)
     return f"{folder}: {card['origin']}, {card['trained_on']}; samples in {grid}"
 
 
@@ -197,7 +196,7 @@ def _prior(
     return provide(resolved.prior, paths.priors(), root, device, source=options.weights, until=until)
 
 
-def _tell(record: dict, path: Path | None) -> None:
+def _tell(record: dict, path: Path | str | None) -> None:
     """What a run came to, in a few lines."""
     metrics, seconds, work = record["metrics"], record["time"], paths.WORK / record["work"]
     last, teacher = (metric(metrics["name"]).text(metrics[key]) for key in ("last", "teacher"))

@@ -136,14 +136,21 @@ def tiny(outside):
 @pytest.fixture
 def execute(teachers, request, tmp_path, monkeypatch):
     """execute(cell, keep=records.validate, **options): the record of a run in a folder of this test's own; scenes are
-    few there."""
+    few there. The method runs in the test's process, which is quicker; `apart=True` gives it its own.
+    """
     monkeypatch.setattr("dfkd.tasks.digit_scenes.COUNTS", {"train": 12, "test": 4})
 
     def run_cell(cell: Resolved, **options) -> dict:
         from dfkd.engine.run import Options, run
 
         keep = options.pop("keep", records.validate)
-        options = {"work": tmp_path / "work", "data_root": tmp_path / "data", "save_every": 1e9, **options}
+        options = {
+            "work": tmp_path / "work",
+            "data_root": tmp_path / "data",
+            "save_every": 1e9,
+            "apart": False,
+            **options,
+        }
         prior = request.getfixturevalue("prior") if cell.prior else None
         return run(cell, *teachers[cell.run.data], Options(device="cpu", **options), prior, keep)
 
@@ -160,7 +167,7 @@ def outcome(record: dict) -> dict:
     kept = {key: record[key] for key in ("status", "identity", "config", "reference", "prior", "report", "diagnostics")}
     metrics = dict(record["metrics"])
     metrics["curve"] = [{k: v for k, v in point.items() if k != "seconds"} for point in metrics["curve"]]
-    cost = {key: value for key, value in record["cost"].items() if key != "peak_memory_bytes"}
+    cost = {key: value for key, value in record["cost"].items() if not key.endswith("memory_bytes")}
     return {**kept, "metrics": metrics, "cost": cost}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -19,7 +19,12 @@ class Clock:
     that started it. Seconds are wall-clock.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        now: Callable[[], float] = time.perf_counter,
+        since: float | None = None,
+    ) -> None:
         self.device = torch.device(device)
         self.seconds = dict.fromkeys(CATEGORIES, 0.0)
         self.resumes = 0
@@ -27,7 +32,7 @@ class Clock:
         self._stack = ["bookkeeping"]
         self._aside: str | None = None
         self._events: list[tuple[str, str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._mark = now()
+        self._mark = now() if since is None else since
 
     @contextmanager
     def phase(self, category: str) -> Iterator[None]:
@@ -87,22 +92,10 @@ class Clock:
         running = 0.0 if self._stack[-1] in FREE_CATEGORIES else self._now() - self._mark
         return running + sum(s for category, s in self.seconds.items() if category not in FREE_CATEGORIES)
 
-    def add(self, category: str, seconds: float) -> None:
-        """Bill work done elsewhere: a prior trained beforehand, a bank shared between records."""
-        self.seconds[category] += seconds
-
     def report(self) -> dict[str, float | int]:
         """The record's `time`: seconds per category, `scored`, `total`, `resumes`."""
         self._charge()
-        categories = {category: round(seconds, 4) for category, seconds in self.seconds.items()}
-        total = sum(categories.values())
-        free = sum(categories[category] for category in FREE_CATEGORIES)
-        return {
-            **categories,
-            "scored": round(total - free, 4),
-            "total": round(total, 4),
-            "resumes": self.resumes,
-        }
+        return sums(self.seconds) | {"resumes": self.resumes}
 
     def state_dict(self) -> dict:
         self._charge()
@@ -113,3 +106,11 @@ class Clock:
         for category, seconds in state["seconds"].items():
             self.seconds[category] += seconds
         self.resumes = state["resumes"] + 1
+
+
+def sums(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by category, rounded, with `scored` and `total`, which are their sums."""
+    rounded = {category: round(spent, 4) for category, spent in seconds.items()}
+    total = sum(rounded.values())
+    free = sum(rounded[category] for category in FREE_CATEGORIES)
+    return rounded | {"scored": round(total - free, 4), "total": round(total, 4)}

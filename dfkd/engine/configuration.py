@@ -9,7 +9,9 @@ from typing import Any
 from dfkd.files import replace_file
 from dfkd.tables.resolve import Resolved
 
-STATE, LOG, SAMPLES, CONFIGURATION = "state.pt", "bank.bin", "samples.png", "runner.json"
+INSIDE = "worker"  # the one folder, in that of the run, which the worker may write
+STATE, LOG = Path(INSIDE, "state.pt"), Path(INSIDE, "bank.bin")
+CONFIGURATION = "runner.json"
 
 
 def configuration(
@@ -22,7 +24,7 @@ def configuration(
     resume: bool,
     save_every: float,
     time_limit: float | None,
-    curves: bool,
+    live: bool,
 ) -> dict[str, Any]:
     """What `PlainRunner` takes; `teacher` and `prior` are a place and its card each."""
     config, training = resolved.config, resolved.config["training"]
@@ -36,7 +38,7 @@ def configuration(
             teacher=dict(arch=resolved.run.teacher, weights=str(teacher[0]), spec=teacher[1]["spec"]),
             budget=budget,
             precision=resolved.precision,
-            prior=dict(place=str(prior[0]), card=prior[1]) if prior else None,
+            prior=dict(place=str(Path(prior[0]).resolve()), card=prior[1]) if prior else None,
             log=str(folder / LOG),
         ),
         train_cfg=dict(
@@ -49,14 +51,13 @@ def configuration(
             type="PrecisionOptimWrapper", precision=resolved.precision, optimizer=dict(training["optimizer"])
         ),
         param_scheduler=schedule(training["schedule"], budget["steps"], budget["rounds"]),
-        val_cfg=dict(type="EvaluationLoop", classes=resolved.task.spec.classes),
-        val_evaluator=dict(type="Evaluator", metrics=dict(type="ConfusionMetric", name=resolved.metric.name)),
+        val_cfg=dict(type="SubmissionLoop"),
+        val_evaluator={},
         custom_hooks=[
             dict(type="StateHook", path=str(folder / STATE), interval=save_every, resume=resume),
-            dict(type="GuardHook"),
-            dict(type="ProgressHook", title=resolved.run.name),
-            dict(type="SamplesHook", path=str(folder / SAMPLES)),
-            *([dict(type="CurveHook")] if curves else []),
+            dict(type="TeacherHook"),
+            dict(type="JournalHook"),
+            dict(type="ProgressHook", title=resolved.run.name, live=live),
         ],
         randomness=dict(seed=seed % 2**32),
     )

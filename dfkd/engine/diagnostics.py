@@ -19,9 +19,6 @@ def describe(
 ) -> dict | None:
     """A record's `diagnostics`; None for fewer than two images, which have no spread.
 
-    Of more than LIMIT images a fixed random choice is looked at. (Every n-th would miss classes where labels come
-    in turn, and the early images of each trajectory where several were kept.)
-
     Args:
         teacher: images in [0, 1] → logits N×C, or N×C×H×W for a class per pixel; in eval mode.
         images: uint8 N×3×H×W.
@@ -37,10 +34,6 @@ def describe(
     """
     if len(images) < 2:
         return None
-    if len(images) > LIMIT:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        chosen = order[:LIMIT].to(images.device)
-        images, labels = images[chosen], None if labels is None else labels[chosen]
     features = features_of(teacher, images, batch)
     logits = (teacher(_as_floats(part)) for part in images.split(batch))
     decided = torch.cat([part.argmax(1).short() for part in logits])
@@ -54,6 +47,18 @@ def describe(
         "diversity": round(spread(features) / real, 6) if real else None,
         "frechet": round(frechet_distance(features, real_features), 6),
     }
+
+
+def chosen(images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The images to look at, with their labels: all, or of more than LIMIT a fixed random choice.
+
+    (Every n-th would miss classes where labels come in turn, and the early images of each trajectory where several were
+    kept.)
+    """
+    if len(images) <= LIMIT:
+        return images, labels
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:LIMIT].to(images.device)
+    return images[order], None if labels is None else labels[order]
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ from dfkd import priors, teachers
 from dfkd.engine import compat
 from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
+from dfkd.engine.guard import DataFreeViolation
+from dfkd.engine.hooks import checksum, fingerprint
 from dfkd.engine.method import Budget, Method, Stage, build_method, refused_values
 from dfkd.engine.module import TrainingModule
 from dfkd.engine.seeds import Streams, seed_for, seed_globals
@@ -53,7 +55,7 @@ class Distillation(TrainingModule):
         log: the file in which the replay buffer keeps every image, for resume.
         clock: the run's; everything lives on its device.
         real: the training split, for reference methods that declare `needs_data`.
-        seal: called when all that the method may not open has been opened, before its file is imported.
+        seal: called before the method's file is imported, where no kernel confines this process.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Distillation(TrainingModule):
         network = teachers.load(Path(teacher["weights"]), teacher["arch"], spec)
         frozen = Teacher(network, spec).to(device, memory_format=torch.channels_last)
         model = priors.load(prior["place"], prior["card"], device, precision) if prior else None
+        self.teacher_hash = fingerprint(frozen)  # before any line of the method runs
         seal()
         granted = Budget(**budget)
         self.method = built = build_method(**method)
@@ -92,13 +95,9 @@ class Distillation(TrainingModule):
                 frozen, student, granted, precision, Path(log), Streams(device, *axes), real, model
             )
             built.setup(self.ctx)
-        if prior and "diffusion" in built.prior:
-            self.prior_seconds = prior["card"]["seconds"]
-        _check_steps(run["method"], stages, granted, built.reference)
-        self.student, self.others = self.ctx.student, nn.ModuleList(built.modules())
+        self.student, self.others = student, nn.ModuleList(built.modules())
         self.latest: Tensor | None = None
-        # What is evaluated no method has had in hand: a hook left on the student would be shown the test images.
-        self._evaluation_copy = [self._new_student(spec)]  # in a list, for the optimizer is not to find it
+        self.register_buffer("touched", torch.zeros_like(self.bad), persistent=False)  # like `bad`
         seed_globals(seed % 2**32)  # whatever `setup` drew, the loop begins at the same place
 
     def _new_student(self, spec: InputSpec) -> Normalised:
@@ -143,20 +142,34 @@ class Distillation(TrainingModule):
             class_names=self.on.class_names,
             per_pixel=self.on.kind == "segmentation",
             real=real,
-            prior=prior,
+            prior=prior if "diffusion" in method.prior else None,  # what it does not declare it does not get
         )
 
     @property
     def trained(self) -> nn.Module:
         return self.student
 
-    def evaluated(self) -> nn.Module:
-        """The network whose score is the run's."""
-        network = self.method.evaluated(self.ctx) if self.method.reference else self.student
-        if network is self.student:
-            (network,) = self._evaluation_copy
-            network.load_state_dict(self.student.state_dict())
-        return network
+    def weights(self) -> dict[str, Tensor]:
+        """Of the network whose score is the run's; none where that is the teacher, which the harness has."""
+        evaluated = self.method.evaluated(self.ctx) if self.method.reference else self.student
+        return {} if evaluated is self.ctx.teacher else evaluated.state_dict()
+
+    def begin_steps(self) -> None:
+        super().begin_steps()
+        self._version = self._versions()
+
+    def _versions(self) -> int:
+        """Goes up with every write to a weight of the student; asking does not wait for the device."""
+        return sum(weight._version for weight in self.student.parameters())
+
+    def _check_untouched(self) -> None:
+        if self._versions() != self._version:
+            raise DataFreeViolation("the method changed the student's weights beside the optimizer's step")
+
+    def check_losses(self) -> None:
+        super().check_losses()
+        if self.touched.item():
+            raise DataFreeViolation("the method changed the student in a synthesis step")
 
     def draw(self) -> Batch:
         batch = self.method.draw(self.ctx)
@@ -168,16 +181,21 @@ class Distillation(TrainingModule):
     def train_step(self, data: Batch, optim_wrapper: OptimWrapper) -> None:
         with optim_wrapper.optim_context(self):
             outputs = self.method.distill(self.ctx, data)
+        self._check_untouched()
         loss = sum(outputs.values())
         self.bad |= ~torch.isfinite(loss.detach())
         optim_wrapper.update_params(loss)
+        self._version = self._versions()
         self.method.after_step(self.ctx, data, outputs)
+        self._check_untouched()
 
     def synthesize(self) -> Samples:
         # The student's weights get no gradient here; only the images do.
         self.student.eval().requires_grad_(False)
+        before = checksum(self.student)
         with self.ctx.autocast():
             samples = self.method.synthesize(self.ctx)
+        self.touched |= checksum(self.student) != before
         self.student.requires_grad_(True)
         return samples
 
@@ -216,11 +234,13 @@ class Distillation(TrainingModule):
             "method": self.method.state_dict(),
             "streams": ctx.rng.state_dict(),
             "teacher_images": ctx.teacher.images_seen,
+            "touched": self.touched,
         }
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         super().load_run_state(state)
         self.latest = state["latest"]
+        self.touched.copy_(state["touched"])
         self.ctx.buffer.load_state_dict(state["buffer"])
         self.method.load_state_dict(state["method"])
         self.ctx.rng.load_state_dict(state["streams"])
@@ -230,12 +250,6 @@ class Distillation(TrainingModule):
 def _stages(method: Method, granted: Budget) -> tuple[Stage, ...]:
     """The method's schedule, in copies that it has not had in hand."""
     return tuple(replace(stage) for stage in method.schedule(replace(granted)))
-
-
-def _check_steps(name: str, stages: tuple[Stage, ...], granted: Budget, reference: bool) -> None:
-    scored = sum(stage.rounds * stage.student_steps for stage in stages if stage.scored)
-    if scored != granted.steps and not (reference and scored == 0):
-        raise UserError(f"{name} schedules {scored} scored student steps, the protocol grants {granted.steps}")
 
 
 def _check_trains_on_one(student: Normalised, shape: tuple[int, int, int]) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from mmengine.evaluator import BaseMetric, Evaluator
-from mmengine.registry import LOOPS, METRICS
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
-from dfkd.engine import diagnostics
 from dfkd.metrics import confusion, metric
 
 if TYPE_CHECKING:
@@ -64,54 +63,32 @@ def score(network: nn.Module, on: Task, images: Array, labels: Array, device: st
     return metric(on.metric).of(confusion_of(network, Batches(images, labels, device), on.spec.classes).cpu())
 
 
-@METRICS.register_module()
-class ConfusionMetric(BaseMetric):
-    """A metric of `dfkd.metrics`, by name, over the sum of the confusion matrices that it is given."""
-
-    default_prefix = "test"
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.metric = metric(name)
-
-    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        self.results += [sample["confusion"] for sample in data_samples]
-
-    def compute_metrics(self, results: list) -> dict[str, float]:
-        return {self.metric.name: self.metric.of(sum(results))}
-
-
 @LOOPS.register_module()
-class EvaluationLoop(BaseLoop):
-    """Evaluates what the Runner's model names, on a test set of `Batches` that nothing hands on. Uncharged."""
+class SubmissionLoop(BaseLoop):
+    """Hands what is to be evaluated to the harness, which has the test set; what it is worth is not told.
 
-    def __init__(self, runner: Runner, dataloader: Batches, evaluator: Evaluator | dict, classes: int) -> None:
-        super().__init__(runner, dataloader)
-        self.evaluator = runner.build_evaluator(evaluator) if isinstance(evaluator, dict) else evaluator
-        self.classes, self.clock = classes, runner.model.clock
+    `dataloader` is what sends one message to the harness: `tell(kind, values, tensors)`.
+    """
 
-    def run(self) -> float:
+    def __init__(self, runner: Runner, dataloader: Callable[..., object], evaluator: object) -> None:
+        super().__init__(runner, dataloader=[])
+        self.tell = dataloader
+
+    def run(self) -> None:
         model = self.runner.model
-        with self.clock.phase("evaluation"):
-            self.runner.call_hook("before_val")
-            seen = model.ctx.teacher.images_seen  # where it is the teacher that is evaluated
-            matrix = confusion_of(model.evaluated(), self.dataloader, self.classes)
-            model.ctx.teacher.images_seen = seen
-            self.evaluator.process([{"confusion": matrix}])
-            (value,) = self.evaluator.evaluate(1).values()
-        return value
+        with model.clock.phase("evaluation"):
+            self.tell("student", {"step": model.progress.student_steps}, model.weights())
 
-    @torch.no_grad()
-    def describe(self) -> dict | None:
-        """What the model's synthetic images are like beside the test set, to the teacher's eye; None without images."""
-        model = self.runner.model
-        made = model.images()
-        if made is None:
-            return None
-        with self.clock.phase("evaluation"):
-            teacher, size = model.ctx.teacher, self.dataloader.size
-            seen = teacher.images_seen
-            real = diagnostics.features_of(teacher, self.dataloader.images, size)
-            facts = diagnostics.describe(teacher, *made, real, size)
-            teacher.images_seen = seen
-        return facts
+
+@HOOKS.register_module()
+class JournalHook(Hook):
+    """Lets the harness write down where it stands before a state is saved, and find that again when it is resumed."""
+
+    def before_save(self, runner: Runner) -> None:
+        runner.val_loop.tell("saving", {"save": runner.train_loop.saves})
+
+    def after_save(self, runner: Runner) -> None:
+        runner.val_loop.tell("saved")
+
+    def after_restore(self, runner: Runner) -> None:
+        runner.val_loop.tell("resumed", {"save": runner.train_loop.saves})

@@ -1,13 +1,9 @@
-"""The data-free guard: while it is sealed, no code of this process can open real data.
+"""The data-free guard of machines that have no Landlock: while it is sealed, Python opens no real data.
 
-A process-wide audit hook sees every `open` the interpreter makes, by whatever library. The harness loads what the
-evaluator needs before it seals the guard, so nothing has to be lifted while a method is on the stack: from sealing to
-the end of the run there is no exception to find. A refusal is remembered, so a method that swallows the error fails
-the run all the same.
-
-What it is not: a sandbox. Native code that opens files without telling the interpreter is outside the reach of audit
-hooks. The entries of torch, torchvision and the C library that do so are closed by name, and starting another process
-is refused.
+A process-wide audit hook sees every `open` the interpreter makes, by whatever library, and refuses other processes,
+which would have no hook. A refusal is remembered, so a method that swallows the error fails the run all the same. It
+is no sandbox: native code that opens files without telling the interpreter is out of its reach, and a record says that
+this was all there was (`provenance.isolation`).
 """
 
 from __future__ import annotations
@@ -15,14 +11,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-try:
-    import _posixsubprocess
-except ImportError:  # Windows
-    _posixsubprocess = None
 
 
 class DataFreeViolation(RuntimeError):
@@ -33,34 +24,6 @@ class DataFreeViolation(RuntimeError):
 _BUNDLED = (os.path.join("sklearn", "datasets", "data", "digits.csv.gz"),)
 _PROCESS_EVENTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile")
 _RENAMING_EVENTS = ("os.link", "os.symlink", "os.rename")
-# What opens files below the interpreter: the C library by ctypes, and torchvision's native image reader.
-_NATIVE_OPENS = {
-    *(
-        "open",
-        "open64",
-        "__open_2",
-        "__open64_2",
-        "openat",
-        "openat64",
-        "creat",
-        "fopen",
-        "fopen64",
-        "freopen",
-    ),
-    *(
-        "freopen64",
-        "mmap",
-        "mmap64",
-        "syscall",
-        "system",
-        "popen",
-        "fork",
-        "vfork",
-        "posix_spawn",
-        "posix_spawnp",
-    ),
-    *("execl", "execle", "execlp", "execv", "execve", "execvp", "execvpe"),
-}
 
 
 class _Guard:
@@ -86,11 +49,6 @@ class _Guard:
             paths = arguments[:1]
         elif event in _RENAMING_EVENTS:
             paths = arguments[:2]
-        elif event.startswith("ctypes.dlsym") and arguments[1] in _NATIVE_OPENS:
-            self._refuse(f"a data-free run may not call {arguments[1]} of the C library")
-        elif event == "ctypes.dlopen" and os.path.basename(str(arguments[0])) == "image.so":
-            # No violation: torchvision, which tries this when it is imported, does without.
-            raise OSError("torchvision's native image reader is not loaded in a data-free run")
         elif event in _PROCESS_EVENTS:
             self._refuse(f"a data-free run may not start another process ({event})")
         else:
@@ -143,13 +101,11 @@ class _Guard:
         self.inodes, self.names = frozenset(files), frozenset((*files.values(), "digits.csv.gz"))
         self.violations = []
         self.sealed = True
-        restore = _close_native_openers(self._refuse)
         try:
             yield
             self.check()
         finally:
             self.sealed = False
-            restore()
 
 
 def _files(roots: tuple[str, ...]) -> Iterator[tuple[tuple[int, int], str]]:
@@ -166,34 +122,6 @@ def _paths(roots: tuple[str, ...]) -> Iterator[str]:
             yield from (os.path.join(folder, name) for name in names if name != "manifest.json")
     for entry in map(os.path.abspath, sys.path):
         yield from (os.path.join(entry, bundled) for bundled in _BUNDLED)
-
-
-def _close_native_openers(refuse: Callable[[str], None]) -> Callable[[], None]:
-    """What opens files or starts processes in C without an audit event; returns what undoes the closing."""
-    closed: list[tuple[object, str]] = [(_posixsubprocess, "fork_exec")] if _posixsubprocess else []
-    # Not a way to the data, but one past the record: a process that ends so says that all went well.
-    closed += [(module, "_exit") for name in ("os", "posix") if (module := sys.modules.get(name))]
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        closed += [(torch, "from_file"), (torch.UntypedStorage, "from_file")]
-    if "torchvision.io" in sys.modules:
-        closed += [(torch.ops.image, "read_file"), (sys.modules["torchvision.io"], "read_file")]
-    originals = [(owner, name, vars(owner).get(name)) for owner, name in closed]
-
-    def refused(*arguments: object, **keywords: object) -> None:
-        refuse("a data-free run may not map files, start processes or end this one through native code")
-
-    for owner, name, _ in originals:
-        setattr(owner, name, refused)
-
-    def restore() -> None:
-        for owner, name, original in originals:
-            if original is None:  # inherited: uncover it again
-                delattr(owner, name)
-            else:
-                setattr(owner, name, original)
-
-    return restore
 
 
 guard = _Guard()

@@ -1,4 +1,4 @@
-"""mmengine hooks: exact resume, progress, the guard's checks, sample grids, curves."""
+"""mmengine hooks: exact resume, progress, a look at the teacher."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from dfkd.engine import state
-from dfkd.engine.context import Context
-from dfkd.engine.guard import DataFreeViolation, guard
-from dfkd.files import replacing
+from dfkd.engine.guard import DataFreeViolation
 from dfkd.units import duration
 
 
@@ -40,6 +39,7 @@ class StateHook(Hook):
             clock = runner.model.clock
             with clock.phase("bookkeeping"):
                 state.restore(runner, state.load(self.path, clock.device))
+                runner.call_hook("after_restore")
 
     def _due(self, runner: Runner, **_: object) -> None:
         if time.monotonic() - self._last >= self.interval:
@@ -49,21 +49,22 @@ class StateHook(Hook):
 
     def save_state(self, runner: Runner) -> None:
         with runner.model.clock.phase("bookkeeping"):
-            state.save(self.path, state.collect(runner))
+            runner.train_loop.saves += 1
+            collected = state.collect(runner)
+            runner.call_hook("before_save")
+            state.save(self.path, collected)
+            runner.call_hook("after_save")
         self._last = time.monotonic()
 
     after_train = save_state
 
 
 @HOOKS.register_module()
-class GuardHook(Hook):
-    """Fails the run if real data were asked for, the teacher changed, or a hook was left on it."""
+class TeacherHook(Hook):
+    """Fails the run if the teacher changed, or a hook was left on it."""
 
     def before_train(self, runner: Runner) -> None:
-        self.before = fingerprint(runner.model.ctx.teacher)
-
-    def after_round(self, runner: Runner) -> None:
-        guard.check()
+        self.before = runner.model.teacher_hash
 
     def after_train(self, runner: Runner) -> None:
         teacher = runner.model.ctx.teacher
@@ -83,78 +84,19 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def checksum(network: nn.Module) -> Tensor:
+    """A sum over the bits of all floating weights and statistics, int64, on their device and without waiting for it."""
+    tensors = [t.detach() for t in (*network.parameters(), *network.buffers()) if t.dtype == torch.float32]
+    flat = torch.cat([t.as_strided((t.numel(),), (1,)) for t in tensors])
+    bits = F.pad(flat, (0, -len(flat) % 4096)).view(torch.int32).view(-1, 4096)
+    weights = (torch.arange(n, device=flat.device).mul_(2_654_435_761).bitwise_or_(1) for n in bits.shape)
+    rows, columns = weights
+    return ((bits * columns).sum(1) * rows).sum()  # modulo 2^64
+
+
 def _hooks(module: nn.Module) -> bool:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, kind) for kind in kinds)
-
-
-@HOOKS.register_module()
-class SamplesHook(Hook):
-    """A PNG grid of the newest synthetic images, written once, when the run ends.
-
-    In segmentation each image is followed by the teacher's and the student's prediction, and there are half the rows.
-    """
-
-    def __init__(self, path: str, rows: int = 6, columns: int = 12) -> None:
-        self.path, self.rows, self.columns = Path(path), rows, columns
-
-    def after_train(self, runner: Runner) -> None:
-        model, count = runner.model, self.rows * self.columns
-        made = model.images()
-        buffer = model.ctx.buffer
-        if buffer.size:
-            images = buffer.newest(count)
-        elif made is not None:  # it makes its images in `draw`
-            images = made[0][:count]
-        else:
-            return
-        if model.ctx.per_pixel:
-            images = with_predictions(model.ctx, images[: count // 6])
-        save_grid(images, self.path, self.columns)
-
-
-@torch.no_grad()
-def with_predictions(ctx: Context, images: Tensor) -> Tensor:
-    """Image, teacher's and student's label map in turns, uint8 3N×3×H×W; classes have the colours of `palette`."""
-    seen, colours = ctx.teacher.images_seen, palette(ctx.spec.classes).to(images.device)
-    ctx.student.eval()
-    pixels = images.float() / 255
-    maps = [colours[network(pixels).argmax(1)].permute(0, 3, 1, 2) for network in (ctx.teacher, ctx.student)]
-    ctx.teacher.images_seen = seen  # shown to people, not to the method
-    return torch.stack([images.expand(-1, 3, -1, -1), *maps], 1).flatten(0, 1)
-
-
-def palette(classes: int) -> Tensor:
-    """The colour map of Pascal VOC, uint8 classes×3: the bits of the class spread over the high bits of R, G, B."""
-    index = torch.arange(classes)
-    bits = [[(index >> (3 * place + channel) & 1) << (7 - place) for channel in range(3)] for place in range(3)]
-    return torch.stack([sum(channel) for channel in zip(*bits, strict=True)], 1).to(torch.uint8)
-
-
-def save_grid(images: Tensor, path: Path, columns: int) -> None:
-    """Write uint8 N×C×H×W as one PNG, at least 64 pixels a tile, nearest neighbour, 2 pixels apart."""
-    from PIL import Image
-
-    scale, gap = max(1, -(-64 // images.shape[2])), 2
-    count, height, width = len(images), images.shape[2] * scale, images.shape[3] * scale
-    rows = -(-count // columns)
-    sheet = torch.full((rows * columns, 3, height + gap, width + gap), 255, dtype=torch.uint8)
-    tiles = images.cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3).expand(-1, 3, -1, -1)
-    sheet[:count, :, :height, :width] = tiles
-    sheet = sheet.view(rows, columns, 3, height + gap, width + gap).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    with replacing(path) as file:
-        Image.fromarray(sheet[:-gap, :-gap].numpy()).save(file, "PNG", optimize=True)
-
-
-@HOOKS.register_module()
-class CurveHook(Hook):
-    """Hands the curve, and the seconds by category, to the Runner's TensorBoard writer."""
-
-    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
-        seconds = runner.model.clock.seconds
-        scalars = {"value": metrics["value"], **{f"time/{k}": v for k, v in seconds.items()}}
-        for name, value in scalars.items():
-            runner.curves.add_scalar(name, value, runner.model.progress.student_steps)
 
 
 @HOOKS.register_module()
@@ -164,8 +106,8 @@ class ProgressHook(Hook):
     The first line comes early, then one every `every` seconds and one at each evaluation.
     """
 
-    def __init__(self, title: str = "", every: float = 20.0) -> None:
-        self.title, self.live = title, sys.stderr.isatty()
+    def __init__(self, title: str = "", every: float = 20.0, live: bool | None = None) -> None:
+        self.title, self.live = title, sys.stderr.isatty() if live is None else live
         self.every = 0.2 if self.live else every
         self._last, self._display = -math.inf, None
 
@@ -205,10 +147,8 @@ class ProgressHook(Hook):
         return duration(left)
 
     def tell(self, runner: Runner) -> None:
-        """One line of progress: steps, last value, time left."""
-        curve = runner.train_loop.curve
-        last = [f"last {curve[-1]['value']:.3g}"] if curve else []
-        self._show(" · ".join([self.title, runner.model.describe(), *last, f"about {self.left(runner)} left"]))
+        """One line of progress: steps, time left."""
+        self._show(" · ".join([self.title, runner.model.describe(), f"about {self.left(runner)} left"]))
 
     def _show(self, line: str) -> None:
         if not self.live:
@@ -218,7 +158,7 @@ class ProgressHook(Hook):
             from rich.console import Console
             from rich.live import Live
 
-            self._display = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._display = Live(console=Console(stderr=True, force_terminal=True), auto_refresh=False, transient=True)
             self._display.start()
         self._display.update(line, refresh=True)
 

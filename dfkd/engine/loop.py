@@ -25,6 +25,11 @@ class Position:
     student_step: int = 0
 
 
+def moments(steps: int, evaluations: int) -> set[int]:
+    """After which scored steps the student is evaluated: evenly spread, the last one among them."""
+    return {round(steps * i / evaluations) for i in range(1, evaluations + 1)} - ({0} if steps else set())
+
+
 @LOOPS.register_module()
 class StageLoop(BaseLoop):
     """Runs the stages of the Runner's model, a `TrainingModule`: that makes the data and takes the steps.
@@ -50,11 +55,11 @@ class StageLoop(BaseLoop):
         self.model, self.clock, self.per = runner.model, runner.model.clock, per
         self.stages, self.progress = self.model.stages, self.model.progress
         self.total_steps = sum(s.rounds * s.student_steps for s in self.stages if s.scored)
-        self.moments = {round(self.total_steps * i / evaluations) for i in range(1, evaluations + 1)}
+        self.moments = moments(self.total_steps, evaluations)
         self.measures = evaluations > 0
         self.position = Position()
-        self.curve: list[dict] = []
         self.shared_seconds = 0.0
+        self.saves = 0
         self.stop_reason: str | None = None
         self._deadline = None if time_limit is None else time.monotonic() + time_limit
 
@@ -76,12 +81,10 @@ class StageLoop(BaseLoop):
         """The whole schedule from the present position. Raises Diverged or Stopped."""
         with stopping(self._stop):
             self.runner.call_hook("before_train")
-            if not self.clock.resumes:
-                self.clock.add("prior", self.model.prior_seconds)
             for index in range(self.position.stage, len(self.stages)):
                 self._stage(self.stages[index])
                 self.position = Position(stage=index + 1)
-            if self.measures and not (self.total_steps or self.curve):
+            if self.measures and not self.total_steps:
                 self._measure()
             self._check_weights()
             self.runner.call_hook("after_train")
@@ -139,12 +142,9 @@ class StageLoop(BaseLoop):
     def _measure(self) -> None:
         self.check_finite()
         self._check_weights()
-        seconds = self.clock.scored
-        value = self.runner.val_loop.run()
-        point = {"step": self.progress.student_steps, "seconds": round(seconds, 4), "value": round(value, 6)}
-        self.curve.append(point)
+        self.runner.val_loop.run()
         with self.clock.phase("bookkeeping"):
-            self.runner.call_hook("after_val_epoch", metrics={"value": value})
+            self.runner.call_hook("after_val_epoch", metrics={})
 
     def check_finite(self) -> None:
         """Read the accumulated flag: the only place where a loss reaches the host."""
@@ -172,13 +172,13 @@ class StageLoop(BaseLoop):
     def state_dict(self) -> dict:
         return {
             "position": asdict(self.position),
-            "curve": self.curve,
             "shared_seconds": self.shared_seconds,
+            "saves": self.saves,
             "progress": asdict(self.progress),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self.position, self.curve = Position(**state["position"]), state["curve"]
-        self.shared_seconds = state["shared_seconds"]
+        self.position = Position(**state["position"])
+        self.shared_seconds, self.saves = state["shared_seconds"], state["saves"]
         for name, value in state["progress"].items():
             setattr(self.progress, name, value)

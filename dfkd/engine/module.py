@@ -28,9 +28,6 @@ class TrainingModule(BaseModel):
     Its parameters are what the optimizer trains; all else that it holds stays out of reach of `parameters`.
     """
 
-    prior_seconds = 0.0
-    """What the diffusion prior that it uses took to train: billed once."""
-
     def __init__(self, stages: Sequence[Stage], clock: Clock) -> None:
         super().__init__()
         self.stages, self.clock, self.progress = tuple(stages), clock, Progress()

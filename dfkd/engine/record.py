@@ -6,18 +6,15 @@ import datetime
 import hashlib
 import platform
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from dfkd import catalog, records
 from dfkd.engine import machine
-from dfkd.engine.clock import Clock
 from dfkd.tables.resolve import Resolved
 from dfkd.tasks import store
 
-if TYPE_CHECKING:
-    from dfkd.engine.loop import StageLoop
+NO_TIME = dict.fromkeys((*records.CATEGORIES, "scored", "total"), 0.0) | {"resumes": 0}
 
 
 def work_name(resolved: Resolved, card: dict, manifest: dict, device: torch.device, prior: dict | None) -> str:
@@ -32,17 +29,18 @@ def work_name(resolved: Resolved, card: dict, manifest: dict, device: torch.devi
 class Measured:
     """What a run comes to, filled in as it goes on."""
 
-    loop: StageLoop | None = None
     status: str = "ok"
     error: str | None = None
-    prior: str | None = None
-    report: dict[str, float] = field(default_factory=dict)
+    curve: list[dict] = field(default_factory=list)
     diagnostics: dict | None = None
-    peak_memory: int | None = None
+    end: dict = field(default_factory=dict)  # the worker's last message
+    time: dict | None = None  # by the harness's clock
+    harness_memory: int = 0
+    isolation: str = "audit-hook"
 
 
 class Facts:
-    """What is known of a run before it starts; later, under the sealed guard, no process may be started."""
+    """What is known of a run before it starts."""
 
     def __init__(
         self, resolved: Resolved, card: dict | None, manifest: dict, device: torch.device, prior: dict | None
@@ -59,17 +57,16 @@ class Facts:
 
     def prior(self, measured: Measured) -> dict:
         """What the method knew besides the teacher, and what that cost to train (0 where it is not known)."""
-        kind = measured.loop.model.method.prior if measured.loop else measured.prior or self.resolved.entry.prior
+        kind = measured.end.get("prior") or self.resolved.entry.prior
         card = self._prior if "diffusion" in kind else None
         facts = {key: card and card[key] for key in ("name", "trained_on", "digest", "origin")}
         return {"kind": kind, **facts, "seconds": card["seconds"] if card else 0.0}
 
-    def record(self, measured: Measured, clock: Clock, memory: machine.Memory) -> dict:
+    def record(self, measured: Measured) -> dict:
         """The record of the run as it stands."""
-        loop, resolved, card = measured.loop, self.resolved, self.card
-        curve = loop.curve if loop else []
+        end, resolved, card, curve = measured.end, self.resolved, self.card, measured.curve
+        counted = end.get("progress", {})
         values = [point["value"] for point in curve]
-        peak = memory.peak() if measured.peak_memory is None else measured.peak_memory
         return {
             "schema": records.VERSION,
             "status": measured.status,
@@ -86,21 +83,23 @@ class Facts:
                 "teacher": card["accuracy"],
                 "curve": curve,
             },
-            "time": clock.report() | {"shared": round(loop.shared_seconds if loop else 0.0, 4)},
+            "time": (measured.time or NO_TIME) | {"shared": end.get("shared", 0.0)},
             "cost": {
-                "images_synthesised": loop.progress.images_synthesised if loop else 0,
-                "student_steps": loop.progress.student_steps if loop else 0,
-                "teacher_forwards": loop.model.ctx.teacher.images_seen if loop else 0,
-                "peak_memory_bytes": peak,
+                "images_synthesised": counted.get("images_synthesised", 0),
+                "student_steps": counted.get("student_steps", 0),
+                "teacher_forwards": end.get("teacher_images", 0),
+                "peak_memory_bytes": end.get("peak", 0),
+                "harness_memory_bytes": measured.harness_memory,
             },
             "prior": self.prior(measured),
             "diagnostics": measured.diagnostics,
-            "report": measured.report,
+            "report": end.get("report", {}),
             "provenance": {
                 "code": {**self.code, "external": resolved.entry.external},
                 "config": resolved.digest,
                 "data": self.data,
                 "teacher": {key: card[key] for key in ("digest", "origin", "accuracy")},
+                "isolation": measured.isolation,
                 "commit": self.commit,
                 "versions": self.versions,
                 "hardware": self.hardware,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import math
-import multiprocessing
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,37 +15,35 @@ import torch
 from filelock import FileLock, Timeout
 
 from dfkd import paths, priors, records, teachers
-from dfkd.engine import configuration, machine
-from dfkd.engine.clock import Clock
-from dfkd.engine.distillation import Declined
-from dfkd.engine.evaluation import Batches, on_device
-from dfkd.engine.guard import guard
-from dfkd.engine.method import Method, build_method
-from dfkd.engine.module import Diverged
+from dfkd.engine import configuration, harness, machine
+from dfkd.engine.configuration import INSIDE
+from dfkd.engine.guard import DataFreeViolation
+from dfkd.engine.harness import Worker
+from dfkd.engine.journal import Journal
+from dfkd.engine.judge import Failed, Judge, raise_failure
 from dfkd.engine.precision import settled
 from dfkd.engine.record import Facts, Measured
-from dfkd.engine.runner import PlainRunner
 from dfkd.engine.seeds import seed_for
-from dfkd.errors import CannotWrite, UserError
-from dfkd.signals import Stopped
+from dfkd.errors import FULL, CannotWrite, UserError
+from dfkd.signals import Stopped, stopping
 from dfkd.tables.resolve import Resolved
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from dfkd.engine.loop import StageLoop
-
-SAVED = (configuration.STATE, configuration.LOG)  # what a run is resumed from
-MADE = ("student.safetensors", "student.json", configuration.SAMPLES)  # what a finished run leaves
-
-
-class Failed(Exception):
-    """A run failed for a reason that one line tells; no traceback would say more."""
+JOURNAL = "journal.json"
+SAVED = (configuration.STATE, configuration.LOG, JOURNAL)  # what a run is resumed from
+GRID = "samples.png"
+MADE = ("student.safetensors", "student.json", GRID)  # what a finished run leaves
 
 
 @dataclass(frozen=True)
 class Options:
-    """What changes where a run happens and not what it computes; `work` is None for the project's work folder."""
+    """What changes where a run happens and not what it computes; `work` is None for the project's work folder.
+
+    A worker that says nothing for `patience` seconds is taken to hang. Without `apart` the method runs in this process,
+    behind the guard alone.
+    """
 
     data_root: Path
     device: str | None = None
@@ -56,6 +52,8 @@ class Options:
     save_every: float = 60.0
     time_limit: float | None = None
     tensorboard: bool = False
+    patience: float = 1800.0
+    apart: bool = True
 
 
 def run(
@@ -70,7 +68,7 @@ def run(
 
     `teacher_weights` is the teacher's safetensors file and `card` its card; `prior` is where the cell's diffusion model
     lies, with its card, for a cell that names one. Statuses `ok`, `diverged`, `partial` and `unsupported` are returned.
-    A violation of the data-free rule (DataFreeViolation), what one line tells (Failed) and any crash raise, after
+    A violation of the data-free rule (DataFreeViolation) and whatever else makes a run fail (Failed) raise, after
     `keep` has had a record of status `failed`. Raises Stopped where a full disk ends a run that can go on from its
     saved state, and UserError.
     """
@@ -78,32 +76,26 @@ def run(
     resolved = settled(resolved, device)
     tf32 = resolved.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    manifest, memory = resolved.task.manifest(options.data_root), machine.Memory(device)
-    facts = Facts(resolved, card, manifest, device, prior[1] if prior else None)
-    folder = (options.work or paths.WORK) / facts.work
-    clock, measured = Clock(device), Measured()
-    if folder.resolve().is_relative_to(options.data_root.resolve()):
+    facts = Facts(resolved, card, resolved.task.manifest(options.data_root), device, prior[1] if prior else None)
+    folder, measured = ((options.work or paths.WORK) / facts.work).resolve(), Measured()
+    if folder.is_relative_to(options.data_root.resolve()):
         raise UserError(f"the work folder {folder} lies inside the data root, which a run may not open")
-    with ExitStack() as stack:
-        stack.enter_context(_exclusive(folder, options.resume))
-        stack.enter_context(_resumable(folder))
+    with _exclusive(folder, options.resume), _resumable(folder):
         try:
-            with _told(), _violations_first():
-                _measure(
-                    resolved, (teacher_weights, card), prior, options, facts, measured, clock, memory, folder, stack
-                )
+            with _told():
+                _measure(resolved, (teacher_weights, card), prior, options, facts, measured, device, folder)
+            record = _checked(facts.record(measured))
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as problem:
-            measured.status, measured.error = "failed", str(problem)
             with suppress(CannotWrite):  # of two misfortunes the first is told
-                keep(facts.record(measured, clock, memory))
+                keep(_failed(facts, measured, problem))
             raise
-        record = facts.record(measured, clock, memory)
         keep(record)
         if measured.status != "partial":
             for name in SAVED if measured.status == "ok" else SAVED + MADE:  # what is left belongs to the record
                 (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / INSIDE, ignore_errors=True)
         return record
 
 
@@ -114,126 +106,146 @@ def _measure(
     options: Options,
     facts: Facts,
     measured: Measured,
-    clock: Clock,
-    memory: machine.Memory,
+    device: torch.device,
     folder: Path,
-    stack: ExitStack,
 ) -> None:
-    """Fill `measured`. The guard, once sealed, stays so until `stack` is left."""
+    """Fill `measured` with what the worker does and the harness makes of it."""
+    journal, memory = Journal(folder / JOURNAL, options.save_every), machine.Memory(device)
+    judge = Judge(resolved, teacher, prior[1] if prior else None, journal, folder / GRID)
+    begin = _begin(resolved, teacher, prior, options, folder, device, journal.begun)
+    measured.isolation = begin["isolation"]
+    worker = Worker(begin, folder / INSIDE, options.patience) if options.apart else None
     try:
-        with clock.phase("setup"):
-            runner = _assemble(resolved, teacher, prior, options, clock, folder, stack)
-            measured.loop = runner.train_loop
-        runner.train()
-        measured.peak_memory = memory.peak()  # of the run, not of looking at what it made
-        measured.diagnostics = runner.val_loop.describe()
-        if measured.loop.total_steps:
-            with clock.phase("bookkeeping"):
-                _keep_student(resolved, measured.loop, folder, facts)
-    except (Declined, Diverged, Stopped) as end:
-        measured.status, measured.error, measured.prior = end.status, str(end), getattr(end, "prior", None)
-    if measured.loop:
-        measured.report = _report(measured.loop.model.method)
+        with stopping(worker.ask_to_stop) if worker else nullcontext():
+            if prior:
+                priors.check_disjoint(prior[1], priors.digests_path(prior[0]), resolved.task, options.data_root)
+            judge.load(options.data_root, device)
+            judge.curves = _curves(folder) if options.tensorboard else None
+            if worker:
+                harness.serve(worker, judge)
+            else:
+                harness.serve_here(begin, judge)
+    except Stopped as stop:
+        measured.status, measured.error = stop.status, str(stop)
+    finally:
+        if worker:
+            worker.end()
+        measured.curve, measured.diagnostics, measured.end = journal.curve, judge.diagnostics, judge.end or {}
+    if judge.end:
+        measured.status, measured.error = judge.end.get("status"), judge.end.get("error")
+        measured.time, measured.harness_memory = judge.time, memory.peak()
+    if measured.status == "ok":
+        judge.check()
+        if judge.student:
+            _keep_student(resolved, judge, folder, facts, measured.time["scored"])
 
 
-def _assemble(
+def _begin(
     resolved: Resolved,
     teacher: tuple[Path, dict],
     prior: tuple[Path | str, dict] | None,
     options: Options,
-    clock: Clock,
     folder: Path,
-    stack: ExitStack,
-) -> PlainRunner:
-    """Everything up to the first synthesis step. Raises Declined."""
-    on, root, entry = resolved.task, options.data_root, resolved.entry
-    with clock.phase("evaluation"):
-        if prior:
-            priors.check_disjoint(prior[1], priors.digests_path(prior[0]), on, root)
-        test = Batches(*on.load("test", root), clock.device)
-    given: dict[str, Any] = {"clock": clock}
-    if entry.needs_data:
-        given["real"] = on_device(*on.load("train", root), clock.device)
-    else:  # from then on to the end nothing in this process opens real data
-        given["seal"] = lambda: stack.enter_context(guard.seal(root))
+    device: torch.device,
+    since: float,
+) -> dict[str, Any]:
+    """The worker's first message. Its clock starts when the harness's does, at `since`."""
     config = configuration.configuration(
         resolved,
-        teacher,
+        (teacher[0].resolve(), teacher[1]),
         prior,
         folder,
         seed=seed_for("run", *resolved.run.axes),
         resume=options.resume,
         save_every=options.save_every,
         time_limit=options.time_limit,
-        curves=options.tensorboard,
+        live=sys.stderr.isatty(),
     )
     configuration.write(config, folder)
-    writer = stack.enter_context(_curves(folder)) if options.tensorboard else None
-    return PlainRunner(config, folder / "log", given, test=test, curves=writer)
+    reads = [teacher[0], teachers.card_path(teacher[0]), *_code(resolved), *(_files(Path(prior[0])) if prior else ())]
+    what = {"device": str(device), "tf32": resolved.precision == "tf32", "since": since, "config": config}
+    return harness.begin(folder / INSIDE, reads, options.data_root.resolve(), options.apart, **what)
+
+
+def _code(resolved: Resolved) -> list[Path]:
+    """Where a method outside the project lies, with what it imports from beside it."""
+    return [resolved.entry.path.parent] if resolved.entry.external else []
+
+
+def _files(folder: Path) -> list[Path]:
+    """A folder, and what its links lead to: in the hub's cache weights are links."""
+    return [folder, *(path for path in folder.rglob("*") if path.is_symlink())]
+
+
+def _checked(record: dict) -> dict:
+    """Raises Failed for what the worker said and no record can hold."""
+    try:
+        records.validate(record)
+    except UserError as error:
+        raise Failed(f"the run's numbers make no record: {error}") from None
+    return record
+
+
+def _failed(facts: Facts, measured: Measured, problem: Exception) -> dict:
+    """The record of a run that failed, without the worker's word where no record can hold that."""
+    measured.status, measured.error = "failed", str(problem)
+    with suppress(Exception):
+        return _checked(facts.record(measured))
+    measured.end, measured.time, measured.diagnostics = {}, None, None
+    return facts.record(measured)
 
 
 def declined(resolved: Resolved, options: Options, keep: Callable[[dict], Any]) -> dict | None:
     """The record of a method that declines its task, for before a teacher or a prior is made; None where it applies.
 
-    Asked in a process of its own: where a method's file has been imported, real data may not be opened any more. What
-    goes wrong there goes wrong in the run as well, which tells it; but a value that the constructor refuses is told now
-    (UserError).
+    What goes wrong there goes wrong in the run as well, which tells it; but a value that the constructor refuses is
+    told now (UserError).
     """
     device = machine.device_of(options.device)
     resolved = settled(resolved, device)
-    manifest = resolved.task.manifest(options.data_root)
-    facts, clock, memory = Facts(resolved, None, manifest, device, None), Clock(device), machine.Memory(device)
+    inside = (options.work or paths.WORK) / "asked" / resolved.run.name
+    what = {"device": str(device), "tf32": False, "since": time.perf_counter(), "ask": resolved.run.data}
+    what["method"] = configuration.method(resolved)
+    inside.mkdir(parents=True, exist_ok=True)
+    first = harness.begin(inside.resolve(), _code(resolved), options.data_root.resolve(), True, **what)
+    worker = Worker(first, inside.resolve(), options.patience)
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            reason = pool.submit(_ask, resolved, options.data_root).result()
-    except (UserError, KeyboardInterrupt):
-        raise
-    except BaseException:
+        with stopping(worker.ask_to_stop):
+            _, end, _ = worker.next()
+        raise_failure(end)
+    except (Failed, DataFreeViolation):
         return None
-    if reason is None:
+    finally:
+        worker.end()
+        shutil.rmtree(inside, ignore_errors=True)
+    if end.get("status") != "unsupported":
         return None
-    record = facts.record(Measured(status=Declined.status, error=reason), clock, memory)
+    facts = Facts(resolved, None, resolved.task.manifest(options.data_root), device, None)
+    record = facts.record(Measured(status="unsupported", error=str(end["error"]), isolation=first["isolation"]))
     keep(record)
     return record
 
 
-def _ask(resolved: Resolved, root: Path) -> str | None:
-    with guard.seal(root):
-        return build_method(**configuration.method(resolved)).supports(resolved.task)
-
-
 def _curves(folder: Path) -> SummaryWriter:
-    """TensorBoard's writer; importing it takes a second and is done for those who ask, before the guard is sealed."""
+    """TensorBoard's writer; importing it takes a second and is done for those who ask."""
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(folder / "vis_data")
 
 
-def _report(method: Method) -> dict[str, float]:
-    """What the method says of its run. Raises Failed unless that is finite numbers by name."""
-    report = method.report()
-    numbers = report.values() if isinstance(report, dict) else [None]
-    good = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
-    if not (good and all(isinstance(name, str) for name in report)):
-        raise Failed(f"the method's report() is to give finite numbers by name, not {report!r:.200}")
-    return report
-
-
 @contextmanager
 def _told() -> Iterator[None]:
-    """What ends a run from below, or a method that leaves the process, as an error that one line tells."""
+    """What ends a run from below as an error that one line tells."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL:
             raise
         raise CannotWrite(f"cannot write {error.filename or 'a file'}: {error.strerror}") from error
-    except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, Exception) and machine.out_of_memory(error):
+    except Exception as error:
+        if machine.out_of_memory(error):
             raise Failed(f"out of memory: {str(error).splitlines()[0]}") from error
         raise
-    except BaseException as error:
-        raise Failed(f"the method raised {type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -245,15 +257,6 @@ def _resumable(folder: Path) -> Iterator[None]:
         if not (folder / SAVED[0]).is_file():
             raise
         raise Stopped(f"{problem}; the same command with --resume goes on") from problem
-
-
-@contextmanager
-def _violations_first() -> Iterator[None]:
-    """However the block ends, a refused access to real data is what it ends with."""
-    try:
-        yield
-    finally:
-        guard.check()
 
 
 @contextmanager
@@ -281,18 +284,18 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
         lock.release()
 
 
-def _keep_student(resolved: Resolved, loop: StageLoop, folder: Path, facts: Facts) -> None:
-    """What an engineer came for: the student's weights with a card like the teacher's."""
-    model, run = loop.model, resolved.run
+def _keep_student(resolved: Resolved, judge: Judge, folder: Path, facts: Facts, seconds: float) -> None:
+    """What an engineer came for: the weights that were evaluated last, with a card like the teacher's."""
+    run = resolved.run
     card = teachers.new_card(
         run.data,
         run.student,
-        model.ctx.spec,
+        judge.spec,
         "distilled",
         recipe=resolved.config,
         seed=run.seed,
-        accuracy=loop.curve[-1]["value"],
-        seconds=round(loop.clock.scored, 2),
+        accuracy=judge.journal.curve[-1]["value"],
+        seconds=round(seconds, 2),
         data_digest=facts.data["digest"],
     )
-    teachers.save(model.student.network, folder / "student.safetensors", card)
+    teachers.save(judge.student.network, folder / "student.safetensors", card)

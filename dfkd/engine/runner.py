@@ -11,10 +11,10 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
-from dfkd.engine import hooks, loop
+from dfkd.engine import evaluation, hooks, loop
 from dfkd.engine.compat import NO_DEFAULT_HOOKS, QuietRunner
 
-REGISTERED = (hooks, loop)  # what a configuration may name is registered when these are imported
+REGISTERED = (evaluation, hooks, loop)  # what a configuration may name is registered when these are imported
 _count = itertools.count()
 
 
@@ -25,8 +25,7 @@ class PlainRunner(QuietRunner):
         config: what mmengine's Runner takes, in plain values.
         folder: mmengine's work folder.
         given: what no plain value stands for, such as clock and arrays; the model gets it beside its configuration.
-        test: the `Batches` of the validation loop, where the configuration has one.
-        curves: TensorBoard's writer, for a `CurveHook`.
+        tell: what sends a message to the harness, for a `SubmissionLoop`.
         say: where a `TellingHook` tells its progress.
     """
 
@@ -36,16 +35,15 @@ class PlainRunner(QuietRunner):
         folder: Path,
         given: dict[str, Any],
         *,
-        test: object = None,
-        curves: object = None,
+        tell: object = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.given, self.curves, self.say = given, curves, say
+        self.given, self.say = given, say
         # mmengine keeps loggers and the like for the life of the process under this name.
         name = f"{config['model']['type']}-{next(_count)}"
         fixed = {"default_hooks": NO_DEFAULT_HOOKS, "log_level": "WARNING", "experiment_name": name}
         super().__init__(
-            **copy.deepcopy(config), **fixed, work_dir=str(folder), train_dataloader={}, val_dataloader=test
+            **copy.deepcopy(config), **fixed, work_dir=str(folder), train_dataloader={}, val_dataloader=tell
         )
         self._optimizer, self._schedule = config["optim_wrapper"], config["param_scheduler"]
 

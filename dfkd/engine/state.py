@@ -17,7 +17,7 @@ from dfkd.engine.seeds import global_state, load_global_state
 from dfkd.errors import UserError
 from dfkd.files import replacing
 
-VERSION = 4
+VERSION = 6
 MAGIC = b"dfkd state\n"
 
 

@@ -123,15 +123,6 @@ def test_aside_takes_from_the_surrounding_phase(time):
     assert spent(clock) == {"distillation": 5, "synthesis": 2}
 
 
-def test_work_done_elsewhere_is_billed(time):
-    clock = Clock(now=time)
-    clock.add("prior", 100)
-    with clock.phase("distillation"):
-        time.passes(1)
-    report = clock.report()
-    assert (report["prior"], report["scored"], report["total"]) == (100, 101, 101)
-
-
 def test_a_resume_adds(time):
     clock = Clock(now=time)
     with clock.phase("distillation"):

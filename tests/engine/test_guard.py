@@ -1,4 +1,4 @@
-"""The data-free guard bites: methods that cheat, each in its own way, and the same methods honest.
+"""The guard of machines without Landlock bites: methods that cheat by way of Python, and the same methods honest.
 
 A cheat swallows whatever it is told, so that what is tested is the harder case: the run fails all the same, and
 the method has got nothing.
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from dfkd import records
 from dfkd.engine.guard import DataFreeViolation, guard
@@ -114,12 +113,6 @@ WAYS = {
     "subprocess": f"return subprocess.run(['cat', {IMAGES}], stdout=subprocess.PIPE).stdout",
     "os.system": f"return os.system('cat %s > /dev/null' % ({IMAGES}))",
     "os.posix_spawn": "return os.posix_spawn(sys.executable, [sys.executable, '-c', ''], {})",
-    "multiprocessing": (
-        "import multiprocessing as m; process = m.get_context('spawn').Process(target=print); "
-        "process.start(); return process"
-    ),
-    "torch.from_file": f"return torch.from_file(str({IMAGES}), size=8, dtype=torch.uint8)",
-    "torch storage": f"return torch.UntypedStorage.from_file(str({IMAGES}), False, 8)",
     "torch.load": f"return torch.load({IMAGES}, weights_only=True)",
 }
 
@@ -187,7 +180,7 @@ def test_real_data_cannot_be_opened_in_any_of_these_ways(cheat, execute):
     assert {names[way] for way, _ in errors} == set(WAYS)
 
 
-@pytest.mark.parametrize("way", ["our task, embedded data", "np.load", "subprocess", "torch.from_file"])
+@pytest.mark.parametrize("way", ["our task, embedded data", "np.load", "subprocess", "torch.load"])
 def test_one_swallowed_refusal_is_enough(way, cheat, execute):
     with pytest.raises(DataFreeViolation, match="a data-free run may not"):
         execute(cheat(WAYS[way]))
@@ -222,17 +215,9 @@ def test_without_the_cheat_the_same_method_passes(cheat, execute):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "take",
-    [
-        "from torchvision.datasets import CIFAR10; return CIFAR10(ROOT / 'cifar10' / 'download')",
-        f"from torchvision.io import read_file; return read_file(str({IMAGES}))",
-    ],
-    ids=["datasets", "io"],
-)
-def test_real_data_cannot_be_opened_by_torchvision(take, cheat, execute):
+def test_real_data_cannot_be_opened_by_torchvision(cheat, execute):
     pytest.importorskip("torchvision.datasets")  # beforehand, so that nothing but the opening can be refused
-    cell = cheat(take)
+    cell = cheat("from torchvision.datasets import CIFAR10; return CIFAR10(ROOT / 'cifar10' / 'download')")
     with pytest.raises(DataFreeViolation):
         execute(cell)
     assert loot(cell) == []
@@ -242,7 +227,7 @@ def test_real_data_cannot_be_opened_by_torchvision(take, cheat, execute):
     "take", [WAYS["np.load"], "return images[0].shape"], ids=["reads a file", "keeps the test images"]
 )
 def test_a_hook_on_the_student_gets_nothing_during_evaluation(take, cheat, execute):
-    """The judge holds the test images; it evaluates a twin of the student, on which no hook of a method hangs."""
+    """The judge evaluates a network of its own, on which no hook of a method hangs."""
     hang = (
         "ctx.student.network.register_forward_hook(lambda module, images, _: "
         "None if module.training else LOOT.append(steal(images)))"
@@ -334,7 +319,7 @@ def at_setup(monkeypatch):
 @pytest.mark.parametrize("bound", ["student-real", "kd-real"])
 def test_bounds_that_declare_it_get_real_data(bound, tiny, execute, at_setup):
     record = execute(tiny(bound))
-    assert record["reference"] and at_setup == [(False, 1297)]
+    assert record["reference"] and at_setup == [(True, 1297)]
 
 
 def test_kd_on_noise_does_not(tiny, execute, at_setup):
@@ -360,7 +345,6 @@ def test_outside_a_run_nothing_is_refused(take, cheat, execute, tmp_path):
     assert len(load_digits().data) == 1797
     path = tmp_path / "data" / "cifar10" / "train_images.npy"
     assert len(np.load(path)) == 4
-    assert len(torch.from_file(str(path), size=8, dtype=torch.uint8)) == 8
     assert subprocess.run([sys.executable, "-c", ""]).returncode == 0
     assert not guard.sealed
 

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from dfkd.catalog import ROOT
 from dfkd.engine import state
+from dfkd.engine.configuration import LOG, STATE
 from dfkd.errors import UserError
 from tests.conftest import BUDGET, PAIR, TINY, latest, outcome
 
@@ -88,7 +89,7 @@ def digest_of(path) -> int:
 
 def test_a_kill_while_the_state_is_written_leaves_the_one_before(stopped, execute, tiny, monkeypatch):
     cell, folder = stopped
-    before = (folder / "state.pt").read_bytes()
+    before = (folder / STATE).read_bytes()
 
     def killed(descriptor):
         raise KeyboardInterrupt
@@ -97,29 +98,29 @@ def test_a_kill_while_the_state_is_written_leaves_the_one_before(stopped, execut
     with pytest.raises(KeyboardInterrupt):
         execute(cell, time_limit=1e-9, resume=True)
     monkeypatch.undo()
-    assert (folder / "state.pt").read_bytes() == before
+    assert (folder / STATE).read_bytes() == before
     assert outcome(execute(cell, resume=True)) == outcome(execute(cell))
 
 
 def test_images_logged_after_the_last_state_are_cut_off(stopped, execute):
     cell, folder = stopped
-    with open(folder / "bank.bin", "ab") as log:
+    with open(folder / LOG, "ab") as log:
         log.write(b"what a killed process had added since")
     assert outcome(execute(cell, resume=True)) == outcome(execute(cell))
 
 
 def test_a_log_that_is_not_the_state_s_is_refused(stopped, execute):
     cell, folder = stopped
-    content = bytearray((folder / "bank.bin").read_bytes())
+    content = bytearray((folder / LOG).read_bytes())
     content[5] ^= 1
-    (folder / "bank.bin").write_bytes(content)
+    (folder / LOG).write_bytes(content)
     with pytest.raises(UserError, match=r"bank\.bin does not hold the images of the saved state"):
         execute(cell, resume=True)
 
 
 def test_the_state_is_tensors_and_plain_containers(stopped):
     _, folder = stopped
-    saved = state.load(folder / "state.pt", CPU)
+    saved = state.load(folder / STATE, CPU)
     assert plain(saved)
     assert saved.keys() == {"version", "loop", "model", "optimizer", "schedules", "globals", "clock"}
     assert {"weights", "buffer", "method", "streams"} <= saved["model"].keys()
@@ -128,15 +129,15 @@ def test_the_state_is_tensors_and_plain_containers(stopped):
 def test_the_images_are_not_in_it(stopped):
     """Of the bank it holds length and digest."""
     _, folder = stopped
-    buffer = state.load(folder / "state.pt", CPU)["model"]["buffer"]
+    buffer = state.load(folder / STATE, CPU)["model"]["buffer"]
     assert "images" not in buffer and buffer["log"].keys() == {"length", "digest"}
-    assert (folder / "bank.bin").stat().st_size == buffer["log"]["length"] * 3 * 16 * 16
+    assert (folder / LOG).stat().st_size == buffer["log"]["length"] * 3 * 16 * 16
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "pickle", "other"])
 def test_a_damaged_state_is_one_clear_error(damage, stopped, execute, tmp_path):
     cell, folder = stopped
-    path = folder / "state.pt"
+    path = folder / STATE
     if damage == "pickle":
         state.save(path, {"version": 1, "loop": tmp_path})  # a class, which weights_only=True refuses
     elif damage == "other":
@@ -150,7 +151,7 @@ def test_a_damaged_state_is_one_clear_error(damage, stopped, execute, tmp_path):
 
 def test_a_state_of_another_version_is_refused(stopped, execute):
     cell, folder = stopped
-    state.save(folder / "state.pt", {**state.load(folder / "state.pt", CPU), "version": 99})
+    state.save(folder / STATE, {**state.load(folder / STATE, CPU), "version": 99})
     with pytest.raises(UserError, match="has version 99"):
         execute(cell, resume=True)
 
@@ -159,13 +160,13 @@ def test_without_resume_a_run_starts_afresh(stopped, execute):
     cell, folder = stopped
     record = execute(cell)
     assert record["time"]["resumes"] == 0
-    assert not (folder / "state.pt").exists()
+    assert not (folder / STATE).exists()
 
 
 def test_a_finished_run_leaves_no_state(stopped, execute):
     cell, folder = stopped
     execute(cell, resume=True)
-    assert not (folder / "state.pt").exists() and not (folder / "bank.bin").exists()
+    assert not (folder / STATE).exists() and not (folder / LOG).exists()
 
 
 @pytest.mark.parametrize("change", ["training.batch=16", "temperature=3.0", "training.optimizer.lr=0.3"])
@@ -174,7 +175,7 @@ def test_another_configuration_does_not_resume_it(change, stopped, execute, tiny
     record = execute(tiny("ssdkd", change), resume=True)
     assert record["time"]["resumes"] == 0
     assert tmp_path / "work" / record["work"] != folder
-    assert (folder / "state.pt").is_file(), "the other run's state is its own"
+    assert (folder / STATE).is_file(), "the other run's state is its own"
 
 
 def test_other_code_does_not_resume_it(tiny, execute, tmp_path):
@@ -197,12 +198,12 @@ def test_other_code_does_not_resume_it(tiny, execute, tmp_path):
 @pytest.mark.parametrize("resume", [True, False])
 def test_two_processes_do_not_share_a_work_folder(resume, stopped, execute):
     cell, folder = stopped
-    before = (folder / "state.pt").read_bytes()
+    before = (folder / STATE).read_bytes()
     refused = pytest.raises(UserError, match="another process is running this cell")
     with FileLock(folder / "lock"), refused as caught:
         execute(cell, resume=resume)
     assert "\n" not in str(caught.value)
-    assert (folder / "state.pt").read_bytes() == before
+    assert (folder / STATE).read_bytes() == before
 
 
 def test_an_unwritable_work_folder_is_one_clear_error(tiny, execute, tmp_path):
@@ -248,7 +249,7 @@ class Signalled(Method):
 
 def test_time_before_a_resume_counts(stopped, execute):
     cell, folder = stopped
-    saved = state.load(folder / "state.pt", CPU)["clock"]["seconds"]
+    saved = state.load(folder / STATE, CPU)["clock"]["seconds"]
     record = execute(cell, resume=True)
     assert all(record["time"][account] >= round(saved[account], 4) for account in saved)
     assert saved["synthesis"] > 0

@@ -1,0 +1,166 @@
+"""The harness's hold on the worker: it is started, listened to, asked to stop, ended."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from dfkd import paths
+from dfkd.engine import confine
+from dfkd.engine.channel import Broken, Channel, Closed
+from dfkd.engine.judge import Failed, Judge, raise_failure
+from dfkd.signals import Stopped
+
+# Everything that would outlive a run lies in its own folder.
+CACHES = {
+    **{"HOME": "home", "XDG_CACHE_HOME": "cache", "MPLCONFIGDIR": "matplotlib", "TMPDIR": "tmp", "TORCH_HOME": "torch"},
+    **{"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "HF_HOME": "huggingface"},
+    **{"TORCH_EXTENSIONS_DIR": "extensions", "CUDA_CACHE_PATH": "cuda"},
+}
+LAST_LINES = 5  # of stderr, told of a worker that ends without a word
+GRACE = 10.0  # seconds in which a worker whose last message has been heard may end by itself
+
+
+class Worker:
+    """The other process, whose first message is `begin` and whose folder is `inside`.
+
+    It hangs if for `patience` seconds it sends no message and writes nothing to stderr.
+    """
+
+    def __init__(self, begin: dict[str, Any], inside: Path, patience: float) -> None:
+        self.patience, self.reason, self._heard = patience, None, queue.Queue()
+        self._last = time.monotonic()
+        environment = os.environ | {name: str(inside / folder) for name, folder in CACHES.items()}
+        path = os.pathsep.join(map(str, (paths.ROOT, *_python_path())))
+        environment |= {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment["COLUMNS"] = str(shutil.get_terminal_size().columns)
+        for folder in CACHES.values():
+            (inside / folder).mkdir(parents=True, exist_ok=True)
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        command = [sys.executable, "-P", "-m", "dfkd.engine.worker"]
+        self._process = subprocess.Popen(command, **pipes, env=environment, cwd=inside, start_new_session=True)
+        self._channel = Channel(self._process.stdout, self._process.stdin)
+        self._lines: deque[bytes] = deque(maxlen=LAST_LINES)
+        self._threads = [threading.Thread(target=t, daemon=True) for t in (self._listen, self._pass_on)]
+        for thread in self._threads:
+            thread.start()
+        self.say("begin", begin)
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._heard.put(self._channel.receive())
+        except Broken as end:
+            self._heard.put(end)
+
+    def _pass_on(self) -> None:
+        """What the worker writes to stderr appears on ours, and its last lines are kept."""
+        while content := self._process.stderr.read1(65536):
+            self._last = time.monotonic()
+            sys.stderr.write(content.decode("utf-8", "replace"))
+            sys.stderr.flush()
+            self._lines.extend(line for line in content.splitlines() if line.strip())
+
+    def say(self, kind: str, values: dict | None = None, tensors: dict | None = None) -> None:
+        with suppress(Closed):  # it is heard of where its next message is waited for
+            self._channel.send(kind, values, tensors)
+
+    def ask_to_stop(self, reason: str) -> None:
+        """At its next safe point; asked twice, at once. `reason` ends with the name of a signal."""
+        asked, self.reason = self.reason, reason
+        if asked is None:
+            self._process.send_signal(getattr(signal, reason.split()[-1]))
+        else:
+            self.end()
+
+    def next(self) -> tuple[str, dict, dict]:
+        """Its next message. Raises Failed for a worker that is dead or silent, Stopped if it was asked to be."""
+        self._last = time.monotonic()
+        while time.monotonic() < self._last + self.patience:
+            try:
+                heard = self._heard.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            if not isinstance(heard, Broken):
+                return heard
+            if not isinstance(heard, Closed):
+                raise Failed(f"the worker sent {heard}")
+            if self.reason is not None:
+                raise Stopped(self.reason)
+            raise Failed(f"the worker {self._how_it_ended()}")
+        raise Failed(f"the worker said nothing for {self.patience / 60:.0f} min{self._told()}")
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            return f"closed its channel{self._told()}"
+        self._threads[1].join(GRACE)
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"left with status {code}"
+        return f"{how} before its last message{self._told()}"
+
+    def _told(self) -> str:
+        lines = [line.decode("utf-8", "replace") for line in self._lines]
+        return f"; its last lines: {' | '.join(lines)}" if lines else ""
+
+    def end(self) -> None:
+        """It, and all that it started, is no more."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._threads[1].join(GRACE)
+
+
+def begin(inside: Path, reads: Iterable[Path], root: Path, apart: bool, **what: Any) -> dict[str, Any]:
+    """The first message: what the worker may touch, and what it shall do.
+
+    `inside` is its folder, `root` that of the data; `apart` is whether it is a process of its own.
+    """
+    code = [paths.ROOT / "dfkd", *paths.METHODS, *_python_path()]
+    return {
+        "isolation": confine.isolation() if apart else "audit-hook",
+        "apart": apart,
+        "read": [str(path.resolve()) for path in (*code, *reads)],
+        "write": [str(inside)],
+        "deny": [str(root), *confine.bundled()],
+        "names": [str(paths.ROOT)],
+        **what,
+    }
+
+
+def _python_path() -> list[Path]:
+    return [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+
+
+def serve(worker: Worker, judge: Judge) -> None:
+    """Answer a worker until its last message. Raises what ended it, if that was not the method's choice."""
+    while judge.end is None:
+        worker.say("go", tensors=judge.answer(*worker.next()))
+    if worker.reason is not None and judge.end.get("status") == "failed":
+        raise Stopped(worker.reason)
+    raise_failure(judge.end)
+
+
+def serve_here(begin: dict[str, Any], judge: Judge) -> None:
+    """Harness and worker in one process, for who writes a method: breakpoints work, tracebacks are whole."""
+    from dfkd.engine.worker import work
+
+    Path(begin["write"][0]).mkdir(parents=True, exist_ok=True)
+
+    def tell(kind: str, values: dict | None = None, tensors: dict | None = None) -> dict[str, Any]:
+        return judge.answer(kind, values or {}, tensors or {})
+
+    with ExitStack() as stack:
+        work(begin, tell, stack)
+        raise_failure(judge.end)
