@@ -251,6 +251,34 @@ def do_doctor(options: argparse.Namespace) -> int:
     return status
 
 
+def check_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA if present)")
+
+
+def do_check(options: argparse.Namespace) -> int:
+    from dfkd.engine import check
+    from dfkd.engine.machine import device_of
+
+    return check.show(device_of(options.device))
+
+
+def profile_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--method", type=NAME, required=True, help="a recipe or method (`list`)")
+    verb.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
+    verb.add_argument("--pair", type=NAME, metavar="T-S", help="teacher and student (default: the table's first)")
+    verb.add_argument("--protocol", type=NAME, help="whose sizes are used (default as for run)")
+    verb.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="default: as the run has it")
+    verb.add_argument("--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA if present)")
+
+
+def do_profile(options: argparse.Namespace) -> int:
+    from dfkd.engine import profile
+
+    protocol = options.protocol or default_protocol(options.data, options.device)
+    print(profile.show(options.method, options.data, protocol, options.pair, options.precision, options.device))
+    return 0
+
+
 VERBS = {
     "run": ("run a method on a data set (the default verb)", run_options, do_run),
     "data": ("download and convert a data set, or verify the one that is there", data_options, do_data),
@@ -259,6 +287,8 @@ VERBS = {
     "list": ("methods, tables and recipes, with the status of each", list_options, do_list),
     "plan": ("runs of the tables that have no valid record, with an estimated time", plan_options, do_plan),
     "leaderboard": ("write the tables and plots from the records", leaderboard_options, do_leaderboard),
+    "check": ("compare a device with the CPU: every method, two tiny rounds", check_options, do_check),
+    "profile": ("show where the time of a method's steps goes", profile_options, do_profile),
     "doctor": ("check the installation, the device, the data and the folders", doctor_options, do_doctor),
 }
 

@@ -45,7 +45,8 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     root, device = data_root(options.data_root), device_of(options.device)
     resolved = settled(resolved, device)
     seconds = current.estimate(resolved.run)
-    print(f"{resolved.run.name} on {device}, {resolved.precision}" + (f", about {duration(seconds)}" if seconds else ""))
+    about = f", about {duration(seconds)}" if seconds else ""
+    print(f"{resolved.run.name} on {device} in {resolved.precision}{about}")
     given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience, "apart": not options.debug}
     settings = Options(root, str(device), options.resume, **given)
     kept: list[Path | None] = []

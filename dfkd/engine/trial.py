@@ -1,0 +1,110 @@
+"""Runs taken apart, in this process and with no test set: what `bench.py profile` and `bench.py check` look at.
+
+Nothing here is measured for a table, so no worker is confined and nothing is recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dfkd import catalog, teachers
+from dfkd.engine import distillation  # noqa: F401  a configuration names it
+from dfkd.engine.clock import Clock
+from dfkd.engine.configuration import configuration
+from dfkd.engine.evaluation import on_device
+from dfkd.engine.runner import PlainRunner
+from dfkd.engine.seeds import seed_for
+from dfkd.networks import initialise
+from dfkd.tables.resolve import Resolved
+
+# A run of two rounds that any machine finishes in a second or two.
+BUDGET = ("training.steps=2", "training.batch=8", "rounds=2", "synthesis_batch=10", "evaluations=1")
+# Of a method's arguments those that cost time, by the names that methods share; where one is absent it is left out.
+SMALL = {
+    "k": 2,
+    "warmup": 1,
+    "ngf": 8,
+    "nz": 16,
+    "steps": 5,
+    "kd": 2,
+    "capacity": 20,
+    "memory": 20,
+    "negatives": 12,
+    "calls": 2,
+    "bank_calls": 2,
+    "bank_steps": 2,
+    "bank_batch": 6,
+    "variants": 2,
+    "diffusion_steps": 4,
+    "strength": 0.5,
+    "keep_ratio": 0.5,
+    "refresh_every": 1,
+    "refresh_steps": 1,
+    "adversarial_from": 2,
+}
+
+
+def small(method: catalog.Entry) -> list[str]:
+    """The `--set` changes that make a run of this method a matter of seconds."""
+    return [*BUDGET, *(f"{key}={value}" for key, value in SMALL.items() if key in method.arguments)]
+
+
+def untrained(resolved: Resolved, folder: Path) -> tuple[Path, dict]:
+    """A teacher of random weights and its card: neither time nor agreement of devices depends on what it knows."""
+    run, spec = resolved.run, resolved.task.spec
+    card = teachers.new_card(run.data, run.teacher, spec, "trained", accuracy=0.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{run.data}_{run.teacher}.safetensors"
+    return path, teachers.save(initialise(run.teacher, spec, 0), path, card)
+
+
+def untrained_prior(folder: Path) -> tuple[Path, dict]:
+    """A diffusion model of random weights for images of 16 pixels, and its card; made once a folder."""
+    from diffusers import UNet2DModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    from dfkd.priors import cards
+    from dfkd.priors.pixel import SCHEDULE
+
+    place = folder / "untrained16"
+    if not place.is_dir():
+        blocks = dict(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), block_out_channels=(8,))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            unet = UNet2DModel(16, norm_num_groups=4, layers_per_block=1, add_attention=False, **blocks)
+        unet.save_pretrained(place)
+        DDPMScheduler(**SCHEDULE).save_pretrained(place / "scheduler")
+        cards.write_digests(place.with_name("untrained16.images.npy"), np.empty((0, 1, 1, 3), np.uint8))
+    digest = teachers.file_digest(cards.weights_path(place))
+    return place, cards.new_card("untrained16", "pixel", "nothing", "trained", size=16, digest=digest, seconds=100.0)
+
+
+def assemble(
+    resolved: Resolved,
+    teacher: tuple[Path, dict],
+    prior: tuple[Path | str, dict] | None,
+    device: torch.device,
+    folder: Path,
+    **given: Any,
+) -> PlainRunner:
+    """The Runner of a run, which measures nothing on the way; `given` is `resume` and `time_limit` of `configuration`.
+
+    Raises Declined where the method does not apply to the task.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = resolved.precision == "tf32"
+    given = {"resume": False, "time_limit": None, **given}
+    seed = seed_for("run", *resolved.run.axes)
+    config = configuration(resolved, teacher, prior, folder, seed=seed, save_every=math.inf, live=False, **given)
+    config["custom_hooks"] = [hook for hook in config["custom_hooks"] if hook["type"] == "StateHook"]
+    config["train_cfg"]["evaluations"] = 0
+    config["val_cfg"] = config["val_evaluator"] = None
+    Path(config["model"]["log"]).parent.mkdir(parents=True, exist_ok=True)
+    parts: dict[str, Any] = {"clock": Clock(device)}
+    if resolved.entry.needs_data:
+        parts["real"] = on_device(*resolved.task.load("train"), device)
+    return PlainRunner(config, folder / "log", parts)
