@@ -1,8 +1,8 @@
 """`bench.py check`: whether a device computes what the CPU computes, for every method on every kind of task.
 
-Each method makes two rounds of a tiny run, with a teacher of random weights, on the device and on the CPU, from the same
-random numbers; then its images and its student are compared. A few further runs ask what a device must be able to do
-beside that.
+Each method makes two rounds of a tiny run on the device and on the CPU, with a teacher of random weights and from the
+same random numbers; then its images and its student are compared. A few further runs ask what else a device must be
+able to do.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from dfkd.tables.resolve import Resolved, resolve
 
 # A task of each kind with the smallest pair that it has.
 KINDS = {"digits": "resnet8-resnet8", "digit-scenes": "deeplabv3plus_thin16-deeplabv3plus_thin16"}
-# The largest differences that rounding makes here: of images, as a share of their range, on average over pixels; of the
-# student, as a share of how far it was trained. Adam divides a gradient by its size, so that the sign of one that is all
-# but zero is rounding too; such an image differs visibly while most do not.
+# The largest differences that rounding may make: of images, as a share of their range, on average over pixels; of the
+# student, as a share of how far it was trained. Adam divides a gradient by its size, so that the sign of one that is
+# all but zero is rounding too; such an image differs visibly while most do not.
 TOLERANCES = {"fp32": (0.02, 0.05), "tf32": (0.05, 0.3), "bf16": (0.05, 0.5)}
 
 
@@ -215,7 +215,7 @@ def _memory(device: torch.device, folder: Path) -> tuple[str, bool]:
     memory = machine.Memory(device)
     _train(_resolved("fast", "digits", "fp32"), device, folder)
     peak = memory.peak()
-    return f"peak {peak / 2**20:.0f} MiB", 0 < peak < 2**36
+    return f"peak {peak / 2**20:.1f} MiB", 0 < peak < 2**36
 
 
 def _precision(name: str) -> Callable[[torch.device, Path], tuple[str, bool]]:

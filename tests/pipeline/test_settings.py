@@ -63,10 +63,10 @@ def test_a_text_is_taken_as_it_stands_or_quoted(text, value):
 
 
 def test_precision_and_its_option_are_one_thing():
-    by_option = resolve("digits", "quick", "fast-5", PAIR, precision="bf16")
-    by_set = resolve("digits", "quick", "fast-5", PAIR, changes=["precision=bf16"])
+    by_option = resolve("digit-scenes", "quick", "fast-5", precision="bf16")
+    by_set = resolve("digit-scenes", "quick", "fast-5", changes=["precision=bf16"])
     assert (by_option.digest, by_option.custom) == (by_set.digest, True)
-    assert not resolve("digits", "quick", "fast-5", PAIR, precision="fp32").custom
+    assert not resolve("digit-scenes", "quick", "fast-5", precision="fp32").custom
 
 
 def test_a_changed_recipe_file_is_read_anew(tmp_path, monkeypatch):
