@@ -1,6 +1,5 @@
 """Segmentation's numbers, worked out independently: focal loss, mIoU, crops, φ and δ per pixel, the colour map."""
 
-
 import numpy as np
 import pytest
 import torch
