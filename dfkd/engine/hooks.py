@@ -86,7 +86,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:
-    """A sum over the bits of float32 tensors, int64 on their device, for which it does not wait; others are passed over."""
+    """A sum over the bits of float32 tensors, others apart: int64, on a device for which it does not wait."""
     parts = [t.detach() for t in tensors if t.dtype == torch.float32]
     flat = torch.cat([t.as_strided((t.numel(),), (1,)) for t in parts])
     bits = F.pad(flat, (0, -len(flat) % 4096)).view(torch.int32).view(-1, 4096)
