@@ -112,7 +112,7 @@ def do_run(options: argparse.Namespace) -> int:
         runs = (subprocess.run([*command, f"--method={r.run.method}", f"--seed={r.run.seed}"]) for r in chosen)
         return max(done.returncode for done in runs)
     try:
-        with stopping():
+        with stopping(lambda reason: sys.exit(fail(Stopped(reason), EXIT_PARTIAL))):
             record = session.execute(chosen[0], options, moment(options))
     except UserError:
         raise

@@ -16,13 +16,8 @@ class Stopped(UserError):
     status = "partial"
 
 
-def at_once(reason: str) -> None:
-    """Where there is nothing to save. Raises Stopped."""
-    raise Stopped(reason)
-
-
 @contextmanager
-def stopping(ask: Callable[[str], None] = at_once) -> Iterator[None]:
+def stopping(ask: Callable[[str], object]) -> Iterator[None]:
     """Within the block a signal calls `ask` with its line, "stopped by SIGTERM", instead of ending the process.
 
     Only the main thread of a process may do so; in others signals stay as they are.

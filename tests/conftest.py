@@ -53,6 +53,8 @@ BUDGET = ["training.steps=4", "training.batch=8", "rounds=2", "synthesis_batch=8
 def pytest_addoption(parser):
     text = "run the contract tests, and nothing else, on the methods of this file"
     parser.addoption("--dfkd-method", metavar="FILE", default=None, help=text)
+    text = "at how many random moments the test of kills kills (30 to be sure)"
+    parser.addoption("--kills", metavar="N", type=int, default=3, help=text)
 
 
 def pytest_generate_tests(metafunc):

@@ -44,10 +44,10 @@ class QuietRunner(Runner):
     """
 
     def _log_env(self, env_cfg: dict) -> None:
-        """Nothing: the record has what we need of the environment, and a sealed guard starts no process."""
+        """Nothing: the record has what we need of the environment, and a confined worker asks for no compilers."""
 
     def build_visualizer(self, visualizer: object = None) -> None:
-        """None: `CurveHook` writes TensorBoard's curves itself."""
+        """None: TensorBoard's curves are the harness's, which has the scores."""
 
     def wrap_model(self, model_wrapper_cfg: object, model: nn.Module) -> nn.Module:
         """The model, on the device where it was made."""

@@ -34,6 +34,7 @@ def describe(
     """
     if len(images) < 2:
         return None
+    images, labels = chosen(images, labels)
     features = features_of(teacher, images, batch)
     logits = (teacher(_as_floats(part)) for part in images.split(batch))
     decided = torch.cat([part.argmax(1).short() for part in logits])

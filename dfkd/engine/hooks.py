@@ -6,6 +6,7 @@ import hashlib
 import math
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -84,10 +85,10 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def checksum(network: nn.Module) -> Tensor:
-    """A sum over the bits of all floating weights and statistics, int64, on their device and without waiting for it."""
-    tensors = [t.detach() for t in (*network.parameters(), *network.buffers()) if t.dtype == torch.float32]
-    flat = torch.cat([t.as_strided((t.numel(),), (1,)) for t in tensors])
+def checksum(tensors: Iterable[Tensor]) -> Tensor:
+    """A sum over the bits of float32 tensors, others apart: int64, on a device for which it does not wait."""
+    parts = [t.detach() for t in tensors if t.dtype == torch.float32]
+    flat = torch.cat([t.as_strided((t.numel(),), (1,)) for t in parts])
     bits = F.pad(flat, (0, -len(flat) % 4096)).view(torch.int32).view(-1, 4096)
     weights = (torch.arange(n, device=flat.device).mul_(2_654_435_761).bitwise_or_(1) for n in bits.shape)
     rows, columns = weights

@@ -1,12 +1,10 @@
 """Methods that cheat, one a line: none gets data, a better score, more steps or less time into an `ok` record.
 
 A cheat either ends its run with the message named beside it, or changes nothing: its record is that of the honest
-method. What it could lay hands on it writes to `LOOT`, which stays empty.
+method. What it could lay hands on it tells by ending the run, which does not happen.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,24 +12,30 @@ import pytest
 from dfkd import paths
 from dfkd.engine import confine
 from dfkd.engine.guard import DataFreeViolation
-from dfkd.engine.harness import Failed
+from dfkd.engine.judge import Failed
 from dfkd.errors import UserError
 from tests.conftest import outcome
 
-pytestmark = pytest.mark.skipif(not confine.version(), reason="no Landlock on this machine")
+pytestmark = pytest.mark.skipif(confine.isolation() != "landlock", reason="no Landlock on this machine")
 
 METHOD = """
-import os, sys, time, gc, ctypes, subprocess, threading
+import ctypes, gc, io, mmap, os, socket, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
 from dfkd.engine.method import METHODS, Method, Stage
 from dfkd.synthesis.buffer import Samples
 
-DATA = Path({data!r}); TEST = str(DATA / "other" / "test_images.npy")
+DATA, RECORDS = Path({data!r}), Path({records!r})
+TEST = str(DATA / "other" / "test_images.npy")
+HARNESS, RUN = os.getppid(), Path.cwd()
+C = ctypes.CDLL(None)
 
 def loot(content):
-    Path(os.environ["TMPDIR"]).joinpath("loot").write_text(repr(content))
     raise SystemExit("LOOT " + repr(content)[:80])
+
+def found(name):
+    return next(o for o in gc.get_objects() if type(o).__name__ == name)
 
 def steal():
     {steal}
@@ -61,13 +65,19 @@ class Cheat(Method):
     def report(self):
         {report}
         return {{}}
-"""
-HOOKS = ("steal", "schedule", "setup", "synthesize", "distill", "after_step", "report")
 
-# Ways to the bytes of the test images. Each runs in `setup` and swallows its refusal: there is nothing to steal.
+    def state_dict(self):
+        {state_dict}
+        return {{}}
+"""
+HOOKS = ("steal", "schedule", "setup", "synthesize", "distill", "after_step", "report", "state_dict")
+
+# Ways to the bytes of the test images, to those of other files, and to memory. All run in one `setup`.
 OPENINGS = {
     "open": "loot(open(TEST, 'rb').read(9))",
     "os.open": "loot(os.read(os.open(TEST, 0), 9))",
+    "FileIO": "loot(io.FileIO(TEST).read(9))",
+    "mmap": "loot(mmap.mmap(os.open(TEST, 0), 9, prot=1))",
     "numpy.load": "import numpy; loot(numpy.load(TEST))",
     "numpy.fromfile": "import numpy; loot(numpy.fromfile(TEST, 'u1'))",
     "numpy.memmap": "import numpy; loot(numpy.memmap(TEST, 'u1', 'r')[:9])",
@@ -76,117 +86,181 @@ OPENINGS = {
     "UntypedStorage": "loot(torch.UntypedStorage.from_file(TEST, False, 9))",
     "torch.load": "loot(torch.load(TEST, weights_only=False))",
     "PyTorchFileReader": "loot(torch._C.PyTorchFileReader(TEST))",
-    "mmap": "import mmap; loot(mmap.mmap(os.open(TEST, 0), 9, prot=1))",
-    "C open": "fd = ctypes.CDLL(None).open(TEST.encode(), 0); fd >= 0 and loot(fd)",
-    "C fopen": "f = ctypes.CDLL(None).fopen; f.restype = ctypes.c_void_p; p = f(TEST.encode(), b'rb'); p and loot(p)",
-    "C syscall": "fd = ctypes.CDLL(None).syscall(257, -100, TEST.encode(), 0); fd >= 0 and loot(fd)",
+    "torchvision": "from torchvision.io import read_file; loot(read_file(TEST))",
+    "OpenCV": "import cv2; m = cv2.imread(TEST); m is not None and loot(m)",
+    "OpenCV's FileStorage": "import cv2; f = cv2.FileStorage(TEST, 0); f.isOpened() and loot(f)",
+    "PIL": "from PIL import Image; loot(Image.open(TEST))",
+    "safetensors": "from safetensors import safe_open; loot(safe_open(TEST, 'pt'))",
+    "h5py": "import h5py; loot(h5py.File(TEST))",
+    "pandas": "import pandas; loot(pandas.read_fwf(TEST))",
+    "scipy": "import scipy.io; loot(scipy.io.loadmat(TEST))",
+    "scikit-learn": "from sklearn.datasets import load_digits; loot(load_digits())",
+    "resources": "from importlib.resources import files; d = files('sklearn.datasets') / 'data'; "
+    "loot((d / 'digits.csv.gz').read_bytes())",
+    "cffi": "import cffi; f = cffi.FFI(); f.cdef('int open(char*, int);'); "
+    "d = f.dlopen(None).open(TEST.encode(), 0); d >= 0 and loot(d)",
+    "C open": "d = C.open(TEST.encode(), 0); d >= 0 and loot(d)",
+    "C fopen": "C.fopen.restype = ctypes.c_void_p; p = C.fopen(TEST.encode(), b'rb'); p and loot(p)",
+    "openat": "d = C.syscall(257, -100, TEST.encode(), 0); d >= 0 and loot(d)",
     "cat": "loot(subprocess.check_output(['cat', TEST]))",
     "os.system": "os.system('cp ' + TEST + ' $TMPDIR/x') == 0 and loot('copied')",
     "posix_spawn": "p = os.posix_spawn('/bin/cat', ['cat', TEST], {}); os.waitpid(p, 0)[1] == 0 and loot(p)",
     "fork": "p = os.fork(); p or os._exit(not os.system('cat ' + TEST)); os.waitpid(p, 0)[1] and loot(p)",
-    "a new interpreter": "loot(subprocess.check_output([sys.executable, '-c', 'open(%r, \"rb\").read()' % TEST]))",
-    "PIL": "from PIL import Image; loot(Image.open(TEST))",
-    "safetensors": "from safetensors import safe_open; loot(safe_open(TEST, 'pt'))",
-    "h5py": "import h5py; loot(h5py.File(TEST))",
-    "tifffile-like": "import io; loot(io.FileIO(TEST).read(9))",
-    "pandas": "import pandas; loot(pandas.read_fwf(TEST))",
-    "scipy": "import scipy.io; loot(scipy.io.loadmat(TEST))",
-    "scikit-learn": "from sklearn.datasets import load_digits; loot(load_digits())",
-    "importlib.resources": "import importlib.resources as r; loot(r.files('sklearn.datasets.data').joinpath('digits.csv.gz').read_bytes())",
-    "a str that lies": "C = type('C', (str,), {'__fspath__': lambda s: TEST, '__str__': lambda s: '/x'}); loot(open(C(TEST)).read(9))",
+    "an interpreter": "loot(subprocess.check_output([sys.executable, '-c', 'open(%r, \"rb\").read()' % TEST]))",
+    "a thread": "loot(ThreadPoolExecutor().submit(open, TEST, 'rb').result())",
+    "a str that lies": "k = type('K', (str,), {'__str__': lambda s: '/x'}); loot(open(k(TEST)).read(9))",
     "a symbolic link": "os.symlink(TEST, 'l'); loot(open('l', 'rb').read(9))",
     "a hard link": "os.link(TEST, 'h'); loot(open('h', 'rb').read(9))",
     "renaming": "os.rename(TEST, 'r'); loot(open('r', 'rb').read(9))",
-    "a folder's descriptor": "d = os.open(DATA, os.O_PATH); loot(os.open('other/test_images.npy', 0, dir_fd=d))",
+    "a descriptor": "d = os.open(DATA, os.O_PATH); loot(os.open('other/test_images.npy', 0, dir_fd=d))",
     "chdir": "os.chdir(DATA / 'other'); loot(open('test_images.npy', 'rb').read(9))",
-    "/proc/self/root": "loot(open('/proc/self/root' + TEST, 'rb').read(9))",
-    "the harness's files": "loot(os.listdir('/proc/%d/fd' % os.getppid()) and open('/proc/%d/environ' % os.getppid()).read())",
-    "the harness's memory": "loot(open('/proc/%d/mem' % os.getppid(), 'rb').read(1))",
-    "ptrace": "ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0 and loot('attached')",
-    "process_vm_readv": "ctypes.CDLL(None).process_vm_readv(os.getppid(), 0, 0, 0, 0, 0) > 0 and loot('read')",
-    "a thread": "import concurrent.futures as f; loot(f.ThreadPoolExecutor().submit(open, TEST, 'rb').result())",
-    "the record of another run": "loot(list(Path(%r).glob('**/*.json'))[0].read_text())"
-    % str(paths.RESULTS / "records"),
-    "a network": "import socket; loot(socket.create_connection(('127.0.0.1', 22)))",
-    "the garbage collector": "t = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.dtype == torch.uint8 and o.ndim == 4 and o.any()]; t and loot(t)",
-    "frames": "f = sys._getframe()\n    while f:\n        [loot(k) for k in f.f_locals if k in ('test', 'real', 'judge') and f.f_locals[k] is not None]\n        f = f.f_back",
+    "a root in /proc": "loot(open('/proc/self/root' + TEST, 'rb').read(9))",
+    "a mount": "C.mount(str(DATA).encode(), os.fsencode(os.getcwd()), None, 4096, None) == 0 and loot('mounted')",
+    "a namespace": "C.unshare(0x10020000) == 0 and C.mount(b'/', b'/', None, 4096, None) == 0 and loot('unshared')",
+    "our task": "from dfkd.tasks import task; loot(task('digits').load('test', DATA))",
+    "records": "loot([p.read_text() for p in RECORDS.glob('**/*.json')][0])",
+    "the run's configuration": "loot((RUN.parent / 'runner.json').read_text())",
+    "the harness's environment": "loot(open('/proc/%d/environ' % HARNESS, 'rb').read(9))",
+    "the harness's descriptors": "d = '/proc/%d/fd' % HARNESS; loot([os.readlink(f'{d}/{n}') for n in os.listdir(d)])",
+    "the harness's memory": "loot(open('/proc/%d/mem' % HARNESS, 'rb').read(1))",
+    "ptrace": "C.ptrace(16, HARNESS, 0, 0) == 0 and loot('attached')",
+    "a signal": "os.kill(HARNESS, 0); loot('sent')",
+    "the network": "loot(socket.create_connection(('127.0.0.1', 22)))",
+    "shared memory": "from multiprocessing.shared_memory import SharedMemory; loot(SharedMemory(create=True, size=9))",
+    "a session of its own": "p = subprocess.Popen(['sleep', '9'], start_new_session=True); loot(p)",
+    "tensors in memory": "t = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.dtype == torch.uint8]; "
+    "any(o.ndim == 4 and len(o) >= 500 for o in t) and loot(len(t))",
+    "the judge in memory": "any(type(o).__name__ in ('Judge', 'Batches') for o in gc.get_objects()) and loot(1)",
+    "modules of the harness": "'dfkd.engine.judge' in sys.modules and loot(sys.modules['dfkd.engine.judge'])",
 }
-
-# On score, budget, time and teacher: where it is done, what, and what the run ends with; None: without effect.
+EXTRA_STEP = (
+    "o = torch.optim.SGD(ctx.student.parameters(), 0.1); super().distill(ctx, batch)['kd'].backward(); o.step()"
+)
+# On score, budget, teacher and messages: where it is done, what, and what the run ends with; None: without effect.
 TRICKS = {
     "new_student gives the teacher": ("setup", "ctx.new_student = lambda: ctx.teacher", None),
-    "the student is the teacher": ("setup", "ctx.student = ctx.teacher", "makes no sense"),
-    "the student's forward": ("setup", "ctx.student.forward = ctx.teacher.forward", "grad"),
-    "the student's class": ("after_step", "type(ctx.student).__call__ = lambda s, x: ctx.teacher.network(x)", ".*"),
-    "a global hook sees images": (
+    "the student is the teacher": ("setup", "ctx.student = ctx.teacher", "does not require grad"),
+    "the student's forward": ("setup", "ctx.student.forward = ctx.teacher.forward", "does not require grad"),
+    "the student's class": (
+        "after_step",
+        "type(ctx.student).__call__ = lambda s, x: ctx.teacher.network(s.normalise(x))",
+        "does not require grad",
+    ),
+    "a hook on the student": (
         "setup",
-        "torch.nn.modules.module.register_module_forward_hook(lambda m, i, o: None if torch.is_grad_enabled() or 1 else loot(i))",
+        "ctx.student.register_forward_hook(lambda m, i, o: None if m.training else loot(i))",
+        None,
+    ),
+    "a hook on all modules": (
+        "setup",
+        "torch.nn.modules.module.register_module_forward_hook(lambda m, i, o: loot(i) if len(i[0]) >= 500 else None)",
+        None,
+    ),
+    "a function mode": (
+        "setup",
+        "see = lambda s, f, t, a=(), k=None: loot(a) if len(a) and getattr(a[0], 'shape', ())[:1] == (500,) "
+        "else f(*a, **(k or {})); "
+        "type('K', (torch.overrides.TorchFunctionMode,), {'__torch_function__': see})().__enter__()",
         None,
     ),
     "a metric that is always right": ("setup", "import dfkd.metrics as m; m.Metric.of = lambda *a: 1.0", None),
-    "argmax is patched": (
-        "after_step",
+    "an evaluation that is always right": (
+        "setup",
         "import dfkd.engine.evaluation as e; e.confusion_of = lambda *a: torch.eye(10)",
         None,
     ),
     "more budget": ("setup", "object.__setattr__(ctx.budget, 'steps', 999)", None),
     "more scored steps": ("schedule", "stages[0] = Stage('x', 3, 1, 2)", "schedules 6 scored"),
     "fewer scored steps": ("schedule", "stages[0] = Stage('x', 1, 1, 2)", "schedules 2 scored"),
-    "unscored steps first": (
-        "schedule",
-        "stages.insert(0, Stage('x', 1, 1, 3, scored=False))",
-        "without a student reset",
-    ),
-    "stages are a list": ("setup", "f = sys._getframe()\n        while f.f_back: f = f.f_back", None),
-    "the counter of steps": ("after_step", "ctx._progress.student_steps = 1", "due is|steps were taken"),
-    "the counter runs ahead": ("after_step", "ctx._progress.student_steps += 1", "due is|steps were taken"),
-    "the clock is slowed": (
-        "synthesize",
-        "time.sleep(1); c = [o for o in gc.get_objects() if type(o).__name__ == 'Clock'][0]; c._mark = time.perf_counter()",
-        "seconds add up",
-    ),
-    "time is called evaluation": (
-        "synthesize",
-        "c = [o for o in gc.get_objects() if type(o).__name__ == 'Clock'][0]\n        with c.phase('evaluation'): time.sleep(1)",
-        "are called evaluation",
-    ),
-    "time is called bookkeeping": (
-        "synthesize",
-        "c = [o for o in gc.get_objects() if type(o).__name__ == 'Clock'][0]\n        with c.phase('bookkeeping'): time.sleep(2)",
-        "are called bookkeeping",
-    ),
-    "perf_counter is patched": (
+    "unscored steps first": ("schedule", "stages.insert(0, Stage('x', 1, 1, 3, scored=False))", "student reset"),
+    "stages that grow": (
         "setup",
-        "t = time.perf_counter()\n        c = [o for o in gc.get_objects() if type(o).__name__ == 'Clock'][0]; c._now = lambda: t\n        time.sleep(2)",
-        "seconds add up",
+        "found('StageLoop') if 0 else [s for s in self.schedule(ctx.budget)].append(1)",
+        None,
     ),
-    "the teacher changes": ("setup", "next(ctx.teacher.parameters()).data.add_(1)", "changed the teacher"),
+    "an extra step in distill": ("distill", EXTRA_STEP, "beside the optimizer's steps"),
+    "an extra step in after_step": ("after_step", EXTRA_STEP, "beside the optimizer's steps"),
+    "weights by their data": ("after_step", "ctx.student.network.fc.bias.data.add_(1)", "beside the optimizer's steps"),
+    "a trained student in synthesis": (
+        "synthesize",
+        "with torch.no_grad(): ctx.student.network.fc.bias.add_(1)",
+        "beside the optimizer's steps",
+    ),
+    "statistics in synthesis": (
+        "synthesize",
+        "ctx.student.train()(torch.rand(8, 3, 16, 16)); ctx.student.eval()",
+        "beside the optimizer's steps",
+    ),
+    "a student changed at the end": (
+        "report",
+        "found('Distillation').student.network.fc.bias.data.add_(1)",
+        "changed after",
+    ),
+    "the counter of steps stays": ("after_step", "ctx._progress.student_steps = 1", "student steps were taken"),
+    "the counter runs ahead": ("after_step", "ctx._progress.student_steps += 1", "student steps were taken"),
+    "a clock that claims more": ("report", "found('Clock').seconds['distillation'] += 100", "seconds add up"),
+    "a clock that claims less": ("report", "found('Clock').seconds['setup'] -= 100", "seconds add up"),
+    "the teacher's weights": ("setup", "next(ctx.teacher.parameters()).data.add_(1)", "changed the teacher's weights"),
+    "the teacher's statistics": (
+        "synthesize",
+        "next(ctx.teacher.buffers()).add_(1)",
+        "changed the teacher's weights or buffers",
+    ),
+    "the teacher's network": ("setup", "ctx.teacher.network = ctx.new_student().network", "changed the teacher's"),
+    "the teacher's file": ("setup", "steal()", None),
     "a hook on the teacher": ("setup", "ctx.teacher.register_forward_hook(lambda *a: None)", "left a hook"),
-    "os._exit": ("after_step", "os._exit(0)", "left with status 0"),
-    "sys.exit": ("after_step", "sys.exit(0)", "SystemExit"),
-    "killed": ("after_step", "os.kill(os.getpid(), 9)", "SIGKILL"),
-    "a forged message": (
+    "os._exit": ("after_step", "os._exit(0)", "left with status 0 before its last message"),
+    "sys.exit": ("after_step", "sys.exit(0)", "the method raised SystemExit"),
+    "killed": ("after_step", "os.kill(os.getpid(), 9)", "was ended by SIGKILL before its last message"),
+    "a forged end": (
         "setup",
-        "c = [o for o in gc.get_objects() if type(o).__name__ == 'Channel'][0]; c.send('done', {'status': 'ok'})",
-        ".*",
+        "found('Channel').send('done', {'status': 'ok'})",
+        "last message makes no sense: 'progress'",
     ),
+    "an end that is none": ("setup", "found('Channel').send('done', {'status': 'best'})", "'best' is no status"),
+    "an early start": ("setup", "found('Channel').send('started')", "sent 'started', which is no message"),
     "a message that is none": (
         "setup",
-        "c = [o for o in gc.get_objects() if type(o).__name__ == 'Channel'][0]; c._outgoing.write(b'x' * 99); c._outgoing.flush()",
-        "too long|read",
+        "c = found('Channel')._outgoing; c.write(b'x' * 99); c.flush()",
+        "bytes is too long",
     ),
     "a score in a message": (
         "setup",
-        "c = [o for o in gc.get_objects() if type(o).__name__ == 'Channel'][0]; c.send('score', {'value': 1})",
-        "is no message",
+        "found('Channel').send('score', {'value': 1})",
+        "sent 'score', which is no message",
     ),
-    "an early student": (
+    "an early student": ("setup", "found('Channel').send('student', {'step': 4})", "at step 4, due is None"),
+    "another network": (
         "setup",
-        "c = [o for o in gc.get_objects() if type(o).__name__ == 'Channel'][0]; c.send('student', {'step': 4, 'seconds': 0})",
-        "due is None",
+        "found('Channel').send('ready', {'stages': [[True, False, 4]], 'prior': 'none'}); "
+        "found('Channel').send('student', {'step': 2}, {'fc': torch.ones(1)})",
+        "'student' makes no sense",
     ),
+    "the teacher as the student": (
+        "setup",
+        "found('Channel').send('ready', {'stages': [[True, False, 4]], 'prior': 'none'}); "
+        "found('Channel').send('student', {'step': 2})",
+        "'student' makes no sense",
+    ),
+    "seconds that are none": ("setup", "found('Channel').send('saving', {'save': float('nan')})", "NaN is no number"),
     "what it prints": ("setup", "os.write(1, b'x' * 999); print('x')", None),
     "a report of words": ("report", "return {'share': 'all'}", "finite numbers"),
+    "a state that is no state": ("setup", "Path('state.pt').write_bytes(b'x')", None),
+}
+CLOCK = "c = found('Clock'); time.sleep(1); "
+# Each hides two seconds, and pays them.
+HIDING = {
+    "a clock that is put forward": ("synthesize", CLOCK + "c._mark = time.perf_counter()"),
+    "called evaluation": ("synthesize", "with found('Clock').phase('evaluation'): time.sleep(1)"),
+    "called bookkeeping": ("synthesize", "with found('Clock').phase('bookkeeping'): time.sleep(1)"),
+    "moved to evaluation": ("synthesize", CLOCK + "c.seconds['evaluation'] += 1; c.seconds['synthesis'] -= 1"),
+    "billed to the prior": (
+        "synthesize",
+        CLOCK + "c.phase('prior').__enter__(); c.seconds['prior'] += 1; c.seconds['synthesis'] -= 1",
+    ),
+    "a clock that stands": ("synthesize", "c = found('Clock'); t = c._now(); time.sleep(1); c._now = lambda: t"),
+    "in a state": ("state_dict", "time.sleep(2)"),
+    "in the report": ("report", "time.sleep(2)"),
 }
 
 
@@ -201,19 +275,15 @@ def cheat(tiny, execute, tmp_path):
     def run(**done: str) -> dict:
         path = tmp_path / "method" / f"cheat_{next(count)}.py"
         hooks = {name: done.get(name, "pass") for name in HOOKS}
-        path.write_text(METHOD.format(data=str(tmp_path / "data"), **hooks))
-        return execute(tiny("cheat", extra=str(path)))
+        path.write_text(METHOD.format(data=str(tmp_path / "data"), records=str(paths.records()), **hooks))
+        return execute(tiny("cheat", extra=str(path)), apart=True)
 
     return run
 
 
-def swallowed(name: str) -> str:
-    return f"try:\n            steal()\n        except Exception as e:\n            print('refused', {name!r}, e)"
-
-
 @pytest.fixture(scope="module")
 def honest() -> dict:
-    """The outcome of the honest method, once it is there."""
+    """What the honest method comes to, once it has run."""
     return {}
 
 
@@ -221,14 +291,20 @@ def same(record: dict) -> dict:
     return {key: outcome(record)[key] for key in ("status", "metrics", "cost", "diagnostics")}
 
 
-@pytest.mark.slow
-def test_no_opening_gets_the_data(cheat, honest):
+def without_effect(cheat, honest: dict, **done: str) -> bool:
+    if not honest:
+        honest.update(same(cheat()))
+    return same(cheat(**done)) == honest
+
+
+def swallowed(ways: dict[str, str]) -> str:
+    tries = (f"try: {code}\n    except Exception as error: print({name!r}, error)" for name, code in ways.items())
+    return "\n    ".join(tries)
+
+
+def test_no_opening_gets_anything(cheat, honest):
     """All in one run, each refusal swallowed: nothing is got, and the record is the honest one."""
-    ways = "\n    ".join(
-        f"try:\n        {code.replace(chr(10), chr(10) + '    ')}\n    except Exception as e:\n        print('refused', {name!r}, e)"
-        for name, code in OPENINGS.items()
-    )
-    assert same(cheat(steal=ways, setup="steal()")) == same(cheat())
+    assert without_effect(cheat, honest, steal=swallowed(OPENINGS), setup="steal()")
 
 
 @pytest.mark.slow
@@ -236,9 +312,24 @@ def test_no_opening_gets_the_data(cheat, honest):
 def test_no_trick_pays(cheat, honest, name: str):
     hook, code, told = TRICKS[name]
     if told is None:
-        if not honest:
-            honest.update(same(cheat()))
-        assert same(cheat(**{hook: code})) == honest
+        assert without_effect(cheat, honest, **{hook: code})
     else:
         with pytest.raises((Failed, UserError, DataFreeViolation), match=told):
             cheat(**{hook: code})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", HIDING)
+def test_hidden_seconds_are_paid(cheat, way: str):
+    hook, code = HIDING[way]
+    record = cheat(**{hook: code})
+    assert record["status"] == "ok" and record["time"]["scored"] > 1.9
+    assert record["time"]["evaluation"] + record["time"]["prior"] < 1
+
+
+@pytest.mark.slow
+def test_a_cache_is_of_one_run(cheat):
+    """Whatever a run leaves, wherever it may write, is gone before the next."""
+    places = "[Path.home(), Path(os.environ['XDG_CACHE_HOME']), Path(os.environ['TMPDIR']), Path.cwd()]"
+    code = f"for p in {places}: loot(p) if (p / 'left').exists() else (p / 'left').write_text('x')"
+    assert cheat(setup=code)["status"] == cheat(setup=code)["status"] == "ok"

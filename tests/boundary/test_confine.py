@@ -50,7 +50,9 @@ OPENINGS = {
     "memory of the parent": "import os; print(open(f'/proc/{os.getppid()}/mem', 'rb').read(1))",
     "environment of the parent": "import os; print(open(f'/proc/{os.getppid()}/environ', 'rb').read(1))",
     "maps of the parent": "import os; print(open(f'/proc/{os.getppid()}/maps', 'rb').read(1))",
-    "rights regained": "import os, subprocess; print(subprocess.check_output(['cat', f'/proc/{os.getppid()}/environ']))",
+    "rights regained": """
+        import os, subprocess
+        print(subprocess.check_output(['cat', f'/proc/{os.getppid()}/environ']))""",
     "bundled digits": "import sklearn.datasets; print(sklearn.datasets.load_digits())",
     "bundled digits by lib64": """
         import glob
@@ -82,7 +84,9 @@ def test_torch_processes_and_the_work_folder_work(tmp_path: Path):
         import torch
         net = torch.nn.Conv2d(3, 4, 3)
         net(torch.rand(1, 3, 8, 8)).sum().backward()
-        (work / "deep").mkdir(); torch.save(net.state_dict(), work / "deep" / "net.pt"); torch.load(work / "deep" / "net.pt")
+        (work / "deep").mkdir()
+        torch.save(net.state_dict(), work / "deep" / "net.pt")
+        torch.load(work / "deep" / "net.pt")
         print(subprocess.check_output(["echo", "hello"], text=True))
         """,
     )

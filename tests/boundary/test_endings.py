@@ -1,62 +1,199 @@
-"""Whoever is killed, and when: the run goes on to the record that it would have had. And a machine without Landlock."""
+"""Whoever is killed, and when: the run goes on to the record that it would have had. And other ends of the two."""
 
 from __future__ import annotations
 
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
 
-from dfkd.engine import confine
-from dfkd.engine.harness import Failed
-from tests.conftest import outcome
+from dfkd.catalog import ROOT
+from dfkd.engine.judge import Failed
+from dfkd.errors import UserError
+from dfkd.teachers import file_digest
+from tests.conftest import BUDGET, PAIR, TINY, latest, outcome
 
-METHOD = """
-import os
+# The harness, in a process of its own.
+HARNESS = """
+import json, sys
 from pathlib import Path
+from dfkd.tables.resolve import resolve
+from dfkd.engine.run import Options, run
+from dfkd.signals import Stopped
+from dfkd.teachers import read_card
+
+weights, work, method, changes, pair = Path(sys.argv[1]), Path(sys.argv[2]), *map(json.loads, sys.argv[3:6])
+cell = resolve("digits", "quick", method, pair, 0, changes, sys.argv[6] or None)
+try:
+    record = run(cell, weights, read_card(weights), Options(work.parent / "data", "cpu", True, work, save_every=0.05))
+except Stopped:
+    sys.exit(75)
+sys.exit(75 if record["status"] == "partial" else 0)
+"""
+METHOD = """
+import os, sys, time
 from dfkd.engine.method import METHODS
 from baselines.deepinv import DeepInv
 
 @METHODS.register_module("dying", force=True)
 class Dying(DeepInv):
     def after_step(self, ctx, batch, outputs):
-        flag = Path("died")
-        if {dies} and ctx.student_steps == {step} and not flag.exists():
-            flag.touch()
-            os.kill({victim}, 9)
+        if ctx.student_steps == 2:
+            {deed}
 """
+LONGER = ("training.steps=40", "rounds=20", "evaluations=8")
+FIVE = ("fast", "ssdkd", "deepinv", "dfad", "cmi")
+VICTIMS = ("worker", "harness", "both")
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
-def test_a_killed_worker_goes_on(tiny, execute, tmp_path, step: int):
-    records = []
-    for dies in (True, False):
-        (tmp_path / str(dies)).mkdir()
-        path = tmp_path / str(dies) / "dying.py"
-        path.write_text(METHOD.format(dies=dies, step=step, victim="os.getpid()"))
-        cell = tiny("dying", "steps=3", extra=str(path))
-        if dies:
-            with pytest.raises(Failed, match="SIGKILL"):
-                execute(cell, save_every=0)
-        records.append(execute(cell, save_every=0, resume=dies))
-    assert records[0]["time"]["resumes"] == 1
-    assert outcome(records[0]) == outcome(records[1])
+@pytest.fixture
+def dying(tiny, tmp_path):
+    """dying(deed): the cell of a method that does it in its third step."""
+
+    def make(deed: str):
+        path = tmp_path / "dying.py"
+        path.write_text(METHOD.format(deed=deed))
+        return tiny("dying", extra=str(path))
+
+    return make
 
 
-def test_a_silent_worker_is_ended(tiny, execute, tmp_path):
-    path = tmp_path / "dying.py"
-    path.write_text(
-        METHOD.format(dies=True, step=1, victim="os.getpid()").replace("os.kill", "__import__('time').sleep")
-    )
-    path.write_text(path.read_text().replace("sleep(os.getpid(), 9)", "sleep(99)"))
-    with pytest.raises(Failed, match="said nothing"):
-        execute(tiny("dying", "steps=3", extra=str(path)), patience=12.0)
+@pytest.fixture
+def harness(teacher, tmp_path):
+    """harness(method, *changes, extra=""): the running process of one, which resumes."""
+
+    def start(method: str, *changes: str, extra: str = "") -> subprocess.Popen:
+        joined = latest(*BUDGET, *TINY.get(method, ()), *changes)
+        told = map(json.dumps, (method, joined, PAIR))
+        command = [sys.executable, "-c", HARNESS, str(teacher[0]), str(tmp_path / "work"), *told, extra]
+        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+
+    return start
+
+
+def digest_of(folder) -> str:
+    return file_digest(folder / "student.safetensors")
+
+
+def kill(process: subprocess.Popen, victim: str) -> None:
+    with_worker = [] if victim == "harness" else psutil.Process(process.pid).children()
+    for each in [*with_worker, *([] if victim == "worker" else [psutil.Process(process.pid)])]:
+        each.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_equals_the_run_that_was_let_be(harness, tiny, execute, tmp_path, request):
+    """`--kills N` moments, drawn at random over the whole of a run; some fall before its first state."""
+    for index in range(request.config.getoption("--kills")):
+        draw = random.Random(index)
+        method, victim = FIVE[index % len(FIVE)], VICTIMS[index % len(VICTIMS)]
+        cell = tiny(method, *LONGER)
+        straight = execute(cell, work=tmp_path / "straight")
+        process = harness(method, *LONGER)
+        begun, moment = time.monotonic(), draw.uniform(0.5, 8)
+        while process.poll() is None and time.monotonic() < begun + moment:
+            time.sleep(0.01)
+        if process.poll() is None:
+            kill(process, victim)
+        process.wait(60)
+        record = execute(cell, resume=True, apart=True, save_every=0.05)
+        case = f"{method}, {victim} killed after {moment:.2f} s"
+        assert outcome(record) == outcome(straight), case
+        assert digest_of(tmp_path / "work" / record["work"]) == digest_of(tmp_path / "straight" / straight["work"]), (
+            case
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_at_a_safe_point_and_two_at_once(number, dying, harness, tmp_path):
+    """The method of the second run would sleep for an hour in its third step."""
+    waits = "Path('there').touch(); time.sleep(3600)"
+    path = dying("pass").entry.path
+    path.write_text("from pathlib import Path\n" + path.read_text().replace("pass", waits))
+    process = harness("dying", "steps=3", extra=str(path))
+    while not list(tmp_path.rglob("there")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    time.sleep(1)
+    assert process.poll() is None, "a step that is going on is finished"
+    process.send_signal(number)
+    assert process.wait(30) == 75
+
+
+@pytest.mark.parametrize("moment", [0.7, 3.0])
+def test_a_signal_while_the_worker_starts(moment, harness):
+    process = harness("template")
+    time.sleep(moment)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) in (75, -signal.SIGTERM)
+
+
+ENDS = {
+    "os._exit(0)": "left with status 0 before its last message; its last lines: .*parting words",
+    "os._exit(7)": "left with status 7 before its last message",
+    "os.kill(os.getpid(), 11)": "was ended by SIGSEGV before its last message",
+    "os.close(4), os.close(3), sys.exit(0)": "before its last message|closed its channel|SystemExit",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deed", ENDS)
+def test_a_worker_that_goes_fails_the_run_with_its_last_lines(deed, dying, execute):
+    kept = []
+    with pytest.raises(Failed, match=ENDS[deed]) as told:
+        execute(dying(f"print('parting words', flush=True); {deed}"), apart=True, keep=kept.append)
+    assert "\n" not in str(told.value)
+    assert kept[0]["status"] == "failed" and kept[0]["error"] == str(told.value)
+
+
+@pytest.mark.slow
+def test_a_worker_that_says_nothing_is_ended(dying, execute):
+    begun = time.monotonic()
+    with pytest.raises(Failed, match="said nothing for"):
+        execute(dying("time.sleep(3600)"), apart=True, patience=10.0)
+    assert time.monotonic() < begun + 60
+
+
+@pytest.mark.slow
+def test_what_a_worker_started_ends_with_it(dying, execute, tmp_path):
+    deed = "import subprocess; print('child', subprocess.Popen(['sleep', '3600']).pid, file=sys.stderr, flush=True)"
+    before = {p.pid for p in psutil.process_iter()}
+    assert execute(dying(deed), apart=True)["status"] == "ok"
+    left = [p.info["name"] for p in psutil.process_iter(["name"]) if p.pid not in before]
+    assert "sleep" not in left
 
 
 def test_without_landlock_the_record_says_so(tiny, execute, monkeypatch: pytest.MonkeyPatch):
-    with_it = execute(tiny("deepinv"))
-    monkeypatch.setattr(confine, "version", lambda: 0)
-    without = execute(tiny("deepinv"))
-    assert without["provenance"]["isolation"] == "audit-hook"
-    assert outcome(without) == outcome(with_it)
+    expected = outcome(execute(tiny("deepinv")))
+    monkeypatch.setenv("DFKD_ISOLATION", "audit-hook")
+    record = execute(tiny("deepinv"), apart=True)
+    assert record["provenance"]["isolation"] == "audit-hook"
+    assert outcome(record) == expected
 
 
-def test_debug_runs_in_one_process(tiny, execute):
-    assert outcome(execute(tiny("deepinv"), debug=True)) == outcome(execute(tiny("deepinv")))
+def test_a_state_without_its_journal_is_one_clear_error(tiny, execute, tmp_path):
+    record = execute(tiny("deepinv"), time_limit=1e-9)
+    (tmp_path / "work" / record["work"] / "journal.json").unlink()
+    with pytest.raises(UserError, match=r"journal\.json does not know the saved state; delete both"):
+        execute(tiny("deepinv"), resume=True)
+
+
+def test_of_two_saves_only_the_state_that_is_there_counts(tiny, execute, tmp_path):
+    """Killed between the journal's writing and the state's, and once more after the resume, it still goes on."""
+    expected = outcome(execute(tiny("deepinv")))
+    work = tmp_path / "work" / execute(tiny("deepinv"), time_limit=1e-9)["work"]
+    journal = json.loads((work / "journal.json").read_text())
+    (last,) = journal
+    journal[str(int(last) + 1)] = {**journal[last], "curve": [{"step": 2, "seconds": 9.0, "value": 99.0}]}
+    (work / "journal.json").write_text(json.dumps(journal))
+    record = execute(tiny("deepinv"), time_limit=1e-9, resume=True)
+    while record["status"] == "partial":
+        record = execute(tiny("deepinv"), time_limit=1e-9, resume=True)
+    assert outcome(record) == expected

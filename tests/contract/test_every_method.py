@@ -9,7 +9,7 @@ from inspect import signature
 import pytest
 
 from dfkd import catalog, records
-from dfkd.engine import configuration
+from dfkd.engine import configuration, confine
 from dfkd.engine.method import METHODS as REGISTRY
 from dfkd.engine.method import build_method, import_file
 from dfkd.errors import UserError
@@ -68,6 +68,15 @@ def test_stopped_at_every_safe_point_it_gives_the_same_student(method, data, tin
     assert outcome(record) == outcome(straight)
     if expected:
         assert student_digest(record, tmp_path) == expected
+
+
+@pytest.mark.slow
+def test_confined_in_a_process_of_its_own_it_is_the_same(method, tiny, execute):
+    """As `bench.py run` runs it; the other tests run it in theirs."""
+    cell = tiny(method)
+    apart = execute(cell, apart=True)
+    assert apart["provenance"]["isolation"] == confine.isolation()
+    assert outcome(apart) == outcome(execute(cell))
 
 
 @on_each_kind
