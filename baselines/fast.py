@@ -77,13 +77,13 @@ class Fast(Method):
         """bn·L_bn + mean(oh·L_oh + adv·L_adv) of augmented images, each weighted as `weights` says."""
         images = ctx.augment(images, "synthesis-augment")
         teacher = ctx.teacher(images)
-        weight_oh, weight_adv = self.weights(ctx, teacher)
+        weight_oh, weight_adv = self.weights(ctx, teacher, labels)
         loss = self.bn * self.statistics.loss()
         loss = loss + self.oh * losses.cross_entropy(teacher, labels, weight_oh).mean()
         if self.adv and ctx.synthesis_step >= self.warmup:
             loss = loss + self.adv * losses.adversarial(teacher, ctx.student(images), weight_adv).mean()
         return loss
 
-    def weights(self, ctx: Context, teacher: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    def weights(self, ctx: Context, teacher: Tensor, labels: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
         """Factors of L_oh and L_adv, per sample or per pixel; SSD-KD puts φ here."""
         return 1.0, 1.0

@@ -42,6 +42,10 @@ _NETWORK = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.]*$"}  # a hy
 
 # Of the synthetic images, see dfkd/engine/diagnostics.py.
 _DIAGNOSTICS = _object(
+    {  # records from before there were these lack them
+        "confidence": {"type": "array", "items": _SHARE, "minItems": 1},  # equal parts of [0, 1]
+        "difficulty": _SHARE,
+    },
     images=_COUNT,
     agreement=_SHARE | {"type": ["number", "null"]},
     classes={"type": "array", "items": _SHARE, "minItems": 1},

@@ -11,6 +11,7 @@ from torch import Tensor
 from dfkd.networks.normalised import Normalised
 
 LIMIT = 4096  # images looked at
+BINS = 10  # of the histogram of confidences
 
 
 @torch.no_grad()
@@ -29,6 +30,8 @@ def describe(
         images: how many were looked at.
         agreement: share that the teacher gives the intended class; None where images have no class to agree with.
         classes: share of each class among the teacher's decisions, one an image or one a pixel.
+        confidence: share of those decisions in each of BINS equal parts of [0, 1] of the teacher's probability.
+        difficulty: mean of 1 minus that probability.
         diversity: `spread` of the features over that of the real ones; None where the real ones do not differ.
         frechet: `frechet_distance` between their features and the real ones.
     """
@@ -36,15 +39,17 @@ def describe(
         return None
     images, labels = chosen(images, labels)
     features = features_of(teacher, images, batch)
-    logits = (teacher(_as_floats(part)) for part in images.split(batch))
-    decided = torch.cat([part.argmax(1).short() for part in logits])
+    certain, decided = _decisions(teacher, images, batch)
     counts = torch.bincount(decided.flatten(), minlength=teacher.spec.classes).double()
+    bins = torch.bincount((certain.flatten() * BINS).long().clamp_max(BINS - 1), minlength=BINS).double()
     by_image = labels is not None and labels.ndim == decided.ndim == 1
     real = spread(real_features)
     return {
         "images": len(images),
         "agreement": round((decided == labels).double().mean().item(), 6) if by_image else None,
         "classes": [round(share, 6) for share in (counts / counts.sum()).tolist()],
+        "confidence": [round(share, 6) for share in (bins / bins.sum()).tolist()],
+        "difficulty": round(1 - certain.double().mean().item(), 6),
         "diversity": round(spread(features) / real, 6) if real else None,
         "frechet": round(frechet_distance(features, real_features), 6),
     }
@@ -60,6 +65,12 @@ def chosen(images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None
         return images, labels
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:LIMIT].to(images.device)
     return images[order], None if labels is None else labels[order]
+
+
+def _decisions(teacher: Normalised, images: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """The teacher's probability of its decision, and the decision: one an image, N, or one a pixel, N×H×W."""
+    parts = [teacher(_as_floats(part)).float().softmax(1).max(1) for part in images.split(batch)]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices.short() for part in parts])
 
 
 @torch.no_grad()

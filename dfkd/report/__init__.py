@@ -16,7 +16,7 @@ from dfkd.identity import Run
 from dfkd.report import leaderboard, plots
 from dfkd.report.current import current_digests
 from dfkd.report.published import read_published
-from dfkd.report.statistics import Result, gather, tidy
+from dfkd.report.statistics import HISTOGRAMS, Result, gather, tidy
 
 PATIENCE = 600  # seconds that a process waits for others to write the tables
 RENDER = "python bench.py leaderboard"
@@ -67,7 +67,11 @@ def _render() -> tuple[dict[str, str], list[Result], list[UserError]]:
     runs = tidy(found.records, current_digests(found.records))
     results = gather(runs)
     files = leaderboard.render(results, quotable)
-    return files | {"all.csv": runs.to_csv(index=False, lineterminator="\n")}, results, found.problems
+    return (
+        files | {"all.csv": runs.drop(columns=[*HISTOGRAMS]).to_csv(index=False, lineterminator="\n")},
+        results,
+        found.problems,
+    )
 
 
 def _differing(files: Mapping[str, str]) -> list[str]:

@@ -250,6 +250,11 @@ IMAGES = (
     ),
     Column("commonest class", "its share of them", RIGHT, _mean("diagnostics.largest", _percent)),
     Column(
+        "difficulty", "1 less the teacher's probability of its decision, mean", RIGHT,
+        _mean("diagnostics.difficulty", "{:.3f}".format),
+        needed=lambda row: "diagnostics.difficulty" in row.result.means,
+    ),
+    Column(
         "diversity", "mean distance of two images over that of two real ones: 1 is as diverse as real, 0 all the same",
         RIGHT, _mean("diagnostics.diversity", "{:.2f}".format),
     ),

@@ -102,6 +102,9 @@ def _sheet(pairs: Sequence[Sequence[Result]], quotable: Sequence, folder: str) -
     parts = [f"### {protocol}\n\n{results[0].metric.sentence}.{meaning}\n", *map(_pair, rows)]
     if any(map(plots.drawable, results)):
         parts.append(f"![accuracy against total time]({folder}/{plots.name_of(results[0].cell)}.png)\n")
+    if plots.has_histograms(results):
+        name = plots.histograms.ENDING
+        parts.append(f"![classes and confidence of the images]({folder}/{plots.name_of(results[0].cell)}{name}.png)\n")
     notes = _notes(results) + published.notes(quoted)
     parts += [_list(notes)] if notes else []
     return "\n".join(parts), [row for pair in rows for row in pair]

@@ -1,6 +1,7 @@
-"""`results/plots/<data>-<protocol>.png` and `.svg`: accuracy against the total time of every method.
+"""The figures in `results/plots`: `<data>-<protocol>.png` and `.svg`, accuracy against the total time of every method,
+one panel a pair; and what `histograms` draws.
 
-One panel a pair. A figure is drawn again only if what it shows, or this file, has changed: the digest of both
+A figure is drawn again only if what it shows, or this file, has changed: the digest of both
 stands in the metadata of the figure. matplotlib is imported only then.
 """
 
@@ -9,16 +10,19 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfkd.files import replace_file
 from dfkd.identity import Cell
+from dfkd.report import histograms
 from dfkd.report.statistics import Cost, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette without its pale yellow, then three of Paul Tol's: safe for the colour-blind.
 COLOURS = (
@@ -59,11 +63,10 @@ def drawable(result: Result) -> bool:
 def draw(results: Iterable[Result], folder: str | Path) -> list[Path]:
     """Draw the figures that are missing or show other numbers than `results`; returns the files written."""
     written = []
-    for name, shown in _figures(results).items():
+    for name, (digest, make) in _figures(results).items():
         paths = [Path(folder) / f"{name}.{ending}" for ending in FORMATS]
-        digest = _digest(shown)
         if not all(_is_current(path, digest) for path in paths):
-            for path, content in zip(paths, _draw(shown, digest), strict=True):
+            for path, content in zip(paths, _rendered(make, digest), strict=True):
                 replace_file(path, content)
             written += paths
     return written
@@ -73,19 +76,32 @@ def outdated(results: Iterable[Result], folder: str | Path) -> list[Path]:
     """Figures that are missing or show other numbers than `results`; `draw` makes them anew."""
     return [
         path
-        for name, shown in _figures(results).items()
+        for name, (digest, _) in _figures(results).items()
         for path in (Path(folder) / f"{name}.{ending}" for ending in FORMATS)
-        if not _is_current(path, _digest(shown))
+        if not _is_current(path, digest)
     ]
 
 
-def _figures(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """Name of each figure → finished results of one table, with a method among them."""
-    figures: dict[str, list[Result]] = {}
+def has_histograms(results: Iterable[Result]) -> bool:
+    """Whether there is a figure of what their images are like."""
+    return any(map(histograms.described, results))
+
+
+def _figures(results: Iterable[Result]) -> dict[str, tuple[str, Callable[[], "Figure"]]]:
+    """Name of each figure → digest of what it shows, and how to draw it: of each table with a finished method."""
+    tables: dict[str, list[Result]] = {}
     for result in results:
         if result.last is not None:
-            figures.setdefault(name_of(result.cell), []).append(result)
-    return {name: shown for name, shown in figures.items() if any(map(drawable, shown))}
+            tables.setdefault(name_of(result.cell), []).append(result)
+    figures = {}
+    for name, shown in tables.items():
+        if any(map(drawable, shown)):
+            figures[name] = _digest(shown), partial(_draw, shown)
+        if has_histograms(shown):
+            of = [result for result in shown if histograms.described(result)]
+            digest = _hashed(histograms.numbers(of), Path(histograms.__file__))
+            figures[name + histograms.ENDING] = digest, partial(histograms.draw, of, _colours(shown))
+    return figures
 
 
 def _digest(shown: list[Result]) -> str:
@@ -94,17 +110,39 @@ def _digest(shown: list[Result]) -> str:
         + [[cost.hardware, cost.n, cost.scored, cost.once] for cost in result.costs]
         for result in shown
     ]
-    content = json.dumps(numbers).encode() + Path(__file__).read_bytes()
+    return _hashed(numbers)
+
+
+def _hashed(numbers: list, *files: Path) -> str:
+    """Of what a figure shows and of the code that draws it."""
+    content = json.dumps(numbers).encode() + b"".join(file.read_bytes() for file in (Path(__file__), *files))
     return f"dfkd-plot-{hashlib.sha256(content).hexdigest()[:32]}"
+
+
+def _colours(shown: Iterable[Result]) -> dict[str, str]:
+    """A method has one colour in all figures of a table."""
+    methods = sorted({result.cell.method for result in shown if drawable(result)})
+    return dict(zip(methods, itertools.cycle(COLOURS), strict=False))
 
 
 def _is_current(path: Path, digest: str) -> bool:
     return path.is_file() and digest.encode() in path.read_bytes()
 
 
-def _draw(shown: list[Result], digest: str) -> tuple[bytes, bytes]:
-    """The figure as PNG and as SVG."""
+def _rendered(make: Callable[[], "Figure"], digest: str) -> tuple[bytes, bytes]:
+    """A figure as PNG and as SVG."""
     import matplotlib
+
+    style = {"svg.hashsalt": "dfkd", "svg.fonttype": "path", "font.size": 9, "font.family": "DejaVu Sans"}
+    style |= {"text.parse_math": False}  # a dollar in the name of a machine is a dollar
+    with matplotlib.rc_context(style):
+        figure, png, svg = make(), io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png", metadata={"Software": None, "Description": digest})
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Description": digest})
+    return png.getvalue(), svg.getvalue()
+
+
+def _draw(shown: list[Result]) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -112,34 +150,27 @@ def _draw(shown: list[Result], digest: str) -> tuple[bytes, bytes]:
     pairs = [list(group) for _, group in itertools.groupby(shown, key=lambda result: result.cell[:4])]
     pairs = [pair for pair in pairs if any(map(drawable, pair))]
     points = [result for pair in pairs for result in pair if drawable(result)]
-    methods = sorted({result.cell.method for result in points})
-    colours = dict(zip(methods, itertools.cycle(COLOURS), strict=False))
+    colours = _colours(points)
     classes = sorted({cost.hardware for result in points for cost in result.costs})
     markers = dict(zip(classes, itertools.cycle(MARKERS), strict=False))
-    style = {"svg.hashsalt": "dfkd", "svg.fonttype": "path", "font.size": 9, "font.family": "DejaVu Sans"}
-    style |= {"text.parse_math": False}  # a dollar in the name of a machine is a dollar
-    with matplotlib.rc_context(style):
-        columns = min(3, len(pairs))
-        rows = -(-len(pairs) // columns)
-        figure = Figure(figsize=(1.2 + 5.4 * columns, 1.0 + 3.6 * rows), dpi=120, layout="constrained")
-        FigureCanvasAgg(figure)  # measures text, so that labels can be kept apart
-        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for panel in panels[len(pairs) :]:
-            panel.remove()
-        for panel, pair in zip(panels, pairs, strict=False):
-            _panel(panel, pair, colours, markers)
-        figure.suptitle(f"{shown[0].cell.data}, protocol {shown[0].cell.protocol}", fontweight="bold")
-        grey = {"color": "0.35", "linestyle": ""}
-        legend = [Line2D([], [], marker=markers[name], label=name, **grey) for name in classes]
-        figure.legend(handles=legend, loc="outside lower center", ncols=4, frameon=False, title="hardware")
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # what is measured now stays where it is
-        for panel, pair in zip(panels, pairs, strict=False):
-            _label_points(panel, pair)
-        png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png", metadata={"Software": None, "Description": digest})
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Description": digest})
-    return png.getvalue(), svg.getvalue()
+    columns = min(3, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(1.2 + 5.4 * columns, 1.0 + 3.6 * rows), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # measures text, so that labels can be kept apart
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel in panels[len(pairs) :]:
+        panel.remove()
+    for panel, pair in zip(panels, pairs, strict=False):
+        _panel(panel, pair, colours, markers)
+    figure.suptitle(f"{shown[0].cell.data}, protocol {shown[0].cell.protocol}", fontweight="bold")
+    grey = {"color": "0.35", "linestyle": ""}
+    legend = [Line2D([], [], marker=markers[name], label=name, **grey) for name in classes]
+    figure.legend(handles=legend, loc="outside lower center", ncols=4, frameon=False, title="hardware")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # what is measured now stays where it is
+    for panel, pair in zip(panels, pairs, strict=False):
+        _label_points(panel, pair)
+    return figure
 
 
 def _panel(axes: "Axes", pair: list[Result], colours: dict[str, str], markers: dict[str, str]) -> None:

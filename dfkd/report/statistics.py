@@ -24,6 +24,7 @@ CELL = list(Cell._fields)
 HARDWARE = "provenance.hardware.class"
 INPUTS = ["provenance.teacher.digest", "provenance.data.digest"]
 ALIKE = [*INPUTS, "prior.digest", "metrics.name"]  # runs that differ in one of these are never averaged
+HISTOGRAMS = ("diagnostics.classes", "diagnostics.confidence")  # lists of shares, for figures
 _OF_IMAGES = {"diagnostics.smallest": min, "diagnostics.largest": max}  # shares of a run's rarest, commonest class
 
 
@@ -88,6 +89,7 @@ class Result:
     prior_notes: tuple[str, ...]  # what the prior was trained on, where it comes from and what it cost
     last: Summary | None
     means: Means
+    histograms: Mapping[str, list[float]]  # by one of HISTOGRAMS: mean over the seeds; of images, so of methods only
     costs: tuple[Cost, ...]  # one for each class of hardware
     changed: tuple[str, ...]  # what was changed in the data, as their manifest says
     note: str | None  # what the recipe says of itself, such as that it is a reconstruction
@@ -115,7 +117,8 @@ def tidy(records: Iterable[dict], current: Digests | None = None) -> pandas.Data
 
     rows = [_row(record, current or {}) for record in sorted(records, key=lambda record: _place(Run.of(record)))]
     reported = {key for row in rows for key in row if key.startswith("report.")}
-    return pandas.DataFrame(rows, columns=[*KEYS, "stale", *_OF_IMAGES, *sorted(reported)], dtype=object)
+    columns = [*KEYS, "stale", *_OF_IMAGES, *sorted(reported), *HISTOGRAMS]
+    return pandas.DataFrame(rows, columns=columns, dtype=object)
 
 
 def gather(runs: pandas.DataFrame) -> list[Result]:
@@ -128,7 +131,8 @@ def gather(runs: pandas.DataFrame) -> list[Result]:
     # Numbers of different states are never averaged: finished runs of today's code come first.
     chosen = runs[runs["order"] == runs.groupby(CELL)["order"].transform("min")]
     alike = chosen[_commonest(chosen)]
-    finished = [key for key in runs if key.startswith(("metrics.last", "metrics.oracle", "diagnostics.", "report."))]
+    scores = ("metrics.last", "metrics.oracle", "diagnostics.", "report.")
+    finished = [key for key in runs if key.startswith(scores) and key not in HISTOGRAMS]
     numbers = [*NUMBERS, *(key for key in finished if key not in NUMBERS)]
     values = alike[numbers].astype(float).fillna({"time.shared": 0.0})
     values[finished] = values[finished].where(alike["status"] == "ok")
@@ -172,8 +176,9 @@ def _row(record: dict, current: Digests) -> dict[str, Any]:
         for part in (f"identity.{key}" if key in Run._fields else key).split("."):
             value = value.get(part) if isinstance(value, dict) else None
         row[key] = value
-    shares = (record.get("diagnostics") or {}).get("classes")
-    row |= {key: choose(shares) for key, choose in _OF_IMAGES.items() if shares}
+    found = record.get("diagnostics") or {}
+    row |= {key: found.get(key.removeprefix("diagnostics.")) for key in HISTOGRAMS}
+    row |= {key: choose(found["classes"]) for key, choose in _OF_IMAGES.items() if found}
     row |= {f"report.{name}": value for name, value in (record.get("report") or {}).items()}
     made_with = digests_of(record)
     return row | {"stale": current.get(Run.of(record).cell, made_with) != made_with}
@@ -185,6 +190,12 @@ def _commonest(runs: pandas.DataFrame) -> pandas.Series:
     size = groups["seed"].transform("size")
     number = groups.ngroup().where(size == size.groupby(keys).transform("max"))
     return number == number.groupby(keys).transform("min")
+
+
+def _mean_histograms(runs: list[dict]) -> dict[str, list[float]]:
+    """Of the finished runs that have one."""
+    found = {key: [run[key] for run in runs if run["status"] == "ok" and run[key]] for key in HISTOGRAMS}
+    return {key: [sum(part) / len(part) for part in zip(*each, strict=True)] for key, each in found.items() if each}
 
 
 def _known(means: pandas.DataFrame) -> dict[tuple, Means]:
@@ -213,6 +224,7 @@ def _result(
         prior_notes=tuple(sorted({note for run in runs if (note := _prior_note(run))})),
         last=Summary(last["mean"], last["std"] if count > 1 else None, count) if count else None,
         means=means,
+        histograms=_mean_histograms(runs),
         costs=tuple(costs) if first["state"] != "unsupported" else (),
         changed=tuple(sorted({run["provenance.data.changed"] or "" for run in runs} - {""})),
         note=first["note"],

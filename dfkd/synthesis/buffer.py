@@ -52,6 +52,14 @@ def to_bytes(images: Tensor) -> Tensor:
     return (images.detach() * 255).clamp_(0, 255).to(torch.uint8)
 
 
+def class_counts(values: Tensor, classes: int) -> Tensor:
+    """How many of N int64 values are each of 0..classes−1, float32; of N×C rows of shares, their sums."""
+    if values.dim() == 2:
+        return values.float().sum(0)
+    ones = torch.ones(len(values), device=values.device)
+    return torch.zeros(classes, device=values.device).scatter_add_(0, values, ones)
+
+
 class ShuffledPasses:
     """Indices of 0..n−1 in shuffled passes: each once a pass, a new order each time.
 
@@ -214,11 +222,7 @@ class ReplayBuffer:
         """
         if name not in self.fields:
             return torch.zeros(classes, device=self.device)
-        values = self.fields[name][: self.size]
-        if values.dim() == 2:
-            return values.float().sum(0)
-        ones = torch.ones(self.size, device=self.device)
-        return torch.zeros(classes, device=self.device).scatter_add_(0, values, ones)
+        return class_counts(self.fields[name][: self.size], classes)
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """`count` entries by shuffled passes over the buffer; images still uint8, not augmented."""

@@ -17,7 +17,8 @@ from torch import Tensor
 from dfkd.tasks.base import IGNORE
 
 
-def _over_positions(values: Tensor) -> Tensor:
+def over_positions(values: Tensor) -> Tensor:
+    """One value a sample, N, of values at each position, N×H×W; values of samples, N, as they are."""
     return values if values.dim() == 1 else values.flatten(1).mean(1)
 
 
@@ -26,7 +27,7 @@ def kl(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
     log_p = F.log_softmax(teacher.float() / temperature, dim=1)
     log_q = F.log_softmax(student.float() / temperature, dim=1)
     divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
-    return temperature**2 * _over_positions(divergence)
+    return temperature**2 * over_positions(divergence)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor | None, weight: Tensor | float = 1.0) -> Tensor:
@@ -62,7 +63,7 @@ def adversarial(teacher: Tensor, student: Tensor, weight: Tensor | float = 1.0) 
     log_p, log_q = F.log_softmax(teacher.float(), dim=1), F.log_softmax(student.float(), dim=1)
     divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
     agree = teacher.argmax(1) == student.argmax(1)
-    return -_over_positions(weight * (agree * divergence))
+    return -over_positions(weight * (agree * divergence))
 
 
 def logits_l1(teacher: Tensor, student: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float = 3.0) -
     q = F.softmax(teacher.float() / temperature, dim=1)
     p, q, m = (x.clamp(0.01, 0.99) for x in (p, q, (p + q) / 2))
     divergence = 0.5 * (m * (m / p).log()).sum(1) + 0.5 * (m * (m / q).log()).sum(1)
-    return _over_positions(divergence)
+    return over_positions(divergence)
 
 
 def class_balance(logits: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ SCHEMA = {
     **mapping(
         base=NAMED,
         method=NAMED,
+        ablates=NAMED,  # the recipe that this one is an ablation of: shown under it and never ranked
         note={"type": "string", "maxLength": 1000},
         args=_ARGUMENTS,
         pairs={"type": "object", "propertyNames": NAMED, "additionalProperties": _ARGUMENTS},
@@ -52,6 +53,10 @@ def recipes(table: Table) -> dict[str, dict]:
     for name, recipe in joined.items():
         _check(recipe, files[name], table)
     known = {*joined, *catalog.entries()}
+    for name, recipe in joined.items():
+        with naming(files[name], "ablates"):
+            if "ablates" in recipe and recipe["ablates"] not in known - {name}:
+                raise unknown("recipe", recipe["ablates"], known - {name})
     for protocol in table.protocols.values():
         with naming(table.path, f"protocols.{protocol.name}.recipes"):
             for name in protocol.recipes:

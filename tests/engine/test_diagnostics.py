@@ -59,6 +59,9 @@ def test_by_hand():
         "images": 4,
         "agreement": 0.5,
         "classes": [0.5, 0.25, 0.25],
+        # Logits are (1, 0, 0) or the like: e/(e + 2) = .576 each.
+        "confidence": [0.0] * 5 + [1.0] + [0.0] * 4,
+        "difficulty": pytest.approx(2 / (np.e + 2), abs=1e-6),
         "diversity": pytest.approx(5 / 6 * 2**0.5 / 2, abs=1e-6),
         "frechet": pytest.approx(frechet, abs=1e-6),
     }
@@ -74,6 +77,19 @@ def test_the_teachers_range_is_that_of_images_in_zero_to_one():
     features = diagnostics.features_of(teacher(), pixels((255, 51, 0), (0, 102, 255)), batch=1)
     assert torch.equal(features, torch.tensor([[1.0, 0.2, 0.0], [0.0, 0.4, 1.0]]))
     assert not features.requires_grad
+
+
+def test_confidence_is_counted_in_equal_parts_up_to_certainty():
+    class Table(nn.Module):
+        def forward(self, x):
+            p = torch.tensor([[1.0, 0, 0], [0.31, 0.345, 0.345], [0.55, 0.45, 0], [0.98, 0.01, 0.01]])
+            return p[: len(x)].log().clamp_min(-1e4)
+
+        features = forward
+
+    found = diagnostics.describe(teacher(Table()), pixels(*[(9, 0, 0)] * 4), None, torch.eye(3))
+    assert found["confidence"] == [0, 0, 0, 0.25, 0, 0.25, 0, 0, 0, 0.5]
+    assert found["difficulty"] == pytest.approx((0 + 0.655 + 0.45 + 0.02) / 4, abs=1e-6)
 
 
 def test_classes_of_pixels_are_counted_and_agree_with_nothing():
@@ -138,7 +154,7 @@ def test_a_record_takes_what_describe_gives():
     found = diagnostics.describe(teacher(), pixels((255, 0, 0), (0, 9, 0)), None, torch.eye(3))
     schema = records.SCHEMA["properties"]["diagnostics"]
     Draft202012Validator(schema).validate(found)
-    assert found.keys() == set(schema["required"])
+    assert found.keys() == set(schema["properties"])
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 256])

@@ -8,6 +8,7 @@ import pytest
 
 from dfkd.tables import pipeline
 from dfkd.tables.definition import table_of
+from dfkd.tables.recipes import recipes
 from dfkd.tables.resolve import resolve
 
 DATA = ["cifar10", "cifar100"]  # "identical"
@@ -45,9 +46,14 @@ SSDKD = {
     "eps": 1e-6,
     "diversity": True,
     "difficulty": True,
+    "phi_of": "target",
+    "normalised": True,
     "phi_on": "oh",
     "phi_grad": False,
+    "phi_kd": "none",
+    "count": "buffer",
     "priority": "recursive",
+    "importance": "max",
     "replace": "oldest",
 }
 SSDKD_UNUSED = {"alpha"}  # only with another `priority`
@@ -108,6 +114,22 @@ def test_student_training_of_fast_and_ssdkd(data, recipe, pair):
     config = resolved(data, recipe, pair)[0].config
     assert config["training"] == training(RECIPES[recipe][-1], lr=0.2)
     assert (config["rounds"], config["synthesis_batch"], config["precision"]) == (200, 256, "fp32")
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10"])
+@pytest.mark.parametrize(
+    "recipe, changes",
+    [
+        ("ssdkd-argmax", {"phi_of": "argmax", "normalised": False}),
+        ("ssdkd-no-phi", {"diversity": False, "difficulty": False}),
+        ("ssdkd-uniform", {"priority": "uniform"}),
+    ],
+)
+def test_ablations_of_ssdkd_differ_in_one_component(data, recipe, changes):
+    whole, part = (resolve(data, "quick" if data == "digits" else "cpu", name) for name in ("ssdkd", recipe))
+    arguments = [{**cell.entry.arguments, **cell.config["args"]} for cell in (whole, part)]
+    assert {key: value for key, value in arguments[1].items() if value != arguments[0][key]} == changes
+    assert recipes(table_of(data))[recipe]["ablates"] == "ssdkd"
 
 
 @pytest.mark.parametrize("data", DATA)

@@ -163,7 +163,7 @@ def test_phi_is_per_pixel_with_shares_of_pixels():
     assert histogram.tolist() == [1.0, 0.5, 0.5]
     # Two pixels: class 0 with p = .8, class 2 with p = .6.
     logits = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.2, 0.6]]).log().T.reshape(1, 3, 1, 2)
-    phi = SSDKD(gamma=2.0).phi(logits, histogram, len(buffer))
+    phi = SSDKD(gamma=2.0, normalised=False).phi(logits, None, histogram / histogram.sum())
     expected = torch.tensor([[[(1 - 1 / 2) * 0.2**2, (1 - 0.5 / 2) * 0.4**2]]])
     torch.testing.assert_close(phi, expected)
 

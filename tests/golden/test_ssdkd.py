@@ -15,7 +15,7 @@ from dfkd.networks.normalised import Normalised
 from dfkd.synthesis.augment import Augment
 from dfkd.synthesis.buffer import Batch, ReplayBuffer, Samples
 from dfkd.tasks.base import InputSpec
-from methods.ssdkd import SSDKD
+from methods.ssdkd import CHOICES, SSDKD
 
 # Probabilities (1/4, 3/4) and (2/3, 1/3).
 QUARTER, TWO_THIRDS = (0.0, float(np.log(3))), (float(np.log(2)), 0.0)
@@ -93,74 +93,128 @@ def patches(count):
 
 # --- E1
 
+ARGMAX = {"phi_of": "argmax", "normalised": False}
 
-def phi(teacher, histogram, fill, **options):
-    return SSDKD(**options).phi(torch.tensor(teacher), torch.tensor(histogram, dtype=torch.float32), fill)
+
+def phi(teacher, shares=(0.75, 0.25), labels=None, **options):
+    labels = None if labels is None else torch.tensor(labels)
+    shares = None if shares is None else torch.tensor(shares)
+    return SSDKD(**{"normalised": False, **options}).phi(torch.tensor(teacher), labels, shares)
 
 
 def test_phi_by_hand():
     # Class 1 at 3/4: (1 − 1/4)·(1/4)²; class 0 at 2/3: (1 − 3/4)·(1/3)².
-    value = phi([QUARTER, TWO_THIRDS], [3, 1], 4)
+    value = phi([QUARTER, TWO_THIRDS], phi_of="argmax")
     assert value.tolist() == pytest.approx([0.75 / 16, 0.25 / 9])
 
 
-def test_phi_of_an_empty_buffer_balances_nothing():
-    assert phi([QUARTER], [0, 0], 0).tolist() == pytest.approx([1 / 16])
+def test_phi_of_the_target_takes_its_class_and_its_probability():
+    # Made for class 0, which has 1/4: (1 − 3/4)·(3/4)²; made for class 0, which has 2/3: as the teacher's own.
+    value = phi([QUARTER, TWO_THIRDS], labels=[0, 0], phi_of="target")
+    assert value.tolist() == pytest.approx([0.25 * 9 / 16, 0.25 / 9])
+    assert phi([QUARTER], labels=[0], phi_of="argmax").tolist() == pytest.approx([0.75 / 16])
+
+
+def test_without_targets_phi_is_of_the_teachers_class():
+    assert torch.equal(phi([QUARTER, TWO_THIRDS], phi_of="target"), phi([QUARTER, TWO_THIRDS], phi_of="argmax"))
+
+
+def test_normalised_phi_has_mean_1_and_keeps_its_ratios():
+    raw = phi([QUARTER, TWO_THIRDS], labels=[0, 1])
+    value = phi([QUARTER, TWO_THIRDS], labels=[0, 1], normalised=True)
+    assert value.mean().item() == pytest.approx(1.0)
+    assert (value / raw).tolist() == pytest.approx([1 / raw.mean().item()] * 2)
+
+
+def test_normalised_phi_of_certain_samples_is_finite():
+    assert phi([[0.0, 200.0]], normalised=True).tolist() == [0.0]
+
+
+def test_phi_without_shares_balances_nothing():
+    assert phi([QUARTER], None).tolist() == pytest.approx([1 / 16])
 
 
 def test_phi_of_a_balanced_buffer_has_the_factor_1_minus_1_over_k():
     logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
     confidence = softmax(logits.double().numpy()).max(1)
-    value = SSDKD().phi(logits, torch.full((10,), 500.0), 5000)
+    value = SSDKD(**ARGMAX).phi(logits, None, torch.full((10,), 0.1))
     np.testing.assert_allclose(value.numpy(), 0.9 * (1 - confidence) ** 2, rtol=1e-5)
 
 
 def test_phi_of_a_full_class_is_zero():
-    assert phi([QUARTER], [0, 7], 7).tolist() == [0.0]
+    assert phi([QUARTER], (0.0, 1.0)).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("gamma, difficulty", [(0.0, 1.0), (1.0, 1 / 4), (2.0, 1 / 16), (5.0, 1 / 1024)])
 def test_gamma_is_the_power_of_the_difficulty(gamma, difficulty):
-    assert phi([QUARTER], [3, 1], 4, gamma=gamma).tolist() == pytest.approx([0.75 * difficulty], rel=1e-5)
+    assert phi([QUARTER], gamma=gamma).tolist() == pytest.approx([0.75 * difficulty], rel=1e-5)
 
 
 @pytest.mark.parametrize(
     "diversity, difficulty, expected", [(True, False, 0.75), (False, True, 1 / 16), (False, False, 1.0)]
 )
 def test_switches_of_phi(diversity, difficulty, expected):
-    value = phi([QUARTER], [3, 1], 4, diversity=diversity, difficulty=difficulty)
+    value = phi([QUARTER], diversity=diversity, difficulty=difficulty)
     assert value.tolist() == pytest.approx([expected])
 
 
 def test_phi_carries_a_gradient_only_where_asked():
-    teacher = torch.tensor([QUARTER], requires_grad=True)
-    histogram = torch.tensor([3.0, 1.0])
-    assert not SSDKD().phi(teacher, histogram, 4).requires_grad
-    SSDKD(phi_grad=True).phi(teacher, histogram, 4).sum().backward()
+    teacher, shares = torch.tensor([QUARTER], requires_grad=True), torch.tensor([0.75, 0.25])
+    assert not SSDKD().phi(teacher, None, shares).requires_grad
+    SSDKD(phi_grad=True, normalised=False).phi(teacher, None, shares).sum().backward()
     # dφ/dT_c = −.75·γ·(1 − p)·p(1 − p) = −.75·2·(1/4)·(3/16), the other logit the opposite.
     assert teacher.grad.flatten().tolist() == pytest.approx([0.0703125, -0.0703125])
 
 
-def test_phi_counts_the_teachers_classes_not_the_labels():
+def test_the_mean_of_a_normalised_phi_is_a_constant():
+    teacher, shares = torch.tensor([QUARTER], requires_grad=True), torch.tensor([0.75, 0.25])
+    SSDKD(phi_grad=True).phi(teacher, None, shares).sum().backward()
+    # As above, over φ = .75/16; were the mean differentiated too, φ of one sample would always be 1.
+    assert teacher.grad.flatten().tolist() == pytest.approx([1.5, -1.5])
+
+
+@pytest.mark.parametrize(
+    "phi_on, adv, oh", [("oh", 1.0, 0.75 / 16), ("adv", 0.75 / 16, 1.0), ("oh+adv",) + 2 * (0.75 / 16,)]
+)
+def test_phi_counts_the_teachers_classes_not_the_labels(phi_on, adv, oh):
     ctx = context(convolutional(2, 0), convolutional(2, 1), classes=2, size=8)
     classes = {"teacher_class": torch.tensor([0, 0, 0, 1]), "priority": torch.ones(4)}
     ctx.buffer.add(Samples(torch.rand(4, 1, 8, 8), torch.tensor([1, 1, 1, 1]), classes))
-    for phi_on, adv in (("oh", 1.0), ("oh+adv", 0.75 / 16)):
-        weights = SSDKD(phi_on=phi_on).weights(ctx, torch.tensor([QUARTER]))
-        assert [float(w) for w in weights] == pytest.approx([0.75 / 16, adv])
+    weights = SSDKD(phi_on=phi_on, **ARGMAX).weights(ctx, torch.tensor([QUARTER]), None)
+    assert [float(w) for w in weights] == pytest.approx([oh, adv])
+
+
+def test_shares_of_the_buffer_or_of_all_that_were_made():
+    ctx = context(convolutional(2, 0), convolutional(2, 1), classes=2, size=8)
+    method = SSDKD(count="average", k=1, nz=4, ngf=2)
+    method.setup(ctx)
+    assert method.shares(ctx) is None and SSDKD().shares(ctx) is None
+    seen = torch.zeros(2)
+    for step in (1, 2):
+        ctx._progress.synthesis_step = step
+        samples = method.synthesize(ctx)
+        made = samples.fields["teacher_class"].bincount(minlength=2)
+        seen = 0.9 * seen + made
+        ctx.buffer.add(samples)
+    assert method.shares(ctx).tolist() == pytest.approx((seen / seen.sum()).tolist())
+    assert seen.sum().item() == pytest.approx(11.4), "6 new ones and 0.9 of the 6 before"
+    there = ctx.buffer.fields["teacher_class"][:12].bincount(minlength=2)
+    assert SSDKD().shares(ctx).tolist() == pytest.approx((there / 12).tolist())
 
 
 # --- E5
 
 
-@pytest.mark.parametrize("phi_on", ["oh", "oh+adv"])
+@pytest.mark.parametrize("phi_of, normalised", [("argmax", False), ("target", True)])
+@pytest.mark.parametrize("phi_on", ["oh", "adv", "oh+adv"])
 @pytest.mark.parametrize("call, adversarial", [(19, False), (20, True), (21, True)])
-def test_the_inversion_loss_is_e5(phi_on, call, adversarial):
+def test_the_inversion_loss_is_e5(phi_of, normalised, phi_on, call, adversarial):
     ctx = context(convolutional(3, 0), convolutional(3, 1), classes=3, size=8)
     ctx._progress.synthesis_step = call
     classes = {"teacher_class": torch.tensor([0, 0, 1, 2, 2]), "priority": torch.ones(5)}
     ctx.buffer.add(Samples(torch.rand(5, 1, 8, 8), fields=classes))
-    method = SSDKD(bn=0.5, oh=0.4, adv=1.1, warmup=20, phi_on=phi_on, nz=4, ngf=2)
+    switches = {"phi_of": phi_of, "normalised": normalised, "phi_on": phi_on}
+    method = SSDKD(bn=0.5, oh=0.4, adv=1.1, warmup=20, nz=4, ngf=2, **switches)
     method.setup(ctx)
     images, labels = patches(12), torch.arange(12) % 3
     with torch.no_grad(), method.statistics.capture():
@@ -174,9 +228,11 @@ def test_the_inversion_loss_is_e5(phi_on, call, adversarial):
     agree = t.argmax(1) == s.argmax(1)
     assert 0 < agree.sum() < 12
     shares = np.array([2, 1, 2]) / 5
-    weight = (1 - shares[t.argmax(1)]) * (1 - p.max(1)) ** 2
-    task = 0.4 * (weight * -np.log(p[np.arange(12), labels])).mean()
-    adv = -1.1 * ((weight if phi_on == "oh+adv" else 1) * agree * (p * np.log(p / q)).sum(1)).mean()
+    of = t.argmax(1) if phi_of == "argmax" else labels.numpy()
+    weight = (1 - shares[of]) * (1 - p[np.arange(12), of]) ** 2
+    weight = weight / weight.mean() if normalised else weight
+    task = 0.4 * ((weight if "oh" in phi_on else 1) * -np.log(p[np.arange(12), labels])).mean()
+    adv = -1.1 * ((weight if "adv" in phi_on else 1) * agree * (p * np.log(p / q)).sum(1)).mean()
     assert value == pytest.approx(0.5 * bn + task + (adv if adversarial else 0), rel=1e-5)
     assert abs(adv) > 1e-3 * abs(value) and task > 1e-3 * value, "the example does not see every term"
 
@@ -196,17 +252,21 @@ def test_fast_is_ssdkd_without_phi():
 # --- new entries
 
 
+@pytest.mark.parametrize("phi_kd", ["none", "priority"])
 @pytest.mark.parametrize("temperature", [1.0, 20.0])
-def test_a_new_entry_starts_at_tau_squared_kl(temperature):
+def test_a_new_entry_starts_at_tau_squared_kl(temperature, phi_kd):
     ctx = context(convolutional(3, 0), convolutional(3, 1), classes=3, size=8)
     ctx._progress.synthesis_step = 1
-    method = SSDKD(k=2, nz=4, ngf=2, temperature=temperature)
+    method = SSDKD(k=2, nz=4, ngf=2, temperature=temperature, phi_kd=phi_kd, **ARGMAX)
     method.setup(ctx)
     samples = method.synthesize(ctx)
     assert samples.images.shape == (6, 1, 8, 8) and samples.labels.shape == (6,)
     with torch.no_grad():
         t, s = (n.network(samples.images).double().numpy() for n in (ctx.teacher, ctx.student))
-    np.testing.assert_allclose(samples.fields["priority"].numpy(), kl(t, s, temperature), rtol=1e-3)
+    expected = kl(t, s, temperature)
+    if phi_kd == "priority":  # of the empty buffer, so of the difficulty alone
+        expected = expected * (1 - softmax(t).max(1)) ** 2
+    np.testing.assert_allclose(samples.fields["priority"].numpy(), expected, rtol=1e-3)
     assert samples.fields["teacher_class"].tolist() == t.argmax(1).tolist()
     assert not samples.images.requires_grad and not samples.fields["priority"].requires_grad
 
@@ -241,6 +301,39 @@ def test_the_loss_divides_by_the_largest_weight_and_the_stored_priority_does_not
     gradient = ctx.student.network.rows.grad.numpy()
     np.testing.assert_allclose(gradient, 20 * (q - p) * scale, rtol=1e-4, atol=1e-6)
     assert ctx.teacher.network.rows.grad is None
+
+
+def test_raw_weights_leave_the_loss_at_e9():
+    ctx = tables(T3, S3, [1.0, 1.0, 1.0])
+    batch = batch_of(ctx, [0, 2, 1], [0.5, 4.0, 2.0])
+    loss = SSDKD(temperature=20.0, importance="raw").distill(ctx, batch)["kd"].item()
+    assert loss == pytest.approx((np.array([0.5, 4.0, 2.0]) * kl(T3, S3, 20.0)[[0, 2, 1]]).mean(), rel=1e-3)
+
+
+@pytest.mark.parametrize("priority", ["recursive", "per"])
+@pytest.mark.parametrize("phi_kd", ["loss", "priority"])
+def test_phi_in_distillation_weighs_the_loss_or_the_priorities(phi_kd, priority):
+    ctx = tables(T3, S3, [1.0, 1.0, 1.0])
+    ctx.buffer.fields["teacher_class"] = torch.tensor([1, 0, 1])
+    method = SSDKD(temperature=1.0, phi_kd=phi_kd, priority=priority, importance="raw", **ARGMAX)
+    batch, w, order = batch_of(ctx, [0, 2, 1], [0.5, 4.0, 2.0]), np.array([0.5, 4.0, 2.0]), [0, 2, 1]
+    loss = method.distill(ctx, batch)["kd"].item()
+    p = softmax(np.float64(T3)).max(1)
+    # Class 1 has two thirds of the buffer, class 0 one third.
+    phi = (np.array([1 / 3, 2 / 3, 1 / 3]) * (1 - p) ** 2)[order]
+    divergence = kl(T3, S3, 1.0)[order]
+    delta = w * divergence if priority == "recursive" else divergence
+    assert loss == pytest.approx((w * divergence * (phi if phi_kd == "loss" else 1)).mean(), rel=1e-5)
+    stored = delta * (phi if phi_kd == "priority" else 1)
+    np.testing.assert_allclose(batch.fields["delta"].numpy(), stored, rtol=1e-4, atol=1e-12)
+
+
+def test_phi_weighs_the_loss_of_a_uniform_draw_too():
+    ctx = tables(T3, S3, [1.0, 1.0, 1.0])
+    method = SSDKD(temperature=1.0, phi_kd="loss", priority="uniform", diversity=False, **ARGMAX)
+    batch = Batch(ctx.buffer.images / 255)
+    phi = (1 - softmax(np.float64(T3)).max(1)) ** 2
+    assert method.distill(ctx, batch)["kd"].item() == pytest.approx((phi * kl(T3, S3, 1.0)).mean(), rel=1e-5)
 
 
 def test_only_what_was_drawn_is_written_back():
@@ -313,7 +406,7 @@ def test_beta_of_1_is_refused_with_the_recursion(beta):
     SSDKD(beta=1.0, priority="per")
 
 
-@pytest.mark.parametrize("argument", ["phi_on", "priority"])
+@pytest.mark.parametrize("argument", CHOICES)
 def test_unknown_values_are_refused(argument):
     with pytest.raises(ValueError, match=argument):
         SSDKD(**{argument: "other"})

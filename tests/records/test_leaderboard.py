@@ -282,6 +282,15 @@ def test_the_prior_is_named_in_its_row_and_described_once_below(record):
     assert "7,500 images" not in text.split("### cpu")[1]
 
 
+def test_difficulty_and_histograms_stand_where_a_record_has_them(record):
+    found = diagnostics() | {"confidence": [0.2, 0.8], "difficulty": 0.1234}
+    text = page([record("ssdkd", diagnostics=found), record("older", 80.0, diagnostics=diagnostics())])
+    assert [row["difficulty"] for row in described(text)] == ["0.123", "–"]
+    assert "(plots/cifar10-paper-images.png)" in text
+    text = page([record("older", 80.0, diagnostics=diagnostics())])
+    assert "difficulty" not in described(text)[0] and "-images.png" not in text
+
+
 def test_what_the_images_are_like_is_told_of_methods_in_the_order_of_their_ranks(record):
     runs = [record("worse", 80.0, diagnostics=diagnostics(), config_digest="old")]
     runs += [record("better", 90.0, diagnostics=diagnostics(None, [0.1, 0.2, 0.7], None, 1234.5))]

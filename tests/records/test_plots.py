@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from dfkd import paths, report
-from dfkd.report import plots
-from tests.records.conftest import gathered
+from dfkd.report import histograms, plots
+from tests.records.conftest import diagnostics, gathered
 
 
 @pytest.fixture
@@ -51,6 +51,27 @@ def test_the_part_paid_once_per_teacher_is_a_line_up_to_the_point(record):
 def test_a_figure_is_drawn_again_where_other_time_is_paid_once_per_teacher(record):
     one, other = (plots._digest(gathered([record(shared=shared)])) for shared in (10.0, 20.0))
     assert one != other
+
+
+def test_every_method_has_a_line_in_the_histograms_of_images(record, tmp_path):
+    one, other = (
+        {"classes": [0.1, 0.9], "confidence": [0.25, 0.75]},
+        {"classes": [0.3, 0.7], "confidence": [0.5, 0.5]},
+    )
+    runs = [record("fast-10", seed=i, diagnostics=diagnostics() | found) for i, found in enumerate((one, other))]
+    runs += [record("ssdkd", diagnostics=diagnostics() | other), record("cmi", diagnostics=diagnostics())]
+    results = gathered(runs)
+    name = "cifar10-paper-images"
+    assert [path.name for path in plots.draw(results, tmp_path)][2:] == [f"{name}.png", f"{name}.svg"]
+    figure = histograms.draw([each for each in results if histograms.described(each)], {"fast-10": "C0", "ssdkd": "C1"})
+    left, right = figure.get_axes()
+    steps = [list(patch.get_data().values) for patch in left.patches]
+    assert steps == [pytest.approx([0.8, 0.2]), pytest.approx([0.7, 0.3])], "means of the seeds, commonest class first"
+    assert [list(patch.get_data().values) for patch in right.patches] == [pytest.approx([0.375, 0.625]), [0.5, 0.5]]
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["fast-10", "ssdkd"]
+    assert plots.outdated(results, tmp_path) == []
+    runs[2]["diagnostics"] |= one
+    assert [path.stem for path in plots.outdated(gathered(runs), tmp_path)] == [name, name]
 
 
 def test_the_grid_lies_where_the_run_puts_it(record, tmp_path, monkeypatch):
