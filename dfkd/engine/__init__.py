@@ -1,1 +1,5 @@
-"""What every run shares: the data-free loop under mmengine's Runner, the clock, the guard, exact resume."""
+"""One run: the harness, which has the data and judges, and the worker, which has the method."""
+
+from dfkd.engine import light
+
+light.install()
