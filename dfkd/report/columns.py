@@ -204,6 +204,11 @@ RESULTS = (
         needed=lambda row: row.quoted,
     ),
     Column(
+        "isolation",
+        "`audit-hook`: a hook in Python kept the method from real data; –: the kernel did (Landlock), or an older record",
+        LEFT, lambda row: None if row.result.confined else "audit-hook", needed=lambda row: not row.result.confined,
+    ),
+    Column(
         "status",
         "`stale`: method or configuration changed since; `n/a`: does not apply, see note; only `ok` ranks", LEFT,
         lambda row: "n/a" if row.result.state == "unsupported" else row.result.status, common=True,

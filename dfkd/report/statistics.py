@@ -95,6 +95,7 @@ class Result:
     note: str | None  # what the recipe says of itself, such as that it is a reconstruction
     error: str | None  # of a method that does not apply: the reason
     comparable: bool  # with published numbers: whole data set, untouched test images
+    confined: bool  # no run is known to have had an audit hook alone between its method and real data
 
     @property
     def ranked(self) -> bool:
@@ -230,6 +231,7 @@ def _result(
         note=first["note"],
         error=first["error"],
         comparable=all(map(_is_comparable, runs)),
+        confined=all(run["provenance.isolation"] != "audit-hook" for run in runs),
     )
 
 

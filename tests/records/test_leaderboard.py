@@ -161,6 +161,14 @@ def test_what_did_not_finish_stands_last_without_a_rank(record, status):
     ]
 
 
+def test_a_row_whose_method_was_not_confined_is_marked(record):
+    loose, tight = record("ssdkd", 91.0, seed=1), record("fast-5", 90.0)
+    loose["provenance"]["isolation"], tight["provenance"]["isolation"] = "audit-hook", "landlock"
+    text = page([record("ssdkd", 91.0), loose, tight])
+    assert row_of(text, "ssdkd")["isolation"] == "audit-hook" and row_of(text, "fast-5")["isolation"] == "–"
+    assert "| isolation" not in page([tight, record("ssdkd", 91.0)])
+
+
 def test_custom_records_have_no_place(record):
     assert "tinkered" not in page([record("tinkered", custom=True), record("ssdkd")])
 
