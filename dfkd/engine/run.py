@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -29,6 +30,7 @@ from dfkd.engine.runner import PlainRunner
 from dfkd.engine.seeds import seed_for
 from dfkd.errors import CannotWrite, UserError
 from dfkd.signals import Stopped
+from dfkd.tables.definition import PUBLIC
 from dfkd.tables.resolve import Resolved
 
 if TYPE_CHECKING:
@@ -151,7 +153,7 @@ def _assemble(
         test = Batches(*on.load("test", root), clock.device)
     given: dict[str, Any] = {"clock": clock}
     if entry.needs_data:
-        given["real"] = on_device(*on.load("train", root), clock.device)
+        given["real"] = on_device(*_training_images(resolved, prior and prior[1], root), clock.device)
     else:  # from then on to the end nothing in this process opens real data
         given["seal"] = lambda: stack.enter_context(guard.seal(root))
     config = configuration.configuration(
@@ -168,6 +170,14 @@ def _assemble(
     configuration.write(config, folder)
     writer = stack.enter_context(_curves(folder)) if options.tensorboard else None
     return PlainRunner(config, folder / "log", given, test=test, curves=writer)
+
+
+def _training_images(resolved: Resolved, card: dict | None, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What a reference row trains on: the task's training split, or what the table's prior has learnt from."""
+    if resolved.entry.prior != PUBLIC:
+        return resolved.task.load("train", root)
+    images = priors.public_images(card, resolved.task.spec.size, root)
+    return images, np.zeros(len(images), np.int64)  # nobody labelled them with the task's classes
 
 
 def declined(resolved: Resolved, options: Options, keep: Callable[[dict], Any]) -> dict | None:

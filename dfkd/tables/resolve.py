@@ -21,6 +21,7 @@ from dfkd.names import LARGEST
 from dfkd.optimizers import PARTS
 from dfkd.tables.definition import (
     NO_PRIOR,
+    PUBLIC,
     SETTINGS,
     STUDENT,
     TRAINING,
@@ -87,7 +88,8 @@ def resolve(
 ) -> Resolved:
     """One run. `method` is a recipe's or a method's name, `changes` are `key=value` from `--set`.
 
-    Precedence, the last wins: the method's defaults, the recipe's `args`, its `pairs`, its `protocols`, `--set`.
+    Precedence, the last wins: the method's defaults, the recipe's `args`, its `pairs`, its `protocols`, the `pairs` of
+    these, `--set`.
     Raises UserError for every unknown name (with the nearest one) and every value of a wrong type.
     """
     task(data)
@@ -98,7 +100,8 @@ def resolve(
     recipe, entry = find(table, method, extra)
     pair = pair or rules.pairs[0]
     teacher, student = check_pair(data, pair)
-    by_protocol = recipe.get("protocols", {}).get(protocol, {})
+    by_protocol = dict(recipe.get("protocols", {}).get(protocol, {}))
+    by_protocol = merge(by_protocol, by_protocol.pop("pairs", {}).get(pair, {}))
     arguments = {
         **recipe.get("args", {}),
         **recipe.get("pairs", {}).get(pair, {}),
@@ -121,7 +124,7 @@ def _settings(protocol: Protocol, entry: catalog.Entry, by_protocol: dict, where
     settings = deepcopy(dict(protocol.settings))
     # A key of the methods that use one only, so that a table's prior says nothing of the others.
     prior = settings.pop("prior", NO_PRIOR)
-    if entry.prior == "diffusion":
+    if entry.prior in ("diffusion", PUBLIC):
         settings["prior"] = prior
     for key, value in by_protocol.items():
         if key == "args":
