@@ -95,6 +95,11 @@ class KDPublic(_RealData):
     def supports(self, task: Task) -> str | None:
         return None if task.kind == "classification" else "no table of label maps has a diffusion prior"
 
+    def setup(self, ctx: Context) -> None:
+        super().setup(ctx)
+        if not len(ctx.real[0]):
+            raise ValueError("the table has no diffusion prior, or one whose training images are not at hand")
+
     def draw(self, ctx: Context) -> Batch:
         images = ctx.real[0]
         return Batch(ctx.augment(images[self.passes.draw(ctx.budget.batch, len(images), ctx.rng("draw"))]))

@@ -54,8 +54,8 @@ class DiffDFKD(Method):
     refresh_every: int = 100  # synthesis steps after which the student is refreshed; with `adv` only
     refresh_steps: int = 400  # student steps of a refresh, on all images so far
     cutmix: int = 5  # CutMix takes place every k = ⌊N/`cutmix`⌋ steps but at the last one; 0: never
-    # Of its box: "beta", "nested" for the program's Beta(u, u) with u from Beta(1, 1), or "none", which keeps the images
-    # of those moments and mixes nothing.
+    # Of its box: "beta"; "nested" for the program's Beta(u, u) with u from Beta(1, 1); "none" mixes nothing but keeps
+    # the images of those moments.
     cutmix_draw: str = "beta"
     intermediate: bool = True  # keep x̂_t at those moments too, five images a trajectory at `cutmix` 5
     mixed: bool = False  # as many classes in turn as leave two trajectories to each, instead of one class a step

@@ -67,9 +67,7 @@ class DeepGenerator(nn.Sequential):
         return self[0], self[2]
 
 
-def build_generator(
-    nz: int, ngf: int, size: int, channels: int, per_pixel: bool = False
-) -> Generator | DeepGenerator:
+def build_generator(nz: int, ngf: int, size: int, channels: int, per_pixel: bool = False) -> Generator | DeepGenerator:
     """The generator the field uses for images of this size (pixels), with torch's initial weights.
 
     That of 1.3 up to 64 pixels; the deep one beyond, and where labels are maps.
