@@ -211,7 +211,7 @@ def test_the_crop_has_whole_pixels_the_asked_area_and_shape_and_lies_inside(size
         assert (edge - edge.round()).abs().max() < 1e-4
     area, ratio = width * height / size**2, width / height
     assert 0.22 < area.min() < 0.28 and area.max() == pytest.approx(1, abs=1e-4)  # rounding a side gives or takes some
-    assert 0.7 < ratio.min() < 0.77 and 1.3 < ratio.max() < 1.45
+    assert 0.66 < ratio.min() < 0.77 and 1.3 < ratio.max() < 1.5
     assert ratio.log().mean().item() == pytest.approx(0, abs=0.01)
     assert left.min() > -1e-3 and (left + width).max() < size + 1e-3
     assert top.min() > -1e-3 and (top + height).max() < size + 1e-3
@@ -222,11 +222,12 @@ def test_the_crop_has_whole_pixels_the_asked_area_and_shape_and_lies_inside(size
 
 
 def test_large_areas_are_rarer_as_in_the_program():
-    """Its quartiles of the enlarged area, corner to corner, at 32 pixels: .395, .568, .730 (corrections)."""
+    """The program's quartiles of the enlarged area, from corner pixel to corner pixel, are quartiles here too."""
     _, _, width, height, _, _ = boxes(32, 20_000)
     area = (width - 1) * (height - 1) / 31**2
-    quartiles = area.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-    assert quartiles == pytest.approx([0.395, 0.568, 0.730], abs=0.012)
+    shares = [(area < quartile).float().mean().item() for quartile in (0.395, 0.568, 0.730)]
+    # There are no areas between those of whole pixels. Uniform areas would give .19, .42, .64.
+    assert shares == pytest.approx([0.25, 0.5, 0.75], abs=0.03)
 
 
 def test_the_crop_is_what_torchs_interpolation_makes_of_the_same_box():

@@ -100,11 +100,11 @@ def test_a_step_lowers_the_generators_loss_and_moves_nothing_else(ctx, kind):
     before = value()
     for _ in range(20):
         method.explore(ctx)
+        assert ctx.student.training and all(p.requires_grad for p in ctx.student.parameters())
     assert value() < before
     for network, state in zip((ctx.teacher, ctx.student), weights, strict=True):
         assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
         assert all(p.grad is None for p in network.parameters())
-    assert ctx.student.training and all(p.requires_grad for p in ctx.student.parameters())
 
 
 @pytest.mark.parametrize(("kind", "kd", "nz"), [(DAFL, 5, 512), (ZSKT, 5, 256), (DFQ, 10, 256)])
