@@ -28,7 +28,8 @@ def test_a_recipe_may_say_something_for_one_pair_of_one_protocol(tmp_path, monke
         "method: fast\n"
         "args: {k: 1}\n"
         f"pairs: {{{PAIR}: {{k: 2, bn: 2.0, oh: 2.0}}}}\n"
-        "protocols:\n  quick: {rounds: 5, args: {bn: 3.0, oh: 3.0}, pairs: {resnet8-resnet8: {rounds: 4, args: {oh: 4.0}}}}\n"
+        "protocols:\n"
+        "  quick: {rounds: 5, args: {bn: 3.0, oh: 3.0}, pairs: {resnet8-resnet8: {rounds: 4, args: {oh: 4.0}}}}\n"
     )
     other = resolve("digits", "quick", "mine", "wrn16_2-wrn16_1").config
     assert other["rounds"] == 5 and other["args"] == {"k": 1, "bn": 3.0, "oh": 3.0}
