@@ -76,7 +76,7 @@ class CMI(Method):
         return [*bank, Stage("distil", budget.rounds, synthesis_steps=self.calls, student_steps=budget.steps_per_round)]
 
     def setup(self, ctx: Context) -> None:
-        generator = build_generator(self.nz, self.ngf, ctx.spec.size, ctx.spec.channels)
+        generator = build_generator(self.nz, self.ngf, ctx.spec.size, ctx.spec.channels, ctx.per_pixel)
         self.generator = generator.to(ctx.device, memory_format=torch.channels_last)
         self.statistics = BatchNormLoss(ctx.teacher)
         self.contrast = None

@@ -1,7 +1,8 @@
 """Reference rows: they see real data, or nothing at all. They are no data-free methods, and marked so.
 
 They use the same loop, student recipe and clock as every method, and their records say `reference`. Those that declare
-`needs_data` find the training split in `ctx.real` and run without the guard; the others run sealed like any method.
+`needs_data` find the training split in `ctx.real` (`kd-public` what the table's diffusion prior was trained on) and run
+without the guard; the others run sealed like any method.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dfkd.engine.context import Context
 from dfkd.engine.method import METHODS, Budget, Method, Stage
 from dfkd.synthesis import losses
 from dfkd.synthesis.buffer import Batch, ShuffledPasses
+from dfkd.tasks import Task
 
 
 @METHODS.register_module("teacher")
@@ -62,7 +64,45 @@ class StudentReal(_RealData):
 class KDReal(_RealData):
     """The student distilled on real images: what a data-free method would like to reach."""
 
+    share: float = 1.0  # of the training set, drawn at random once for each seed
     temperature: float = 20.0  # τ of the distillation loss
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} of the training set must be above 0 and at most 1")
+
+    def setup(self, ctx: Context) -> None:
+        super().setup(ctx)
+        if self.share < 1:
+            count = len(ctx.real[0])
+            chosen = torch.randperm(count, generator=ctx.rng("share"), device=ctx.device)
+            chosen = chosen[: max(1, round(self.share * count))]
+            ctx.real = tuple(part[chosen] for part in ctx.real)
+
+
+@METHODS.register_module("kd-public")
+@dataclass(eq=False)
+class KDPublic(_RealData):
+    """The student distilled on the pictures that the diffusion prior was trained on, without any diffusion.
+
+    What is better than this row is the merit of a method that uses the prior, and not of public pictures as such.
+    """
+
+    prior = "public images"
+
+    temperature: float = 20.0  # τ of the distillation loss
+
+    def supports(self, task: Task) -> str | None:
+        return None if task.kind == "classification" else "no table of label maps has a diffusion prior"
+
+    def setup(self, ctx: Context) -> None:
+        super().setup(ctx)
+        if not len(ctx.real[0]):
+            raise ValueError("the table has no diffusion prior, or one whose training images are not at hand")
+
+    def draw(self, ctx: Context) -> Batch:
+        images = ctx.real[0]
+        return Batch(ctx.augment(images[self.passes.draw(ctx.budget.batch, len(images), ctx.rng("draw"))]))
 
 
 @METHODS.register_module("kd-noise")

@@ -130,17 +130,21 @@ def _read(path: Path) -> list[Entry]:
     return found
 
 
-def _classes(path: Path, home: Path | None = None, seen: tuple[Path, ...] = ()) -> dict[str, ast.ClassDef]:
+# Name → class, and what the names of its bases stand for where it is defined.
+Classes = dict[str, tuple[ast.ClassDef, "Classes"]]
+
+
+def _classes(path: Path, home: Path | None = None, seen: tuple[Path, ...] = ()) -> Classes:
     """The classes a file defines or imports from the files that `_imported` finds, by the names they have there."""
     tree, home, seen = _parse(path), home or path.parent, (*seen, path)
-    found: dict[str, ast.ClassDef] = {}
+    found: Classes = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
             for source in _imported(node, path, home):
                 theirs = _classes(source, home, seen) if source not in seen else {}
                 found |= {a.asname or a.name: theirs[a.name] for a in node.names if a.name in theirs}
         elif isinstance(node, ast.ClassDef):
-            found[node.name] = node
+            found[node.name] = node, found
     return found
 
 
@@ -166,12 +170,12 @@ def _registered_name(decorator: ast.expr) -> object:
     return values[0] if values else None
 
 
-def _lineage(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
+def _lineage(node: ast.ClassDef, classes: Classes) -> list[ast.ClassDef]:
     """The class and those of its bases that can be read, nearest first."""
     line = [node]
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes:
-            line += _lineage(classes[base.id], classes)
+            line += _lineage(*classes[base.id])
     return line
 
 

@@ -51,9 +51,11 @@ class RotationHead(nn.Sequential):
     def forward(self, features: Tensor) -> Tensor:
         return F.normalize(super().forward(features), dim=1)
 
-    def redraw(self) -> None:
+    def redraw(self, generator: torch.Generator) -> None:
+        """Weights from N(0, .02), biases 0, as released."""
         for layer in (self[0], self[2]):
-            layer.reset_parameters()
+            nn.init.normal_(layer.weight, 0.0, 0.02, generator=generator)
+            nn.init.zeros_(layer.bias)
 
 
 def rotations(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +169,7 @@ class DDA(CMI):
         self.head.requires_grad_(False)
         samples = super().synthesize(ctx)
         self.head.requires_grad_(True)
-        self.head.redraw()  # its momentum stays, as released
+        self.head.redraw(ctx.rng("head"))  # its momentum stays, as released
         return samples
 
     def student_terms(self, ctx: Context, view: Tensor, teacher: Tensor, labels: Tensor) -> Tensor | float:

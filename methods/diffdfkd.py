@@ -54,7 +54,9 @@ class DiffDFKD(Method):
     refresh_every: int = 100  # synthesis steps after which the student is refreshed; with `adv` only
     refresh_steps: int = 400  # student steps of a refresh, on all images so far
     cutmix: int = 5  # CutMix takes place every k = ⌊N/`cutmix`⌋ steps but at the last one; 0: never
-    cutmix_draw: str = "beta"  # or "nested" for the program's Beta(u, u) with u from Beta(1, 1)
+    # Of its box: "beta"; "nested" for the program's Beta(u, u) with u from Beta(1, 1); "none" mixes nothing but keeps
+    # the images of those moments.
+    cutmix_draw: str = "beta"
     intermediate: bool = True  # keep x̂_t at those moments too, five images a trajectory at `cutmix` 5
     mixed: bool = False  # as many classes in turn as leave two trajectories to each, instead of one class a step
     floor: float = 0.005  # no guidance while ᾱ_t is below this
@@ -68,8 +70,8 @@ class DiffDFKD(Method):
     temperature: float = 30.0  # T of the distillation loss
 
     def __post_init__(self) -> None:
-        if self.cutmix_draw not in ("beta", "nested"):
-            raise ValueError(f"cutmix_draw must be 'beta' or 'nested', not {self.cutmix_draw!r}")
+        if self.cutmix_draw not in ("beta", "nested", "none"):
+            raise ValueError(f"cutmix_draw must be 'beta', 'nested' or 'none', not {self.cutmix_draw!r}")
         if self.steps < max(2, self.cutmix):
             raise ValueError(f"steps must be at least {max(2, self.cutmix)}, not {self.steps}")
         if self.calls < 1 or min(self.cutmix, self.warm_steps, self.refresh_steps) < 0:
@@ -86,6 +88,11 @@ class DiffDFKD(Method):
     @property
     def guided(self) -> bool:
         return bool(self.bn or self.oh or self.adv)
+
+    @property
+    def _pairs(self) -> bool:
+        """Whether CutMix needs two trajectories of the one class of a batch."""
+        return bool(self.cutmix) and self.cutmix_draw != "none" and not self.mixed
 
     def moments(self) -> list[int]:
         """The steps j (1-based) of CutMix, and of the images kept on the way."""
@@ -109,7 +116,7 @@ class DiffDFKD(Method):
         if ctx.prior is None or not ctx.prior.guides:
             raise ValueError("it needs a diffusion model that can be guided, see `prior` in the protocol")
         self.trajectories, rest = divmod(ctx.budget.synthesis_batch, self.images_of_a_trajectory())
-        if rest or self.trajectories < (2 if self.cutmix and not self.mixed else 1):
+        if rest or self.trajectories < (2 if self._pairs else 1):
             raise ValueError(
                 f"synthesis_batch must be a multiple of {self.images_of_a_trajectory()} images a trajectory, and "
                 f"give CutMix two of them, not {ctx.budget.synthesis_batch}"
@@ -147,11 +154,12 @@ class DiffDFKD(Method):
             if j in moments:
                 if self.intermediate:
                     kept.append(image)
-                z = latent_cutmix(z, labels, ctx.rng.host("cutmix"), ctx.rng("cutmix"), self.cutmix_draw)
+                if self.cutmix_draw != "none":
+                    z = latent_cutmix(z, labels, ctx.rng.host("cutmix"), ctx.rng("cutmix"), self.cutmix_draw)
             eps = self._noise(prior, z, t, condition)
             if t != timesteps[-1]:
                 z = prior.step(z, t, eps, ctx.rng("sampler"))
-        return [*kept, self._look(ctx, z, t, eps)]
+        return [image.clamp(0, 1) for image in (*kept, self._look(ctx, z, t, eps))]
 
     def _condition(self, ctx: Context, labels: Tensor) -> object:
         if not self.class_names:
@@ -164,8 +172,8 @@ class DiffDFKD(Method):
         return prior.noise(z, t, condition)
 
     def _look(self, ctx: Context, z: Tensor, t: int, eps: Tensor) -> Tensor:
-        """x̂_t as the teacher takes it (eqs. 2, 3)."""
-        return resize(ctx.prior.decode(ctx.prior.clean(z, t, eps)), ctx.spec.size)
+        """x̂_t in the teacher's size (eqs. 2, 3), which may overshoot [0, 1]: what guides is not clamped (item 11)."""
+        return resize(ctx.prior.decode(ctx.prior.clean(z, t, eps)), ctx.spec.size, clamp=False)
 
     def _guide(
         self,
@@ -178,7 +186,7 @@ class DiffDFKD(Method):
         oh: float,
         adv: float,
     ) -> tuple[Tensor, Tensor]:
-        """z_t one step down the gradient of L_inv (eqs. 4-8), and x̂_t before it."""
+        """z_t one step down the gradient of L_inv (eqs. 4-8), and x̂_t before it, not clamped."""
         z = z.detach().requires_grad_(True)
         if self.through_unet:
             eps = ctx.prior.noise(z, t, condition)

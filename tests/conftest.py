@@ -21,6 +21,10 @@ TINY = {
     "ssdkd": ["k=2", "warmup=1", "ngf=8", "nz=16", "capacity=20"],
     "deepinv": ["steps=3"],
     "dfad": ["kd=2", "ngf=8", "nz=16"],
+    "dafl": ["kd=2", "ngf=8", "nz=16"],
+    "zskt": ["kd=2", "ngf=8", "nz=16"],
+    "dfq": ["kd=2", "ngf=8", "nz=16"],
+    "nayer": ["k=2", "warmup=1", "warmup_calls=1", "calls=1", "rebuild_every=1", "noise=16", "ngf=8"],
     "template": ["steps=2"],
     "cmi": ["steps=2", "bank_calls=1", "ngf=8", "nz=16", "memory=20", "negatives=12"],
     # A bank of 12 images, two variants of each, of which half pass.
@@ -118,7 +122,8 @@ def prior(tmp_path_factory):
     unet.save_pretrained(folder)
     DDPMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
     digest = file_digest(cards.weights_path(folder))
-    card = cards.new_card("tiny16", "pixel", "nothing", "trained", size=16, digest=digest, seconds=100.0)
+    facts = {"size": 16, "digest": digest, "seconds": 100.0, "data": "dots"}
+    card = cards.new_card("tiny16", "pixel", "twenty random images", "trained", **facts)
     cards.write_digests(folder.with_name("tiny16.images.npy"), np.empty((0, 1, 1, 3), np.uint8))
     return folder, card
 
@@ -138,7 +143,22 @@ def tiny(outside):
 
 
 @pytest.fixture
-def execute(teachers, request, tmp_path, monkeypatch):
+def dots(tmp_path, monkeypatch):
+    """The pool that the card of `prior` names: twenty random images in this test's data root."""
+    import numpy as np
+
+    from dfkd.tasks import POOLS, InputSpec, Task, store
+
+    monkeypatch.setitem(
+        POOLS, "dots", Task("dots", InputSpec(16, 3, (0.5,) * 3, (0.5,) * 3, 1), ("dot",), splits=("train",))
+    )
+    images = np.random.RandomState(0).randint(0, 256, (20, 16, 16, 3), np.uint8)
+    store.write(tmp_path / "data", "dots", {"train": (images, np.zeros(20))}, ("dot",), "random images")
+    return images
+
+
+@pytest.fixture
+def execute(teachers, dots, request, tmp_path, monkeypatch):
     """execute(cell, keep=records.validate, **options): the record of a run in a folder of this test's own; scenes are
     few there. The method runs in the test's process, which is quicker; `apart=True` gives it its own.
     """

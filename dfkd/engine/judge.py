@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfkd import records, teachers
+from dfkd import priors, records, teachers
 from dfkd.engine import diagnostics, samples
 from dfkd.engine.clock import sums
 from dfkd.engine.configuration import STATE
@@ -28,6 +28,7 @@ from dfkd.engine.loop import moments
 from dfkd.errors import CannotWrite, UserError
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
+from dfkd.tables.definition import PUBLIC
 from dfkd.tasks.base import InputSpec
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ DELAY = 5.0  # seconds that a message may take on a machine with much else to do
 
 class Failed(Exception):
     """A run failed for a reason that one line tells; no traceback would say more."""
+
+
+def training_split(resolved: Resolved, prior: dict | None, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What a reference row trains on: the task's training split, or what the table's prior has learnt from."""
+    if resolved.entry.prior != PUBLIC:
+        return resolved.task.load("train", root)
+    images = priors.public_images(prior, resolved.task.spec.size, root)
+    return images, np.zeros(len(images), np.int64)  # nobody labelled them with the task's classes
 
 
 class Judge:
@@ -78,7 +87,7 @@ class Judge:
         run = self.resolved.run
         self.test = Batches(*self.resolved.task.load("test", root), device)
         if self.resolved.entry.needs_data:
-            arrays = zip(("images", "labels"), self.resolved.task.load("train", root), strict=True)
+            arrays = zip(("images", "labels"), training_split(self.resolved, self._prior, root), strict=True)
             self._real = {name: torch.from_numpy(np.array(array)) for name, array in arrays}
         self.spec = InputSpec.from_dict(self.card["spec"])
         self._digest = teachers.file_digest(self.weights)

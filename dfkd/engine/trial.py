@@ -17,10 +17,12 @@ from dfkd.engine import distillation  # noqa: F401  a configuration names it
 from dfkd.engine.clock import Clock
 from dfkd.engine.configuration import configuration
 from dfkd.engine.evaluation import on_device
+from dfkd.engine.judge import training_split
 from dfkd.engine.runner import PlainRunner
 from dfkd.engine.seeds import seed_for
 from dfkd.networks import initialise
 from dfkd.tables.resolve import Resolved
+from dfkd.tasks.store import data_root
 
 # A run of two rounds that any machine finishes in a second or two.
 BUDGET = ("training.steps=2", "training.batch=8", "rounds=2", "synthesis_batch=10", "evaluations=1")
@@ -106,5 +108,5 @@ def assemble(
     Path(config["model"]["log"]).parent.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Any] = {"clock": Clock(device)}
     if resolved.entry.needs_data:
-        parts["real"] = on_device(*resolved.task.load("train"), device)
+        parts["real"] = on_device(*training_split(resolved, prior and prior[1], data_root()), device)
     return PlainRunner(config, folder / "log", parts)

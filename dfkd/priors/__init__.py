@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfkd.priors.cards import digests_path
 from dfkd.priors.disjoint import check_disjoint
+from dfkd.priors.public import public_images
 from dfkd.priors.sources import provide
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from dfkd.priors.base import Prior, resize
 
-__all__ = ["Prior", "check_disjoint", "digests_path", "load", "provide", "resize"]
+__all__ = ["Prior", "check_disjoint", "digests_path", "load", "provide", "public_images", "resize"]
 
 
 def load(place: Path | str, card: dict[str, Any], device: torch.device | str, precision: str) -> Prior:

@@ -142,8 +142,12 @@ def guided(predict: Callable[[Tensor, Tensor], Tensor], z: Tensor, condition: Co
     return null + w * (given - null)
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """B×C×H×H to B×C×size×size: bicubic, antialiased, clamped to [0, 1]; the images themselves where H = size."""
+def resize(images: Tensor, size: int, clamp: bool = True) -> Tensor:
+    """B×C×H×H to B×C×size×size: bicubic, antialiased; the images themselves where H = size.
+
+    Bicubic interpolation overshoots; `clamp` brings the result back into [0, 1], where no gradient passes.
+    """
     if images.shape[-1] == size:
         return images
-    return F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    images = F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    return images.clamp(0, 1) if clamp else images

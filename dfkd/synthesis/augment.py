@@ -91,11 +91,13 @@ class PixelAugment(Augment):
 class ResizedCrop:
     """Per-image random resized crop, then a flip with p = .5: CMI's local view (dda.md 1.2).
 
-    `scale` bounds the crop's share of the image's area, `ratio` its width over its height (drawn log-uniformly among
-    those that fit, where the usual program draws again until one does). Square float images N×C×H×H, in which the crop
-    lies anywhere, not on whole pixels; enlarged bilinearly. Differentiable, and repeatable on a GPU: two matrix
-    products instead of a sampler whose gradient is a scatter.
+    `scale` bounds the crop's share of the image's area, `ratio` its width over its height (log-uniform). As in the
+    published program a box has whole pixels and the first of `TRIES` draws that fits is taken, so large areas are
+    rarer; its corner pixels become those of the result, bilinearly. Square float images N×C×H×H. Differentiable, and
+    repeatable on a GPU: two matrix products instead of a sampler whose gradient is a scatter.
     """
+
+    TRIES = 10
 
     def __init__(
         self,
@@ -106,30 +108,31 @@ class ResizedCrop:
         self.scale, self.ratio, self.flip = scale, ratio, flip
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        draws = torch.rand(5, len(images), generator=generator, device=images.device)
-        area = self.scale[0] + (self.scale[1] - self.scale[0]) * draws[0]
-        widest = -area.log()  # beyond it one side would be longer than the image
-        low = (-widest).clamp_min(math.log(self.ratio[0]))
-        high = widest.clamp_max(math.log(self.ratio[1]))
-        ratio = (low + (high - low) * draws[1]).exp()
-        size = images.shape[-1]
-        rows = _sampling(size, (area / ratio).sqrt(), draws[2])
-        columns = _sampling(size, (area * ratio).sqrt(), draws[3])
-        flip = draws[4] < (0.5 if self.flip else 0.0)
+        count, size, device = len(images), images.shape[-1], images.device
+        area, shape = torch.rand(2, count, self.TRIES, generator=generator, device=device)
+        down, right, turned = torch.rand(3, count, generator=generator, device=device)
+        area = self.scale[0] + (self.scale[1] - self.scale[0]) * area
+        low, high = map(math.log, self.ratio)
+        ratio = (low + (high - low) * shape).exp()
+        width, height = (size * (area * ratio).sqrt()).round(), (size * (area / ratio).sqrt()).round()
+        first = ((width <= size) & (height <= size)).int().argmax(1, keepdim=True)
+        width, height = (side.gather(1, first)[:, 0].clamp_max(size) for side in (width, height))
+        rows, columns = _sampling(size, height, down), _sampling(size, width, right)
+        flip = turned < (0.5 if self.flip else 0.0)
         columns = torch.where(flip[:, None, None], columns.flip(1), columns)
         crops = rows[:, None] @ images @ columns.transpose(1, 2)[:, None]
         return crops.contiguous(memory_format=torch.channels_last)
 
 
-def _sampling(size: int, share: Tensor, place: Tensor) -> Tensor:
-    """N×size×size: rows of bilinear weights that enlarge a stretch of `share` of an axis to all of it.
+def _sampling(size: int, length: Tensor, place: Tensor) -> Tensor:
+    """N×size×size: rows of bilinear weights that enlarge `length` whole pixels of an axis to all of it.
 
-    `place` in [0, 1] says where the stretch lies, between the two ends of the axis.
+    `place` in [0, 1) says which of the whole positions they begin at.
     """
-    pixels = torch.arange(size, device=share.device)
-    start = place * (1 - share) * size
-    centres = start[:, None] + (pixels + 0.5) * share[:, None] - 0.5
-    return (1 - (centres.clamp(0, size - 1)[:, :, None] - pixels).abs()).clamp_min(0)
+    pixels = torch.arange(size, device=length.device)
+    start = (place * (size - length + 1)).floor()
+    centres = start[:, None] + pixels * ((length - 1) / (size - 1))[:, None]
+    return (1 - (centres[:, :, None] - pixels).abs()).clamp_min(0)
 
 
 def augment_for(task: Task) -> Augment:

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd.synthesis.inversion import BETAS
-
 ROWS = 1024  # of the matrix of similarities at a time
 EMBEDDING = 256
 
@@ -88,7 +86,7 @@ class Contrast:
         size: D, length of an image's raw feature; h is Linear(D, D), ReLU, Linear(D, 256), L2-normalised.
         capacity: images whose two raw features the memory holds.
         negatives: entries of the memory drawn in each step.
-        temperature, lr: τ, and the rate of the head's Adam.
+        temperature, lr: τ, and the rate of the head's Adam, whose betas are the default (.9, .999), as published.
     """
 
     def __init__(
@@ -103,7 +101,7 @@ class Contrast:
         head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, EMBEDDING))
         self.head, self.memory = head.to(device), FeatureMemory(capacity, 2 * size, device)
         self.negatives, self.temperature = negatives, temperature
-        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=lr, betas=BETAS)
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=lr)
 
     def loss(self, local: Tensor, world: Tensor, generator: torch.Generator) -> Tensor:
         """L_cr of a batch's raw features N×D, from its local and its global views; a scalar.

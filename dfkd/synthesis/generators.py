@@ -37,19 +37,21 @@ class Generator(nn.Sequential):
 
 
 class DeepGenerator(nn.Sequential):
-    """The DCGAN-like generator (baselines.md 1.5), for images of 64 pixels and more: z (N×nz) → N×channels×size×size.
+    """The DCGAN-like generator (baselines.md 1.5), for larger images: z (N×nz) → N×channels×size×size.
 
-    `size` is 8·2^k; 128 gives widths 512, 256, 128, 64, 64. Weights N(0, .02), BatchNorm gain N(1, .02).
+    `size` is 7 to 13 pixels times 2^k; 128 gives widths 512, 256, 128, 64, 64.
     """
 
     def __init__(self, nz: int = 256, ngf: int = 64, size: int = 128, channels: int = 3) -> None:
-        doublings = (size // 8).bit_length() - 1
-        if size != 8 << doublings:
-            raise ValueError(f"the generator makes images of 8·2^k pixels, not {size}")
+        start, doublings = size, 0
+        while start % 2 == 0 and start >= 14:
+            start, doublings = start // 2, doublings + 1
+        if not (doublings and 7 <= start < 14):
+            raise ValueError(f"the generator makes images of 7 to 13 pixels times 2^k, not of {size}")
         widths = [8 * ngf] + [max(ngf, 4 * ngf >> i) for i in range(doublings)]
         layers: list[nn.Module] = [
-            nn.Linear(nz, widths[0] * 64),
-            nn.Unflatten(1, (widths[0], 8, 8)),
+            nn.Linear(nz, widths[0] * start * start),
+            nn.Unflatten(1, (widths[0], start, start)),
             nn.BatchNorm2d(widths[0]),
         ]
         for before, after in itertools.pairwise(widths):
@@ -60,19 +62,17 @@ class DeepGenerator(nn.Sequential):
             ]
         super().__init__(*layers, nn.Conv2d(widths[-1], channels, 3, padding=1), nn.Sigmoid())
         self.nz = nz
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                nn.init.normal_(module.weight, 0.0, 0.02)
-            elif isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.weight, 1.0, 0.02)
 
     def first_layers(self) -> tuple[nn.Linear, nn.BatchNorm2d]:
         return self[0], self[2]
 
 
-def build_generator(nz: int, ngf: int, size: int, channels: int) -> Generator | DeepGenerator:
-    """The generator the field uses at this image size (pixels)."""
-    return (Generator if size < 64 else DeepGenerator)(nz, ngf, size, channels)
+def build_generator(nz: int, ngf: int, size: int, channels: int, per_pixel: bool = False) -> Generator | DeepGenerator:
+    """The generator the field uses for images of this size (pixels), with torch's initial weights.
+
+    That of 1.3 up to 64 pixels; the deep one beyond, and where labels are maps.
+    """
+    return (DeepGenerator if per_pixel or size > 64 else Generator)(nz, ngf, size, channels)
 
 
 def _convolution(before: int, after: int) -> list[nn.Module]:
@@ -86,11 +86,14 @@ def reset(layers: tuple[nn.Linear, nn.BatchNorm2d], generator: torch.Generator) 
         nn.init.zeros_(layer.bias)
 
 
-def redraw(network: nn.Module, generator: torch.Generator) -> None:
-    """CMI's start of every call: weights from N(0, .02), BatchNorm gains from N(1, .02), biases 0 (dda.md 1.2)."""
+def redraw(network: nn.Module, generator: torch.Generator, biases: bool = True) -> None:
+    """CMI's start of every call: weights from N(0, .02), BatchNorm gains from N(1, .02), biases 0 (dda.md 1.2).
+
+    Without `biases`, which stay as they are: the first weights of DFAD's deep generator (baselines.md 1.5).
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d):
             mean = 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0
             nn.init.normal_(module.weight, mean, 0.02, generator=generator)
-            if module.bias is not None:
+            if biases and module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -25,6 +25,7 @@ MEANINGS = {
     "quick": "Embedded data, minutes on a laptop; not to be compared with papers",
 }
 NO_PRIOR = "none"
+PUBLIC = "public images"  # the side information of a method that takes what the table's prior was trained on
 
 NAMED = {"type": "string", "pattern": NAME}
 _NAMES = {"type": "array", "items": NAMED, "minItems": 1, "uniqueItems": True}

@@ -27,11 +27,12 @@ def missing(done: Collection[Run], data: str | None = None, protocol: str | None
 def lacking(runs: Iterable[Run]) -> list[str]:
     """The options of `bench.py` that make the teachers and priors of these runs, as far as they are not there."""
     found: dict[str, None] = {}  # each once, in order
+    priors = own_priors()
     for data, protocol, teacher, student, method in dict.fromkeys(run.cell for run in runs):
         if not paths.teacher(data, teacher).is_file():
             found[f"teacher --data {data} --arch {teacher} --protocol {protocol} --resume"] = None
         prior = resolve(data, protocol, method, f"{teacher}-{student}").prior
-        recipe = own_priors().get(prior or "")  # another one comes from the hub when it is first used
+        recipe = priors.get(prior or "")  # another one comes from the hub when it is first used
         if recipe and not (paths.priors() / prior).is_dir():
             name = "" if recipe_for(recipe["data"], recipe["size"])[0] == prior else f" --name {prior}"
             found[f"prior --data {recipe['data']} --size {recipe['size']}{name} --resume"] = None

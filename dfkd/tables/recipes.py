@@ -19,6 +19,18 @@ from dfkd.optimizers import PARTS, mapping
 from dfkd.tables.definition import BUDGET, NAMED, STUDENT, Table, check_pair, merge, naming
 
 _ARGUMENTS = {"type": "object", "additionalProperties": {"type": ["number", "string", "boolean", "array", "null"]}}
+# Only what differs from the protocol; the two together are checked when they are joined.
+_CHANGES = {
+    "args": _ARGUMENTS,
+    "training": mapping(**STUDENT, **{part: {"type": "object"} for part in PARTS}),
+    **BUDGET,
+}
+
+
+def _by_name(value: dict) -> dict:
+    return {"type": "object", "propertyNames": NAMED, "additionalProperties": value}
+
+
 SCHEMA = {
     "title": "A recipe: benchmarks/<family>/recipes/<name>.yaml",
     **mapping(
@@ -27,17 +39,8 @@ SCHEMA = {
         ablates=NAMED,  # the recipe that this one is an ablation of: shown under it and never ranked
         note={"type": "string", "maxLength": 1000},
         args=_ARGUMENTS,
-        pairs={"type": "object", "propertyNames": NAMED, "additionalProperties": _ARGUMENTS},
-        protocols={
-            "type": "object",
-            "propertyNames": NAMED,
-            "additionalProperties": mapping(
-                args=_ARGUMENTS,
-                # Only what differs from the protocol; the two together are checked when they are joined.
-                training=mapping(**STUDENT, **{part: {"type": "object"} for part in PARTS}),
-                **BUDGET,
-            ),
-        },
+        pairs=_by_name(_ARGUMENTS),
+        protocols=_by_name(mapping(pairs=_by_name(mapping(**_CHANGES)), **_CHANGES)),
     ),
 }
 
@@ -50,10 +53,10 @@ def recipes(table: Table) -> dict[str, dict]:
     """
     files = _files(table)
     joined = _joined(stamps(files.values()))
+    methods = catalog.entries()
+    known = {*joined, *methods}
     for name, recipe in joined.items():
-        _check(recipe, files[name], table)
-    known = {*joined, *catalog.entries()}
-    for name, recipe in joined.items():
+        _check(recipe, files[name], table, methods.get(recipe["method"]))
         with naming(files[name], "ablates"):
             if "ablates" in recipe and recipe["ablates"] not in known - {name}:
                 raise unknown("recipe", recipe["ablates"], known - {name})
@@ -107,19 +110,24 @@ def _inherit(name: str, found: Mapping[str, dict], files: Mapping[str, Path]) ->
     return recipe
 
 
-def _check(recipe: dict, path: Path, table: Table) -> None:
-    """Raise UserError, naming file and key, for a pair, protocol or argument of a joined recipe that there is not."""
+def _check(recipe: dict, path: Path, table: Table, entry: catalog.Entry | None) -> None:
+    """Raise UserError, naming file and key, for a pair, protocol or argument of a joined recipe that there is not.
+
+    `entry` is its method; None of one that `--import` brings, which is not known here.
+    """
     by_protocol: dict[str, Any] = recipe.get("protocols", {})
     parts = {"args": recipe.get("args", {})}
     parts |= {f"pairs.{pair}": arguments for pair, arguments in recipe.get("pairs", {}).items()}
-    parts |= {f"protocols.{name}.args": part.get("args", {}) for name, part in by_protocol.items()}
+    for name, part in by_protocol.items():
+        parts[f"protocols.{name}.args"] = part.get("args", {})
+        for pair, changes in part.get("pairs", {}).items():
+            parts[f"protocols.{name}.pairs.{pair}.args"] = changes.get("args", {})
     with naming(path, "pairs"):
-        for pair in recipe.get("pairs", {}):
+        for pair in (*recipe.get("pairs", {}), *(p for part in by_protocol.values() for p in part.get("pairs", {}))):
             check_pair(table.data[0], pair)
     with naming(path, "protocols"):
         for name in by_protocol:
             table.protocol(name)
-    entry = catalog.entries().get(recipe["method"])  # one that `--import` brings is not known here
     for key, arguments in parts.items():
         with naming(path, key):
             for name, value in arguments.items() if entry else ():

@@ -22,6 +22,7 @@ from dfkd.optimizers import PARTS
 from dfkd.tables.definition import (
     AUTO,
     NO_PRIOR,
+    PUBLIC,
     SETTINGS,
     STUDENT,
     TRAINING,
@@ -91,7 +92,8 @@ def resolve(
 
     `precision` changes the configuration, unless the protocol's is `auto`: there it says what the machine would.
 
-    Precedence, the last wins: the method's defaults, the recipe's `args`, its `pairs`, its `protocols`, `--set`.
+    Precedence, the last wins: the method's defaults, the recipe's `args`, its `pairs`, its `protocols`, the `pairs` of
+    these, `--set`.
     Raises UserError for every unknown name (with the nearest one) and every value of a wrong type.
     """
     task(data)
@@ -102,7 +104,8 @@ def resolve(
     recipe, entry = find(table, method, extra)
     pair = pair or rules.pairs[0]
     teacher, student = check_pair(data, pair)
-    by_protocol = recipe.get("protocols", {}).get(protocol, {})
+    by_protocol = dict(recipe.get("protocols", {}).get(protocol, {}))
+    by_protocol = merge(by_protocol, by_protocol.pop("pairs", {}).get(pair, {}))
     arguments = {
         **recipe.get("args", {}),
         **recipe.get("pairs", {}).get(pair, {}),
@@ -127,7 +130,7 @@ def _settings(protocol: Protocol, entry: catalog.Entry, by_protocol: dict, where
     settings = deepcopy(dict(protocol.settings))
     # A key of the methods that use one only, so that a table's prior says nothing of the others.
     prior = settings.pop("prior", NO_PRIOR)
-    if entry.prior == "diffusion":
+    if entry.prior in ("diffusion", PUBLIC):
         settings["prior"] = prior
     for key, value in by_protocol.items():
         if key == "args":

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from baselines.dfad import DFAD
+from baselines.fast import Fast
 from dfkd.engine.method import Budget
 from tests.golden.test_fast import IMAGES, context
 
@@ -91,7 +92,7 @@ def test_the_generators_rate_falls_with_the_rounds(ctx, step, factor):
     assert method.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * factor)
 
 
-@pytest.mark.parametrize("wrong", [{"objective": "l2"}, {"kd": 0}, {"decay_every": 0}])
+@pytest.mark.parametrize("wrong", [{"objective": "l2"}, {"kd": 0}, {"opponent": "nobody"}, {"decay_every": 0}])
 def test_wrong_arguments_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DFAD(**wrong)
@@ -100,8 +101,35 @@ def test_wrong_arguments_are_refused(wrong):
 def test_large_images_come_from_the_deep_generator(ctx):
     from dataclasses import replace
 
-    ctx.spec = replace(ctx.spec, size=64)
-    method = DFAD(nz=4, ngf=2)
+    for size, per_pixel, deep in ((64, False, False), (128, False, True), (64, True, True)):
+        ctx.spec, ctx.per_pixel = replace(ctx.spec, size=size), per_pixel
+        method = DFAD(nz=4, ngf=2)
+        method.setup(ctx)
+        assert any(isinstance(m, nn.ConvTranspose2d) for m in method.generator.modules()) == deep
+        assert isinstance(list(method.generator)[-1], nn.Sigmoid)
+
+
+@pytest.mark.parametrize(("method", "std"), [(DFAD, 0.02), (Fast, None)])
+def test_the_first_weights_for_label_maps_are_each_method_s_own(ctx, method, std):
+    """DFAD's N(0, .02), with its biases left alone; torch's defaults in Fast's program (baselines.md 1.5)."""
+    from dataclasses import replace
+
+    ctx.spec, ctx.per_pixel = replace(ctx.spec, size=16), True
+    built = method(nz=32, ngf=8)
+    built.setup(ctx)
+    generator = built.generator if method is DFAD else built.generator.slow
+    linear, gain = generator[0], generator[2].weight
+    default = (1 / 3 / linear.in_features) ** 0.5  # uniform within 1/√n
+    assert linear.weight.std().item() == pytest.approx(std or default, rel=0.05)
+    assert linear.bias.std().item() == pytest.approx(default, rel=0.1)
+    assert gain.std().item() == pytest.approx(std or 0, rel=0.3)
+
+
+def test_fast_s_program_hands_over_the_teacher_as_its_own_opponent(ctx):
+    """So the term is 0 and teaches the generator nothing (baselines.md 1.6)."""
+    method = DFAD(nz=4, ngf=2, opponent="teacher")
     method.setup(ctx)
-    assert any(isinstance(m, nn.ConvTranspose2d) for m in method.generator.modules())
-    assert isinstance(list(method.generator)[-1], nn.Sigmoid)
+    assert method.generator_loss(ctx, IMAGES).item() == 0
+    before = [p.clone() for p in method.generator.parameters()]
+    method.explore(ctx)
+    assert all(torch.equal(a, b) for a, b in zip(before, method.generator.parameters(), strict=True))

@@ -156,6 +156,7 @@ def test_cutmix_and_the_images_on_the_way(steps, moments):
     assert method.images_of_a_trajectory() == 5
     assert DiffDFKD(steps=steps, intermediate=False).images_of_a_trajectory() == 1
     assert DiffDFKD(steps=steps, cutmix=0).moments() == []
+    assert DiffDFKD(steps=steps, cutmix_draw="none").moments() == moments
 
 
 def test_a_call_makes_one_class_and_mixed_calls_take_turns():

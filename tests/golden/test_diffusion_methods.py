@@ -186,7 +186,8 @@ def guiding(prior, **options):
 
 
 def inversion_loss(ctx, z, labels, prompt, w):
-    """Equations 1 to 7 with the default weights, in float64 on copies of the networks: L_inv, and x̂_t resized."""
+    """Equations 1 to 7 with the default weights, in float64 on copies of the networks: L_inv, and x̂_t resized, which
+    overshoots [0, 1]."""
     pipeline = ctx.prior.pipeline
     unet, vae = (copy.deepcopy(part).double() for part in (pipeline.unet, pipeline.vae))
     null, given = (
@@ -199,7 +200,7 @@ def inversion_loss(ctx, z, labels, prompt, w):
     alpha = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)[T]
     clean = (z - (1 - alpha).sqrt() * (null + w * (given - null))) / alpha.sqrt()
     image = (vae.decode(clean / 0.18215).sample / 2 + 0.5).clamp(0, 1)
-    x = F.interpolate(image, (SIZE, SIZE), mode="bicubic", antialias=True).clamp(0, 1)
+    x = F.interpolate(image, (SIZE, SIZE), mode="bicubic", antialias=True)
     teacher, student = (copy.deepcopy(network.network).double() for network in (ctx.teacher, ctx.student))
     l_bn, found = 0.0, x
     for stage in (teacher.one, teacher.two):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfkd.synthesis.generators import DeepGenerator, Generator, build_generator, reset
+from dfkd.synthesis.generators import DeepGenerator, Generator, build_generator, redraw, reset
 
 
 def size_of(network):
@@ -66,7 +66,7 @@ def test_the_cifar_generator_has_the_published_layers():
     ]
 
 
-@pytest.mark.parametrize("size, channels", [(8, 1), (16, 3), (28, 1), (32, 3), (64, 3), (128, 3)])
+@pytest.mark.parametrize("size, channels", [(8, 1), (16, 3), (28, 1), (32, 3), (64, 3), (96, 3), (128, 3), (224, 3)])
 def test_images_have_the_asked_size_and_range(size, channels):
     generator = seeded(build_generator, 5, 4, size, channels)
     assert generator.nz == 5
@@ -76,10 +76,19 @@ def test_images_have_the_asked_size_and_range(size, channels):
     assert images.std() > 1e-4
 
 
-@pytest.mark.parametrize("size, kind", [(32, Generator), (64, DeepGenerator), (128, DeepGenerator)])
-def test_the_generator_follows_the_image_size(size, kind):
+@pytest.mark.parametrize(
+    "size, per_pixel, kind",
+    [(32, False, Generator), (64, False, Generator), (128, False, DeepGenerator), (64, True, DeepGenerator)],
+)
+def test_the_generator_follows_image_size_and_kind_of_task(size, per_pixel, kind):
     with torch.device("meta"):
-        assert type(build_generator(8, 4, size, 3)) is kind
+        assert type(build_generator(8, 4, size, 3, per_pixel)) is kind
+
+
+@pytest.mark.parametrize("size", [13, 15, 30, 100])
+def test_the_deep_generator_refuses_other_sizes(size):
+    with pytest.raises(ValueError, match=f"7 to 13 pixels times 2\\^k, not of {size}"):
+        DeepGenerator(4, 2, size)
 
 
 @pytest.mark.parametrize("size, widths", [(64, [512, 256, 128, 64]), (128, [512, 256, 128, 64, 64])])
@@ -97,8 +106,12 @@ def test_deep_generator_widths(size, widths):
     assert (last.in_channels, last.out_channels, last.kernel_size, last.padding) == (64, 3, (3, 3), (1, 1))
 
 
-def test_deep_generator_initialisation():
+def test_the_deep_generator_as_dfad_draws_it():
     generator = seeded(DeepGenerator, 64, 32, 64)
+    biases = [generator[0].bias.clone(), layers(generator, nn.Conv2d)[0].bias.clone()]
+    redraw(generator, torch.Generator().manual_seed(0), biases=False)
+    assert torch.equal(biases[0], generator[0].bias) and biases[0].any()
+    assert torch.equal(biases[1], layers(generator, nn.Conv2d)[0].bias)
     weights = [m.weight for m in layers(generator, nn.Linear, nn.ConvTranspose2d, nn.Conv2d)]
     assert len(weights) == 1 + 3 + 1
     for weight in weights:

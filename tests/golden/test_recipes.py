@@ -142,9 +142,9 @@ def test_deepinv(data, pair):
     assert (cell.config["rounds"], cell.config["synthesis_batch"]) == (200, 256)
 
 
-# baselines.md 1.6: the regime of the table value, with Fast's generator.
+# baselines.md 1.6: the regime of the table value and the numbers of the scripts, with Fast's generator.
 CMI = {
-    "steps": 500,
+    "steps": 200,
     "lr": 1e-3,
     "bn": 1.0,
     "oh": 1.0,
@@ -205,11 +205,16 @@ def features(pair):
 
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("pair", PAIRS)
-def test_cmi(data, pair):
-    cell, arguments = resolved(data, "cmi", pair)
+@pytest.mark.parametrize(("recipe", "steps"), [("cmi", 200), ("cmi-500", 500)])
+def test_cmi(data, pair, recipe, steps):
+    """Of one pair the script is known that gave the tables' value: oh .5, batches of 128; all end at a rate of 0."""
+    known = pair == "wrn40_2-wrn16_1"
+    cell, arguments = resolved(data, recipe, pair)
     assert cell.entry.name == "cmi"
-    assert arguments == CMI | features(pair)
-    assert cell.config["training"] == training(40 * 2000, lr=0.1)
+    assert arguments == CMI | features(pair) | {"steps": steps, "oh": 0.5 if known else 1.0}
+    expected = training(40 * 2000, lr=0.1) | {"batch": 128 if known else 256}
+    expected["schedule"] = expected["schedule"] | {"eta_min": 0.0}
+    assert cell.config["training"] == expected
     assert (cell.config["rounds"], cell.config["synthesis_batch"]) == (40, 256)
     assert arguments["bank_calls"] * cell.config["synthesis_batch"] == pytest.approx(50_000, rel=0.03)
 
@@ -276,10 +281,109 @@ def test_diffdfkd(data, classes):
     assert images == pytest.approx(250_000, rel=0.05)
     expected = training(cell.config["training"]["steps"], lr=0.2)
     expected["optimizer"]["weight_decay"] = 5e-4
-    expected["schedule"] = {"type": "MultiStepLR", "per": "round", "milestones": [150, 180, 210], "gamma": 0.1}
+    expected["schedule"] = {"type": "MultiStepLR", "per": "round", "milestones": [152, 182, 212], "gamma": 0.1}
     assert cell.config["training"] == expected
     assert cell.config["rounds"] == 240
     assert expected["steps"] * 256 / 240 == pytest.approx(images, rel=0.05), "an epoch is a pass over the set"
+
+
+# baselines.md 1.6: steps of the student for one of the generator, code.
+GENERATIVE = {"dafl": (5, 512), "zskt": (5, 256), "dfad": (5, 256), "dfq": (10, 256)}
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("recipe", GENERATIVE)
+def test_the_generative_baselines(data, pair, recipe):
+    cell, arguments = resolved(data, recipe, pair)
+    assert (arguments["kd"], arguments["nz"]) == GENERATIVE[recipe]
+    assert (arguments["lr"], arguments["beta1"], arguments["beta2"]) == (1e-3, 0.5, 0.999)
+    assert arguments.get("temperature", 20.0) == 20.0 and arguments.get("opponent", "student") == "student"
+    assert cell.config["training"] == training(200 * 400, lr=0.1)
+    assert (cell.config["rounds"], cell.config["synthesis_batch"]) == (200, 256)
+    run, as_run = resolved(data, f"{recipe}-as-run", pair)
+    assert run.config["training"] == cell.config["training"]
+    # Q1 and Q2 of baselines.md: the teacher for the student, and τ 1.
+    changed = {"dafl": {"temperature"}, "dfad": {"opponent"}}.get(recipe, {"temperature", "opponent"})
+    assert {key for key in arguments if as_run[key] != arguments[key]} == changed
+    assert as_run.get("temperature", 1.0) == 1.0 and as_run.get("opponent", "teacher") == "teacher"
+
+
+@pytest.mark.parametrize(("data", "k"), [("cifar10", 30), ("cifar100", 40)])
+def test_nayer(data, k):
+    cell, arguments = resolved(data, "nayer", "wrn40_2-wrn16_2")
+    assert arguments == {
+        "text_encoder": "clip-vit-base-patch32",
+        "prompt": "a image of {}",
+        "k": k,
+        "lr": 4e-3,
+        "bn": 10.0,
+        "oh": 0.5,
+        "adv": 1.33,
+        "bn_momentum": 0.9,
+        "noise": 1000,
+        "ngf": 64,
+        "warmup": 20,
+        "warmup_calls": 10,
+        "calls": 2,
+        "rebuild_every": 10,
+        "temperature": 20.0,
+    }
+    assert cell.config["training"] == training(300 * 400, lr=0.2) | {"batch": 512}
+    assert (cell.config["rounds"], cell.config["synthesis_batch"]) == (300, 400)
+
+
+# `scaled` divides by 16: student steps, buffer.
+SCALED = {"kd-real": (5000, None), "fast-2": (5000, None), "fast-5": (5000, None), "fast-10": (5000, None)}
+SCALED |= {"ssdkd": (1250, 312), "deepinv": (5000, None), "cmi": (5000, None)}
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("recipe", SCALED)
+def test_scaled_keeps_the_published_proportions(data, recipe):
+    steps, capacity = SCALED[recipe]
+    cell, full = resolve(data, "scaled", recipe), resolve(data, "paper", recipe, "resnet34-resnet18")
+    scaled, paper = ({**c.entry.arguments, **c.config["args"]} for c in (cell, full))
+    assert cell.config["training"] == full.config["training"] | {"steps": steps}
+    assert full.config["training"]["steps"] == 16 * steps
+    if capacity:
+        assert scaled["capacity"] == capacity == paper["capacity"] // 16
+    if cell.entry.name in ("fast", "ssdkd"):
+        images = [
+            (arguments["warmup"] + config["rounds"]) * config["synthesis_batch"]
+            for arguments, config in ((scaled, cell.config), (paper, full.config))
+        ]
+        assert 16 * images[0] == pytest.approx(images[1], rel=0.02)
+        assert 16 * (scaled["reset_at"] - scaled["warmup"]) * 128 == (140 - 20) * 256
+        assert scaled["k"] == paper["k"] and scaled["lr_g"] == paper["lr_g"]
+
+
+def test_ablations_change_what_they_are_named_for():
+    """The claims of the papers, each as one recipe that says what it is an ablation of."""
+    from dfkd.tables.recipes import recipes
+
+    changes = {
+        "fast-10-no-meta": ("fast-10", {"meta": "none"}),
+        "dda-no-diffusion": ("dda-paper", {"variants": 0}),
+        "dda-no-filter": ("dda-paper", {"threshold": -1.0}),
+        "dda-centred": ("dda-paper", {"centre": True}),
+        "diffdfkd-unguided": ("diffdfkd", {"bn": 0.0, "oh": 0.0, "adv": 0.0}),
+        "diffdfkd-no-cutmix": ("diffdfkd", {"cutmix_draw": "none"}),
+        "diffdfkd-final-only": ("diffdfkd", {"intermediate": False}),
+        "diffdfkd-msarc": ("diffdfkd", {"msarc": 10.0}),
+    }
+    book = recipes(table_of("cifar10"))
+    for name, (whole, expected) in changes.items():
+        assert book[name]["ablates"] == whole
+        for protocol in ("cpu", "paper"):
+            config, other = (resolve("cifar10", protocol, recipe).config for recipe in (name, whole))
+            assert config["args"] == other["args"] | expected
+            differs = {key for key in other if config[key] != other[key]} - {"method", "args"}
+            assert differs <= {"prior", "synthesis_batch"}
+            if "synthesis_batch" in differs:  # as many trajectories, of one image instead of five
+                assert name == "diffdfkd-final-only" and 5 * config["synthesis_batch"] == other["synthesis_batch"]
+    assert not {"dda-paper", "diffdfkd", "fast-10"} & {name for name in book if "ablates" in book[name]}
+    assert resolve("cifar100", "cpu", "diffdfkd-msarc").config["args"]["msarc"] == 100.0
 
 
 NYUV2 = "deeplabv3_resnet50-deeplabv3_mobilenetv2"
@@ -294,6 +398,7 @@ DFAD_STUDENT = {
 def test_dfad_on_nyuv2():
     cell, arguments = resolved("nyuv2", "dfad", NYUV2)
     assert arguments == {
+        "opponent": "student",
         "objective": "log",
         "kd": 5,
         "lr": 1e-3,

@@ -392,6 +392,22 @@ ROWS: dict[str, Row] = {
         "pairs: {deeplabv3plus_thin32-deeplabv3plus_thin16: {}}",
         "mine.yaml: pairs: deeplabv3plus_thin32 does not fit",
     ),
+    "recipe: unknown pair of a protocol": recipe(
+        "protocols: {quick: {pairs: {resnet8-resnet9: {rounds: 2}}}}",
+        "mine.yaml: pairs: unknown network 'resnet9'",
+    ),
+    "recipe: unknown argument of a protocol's pair": recipe(
+        "method: fast\nprotocols: {quick: {pairs: {wrn16_2-wrn16_1: {args: {kk: 1}}}}}",
+        "mine.yaml: protocols.quick.pairs.wrn16_2-wrn16_1.args: unknown argument of fast 'kk'",
+    ),
+    "recipe: a setting of a pair that is fixed": recipe(
+        "method: fast\nprotocols: {quick: {pairs: {resnet8-resnet8: {training: {steps: 8}}}}}",
+        "fixes 'training' for all methods",
+        *QUICK,
+        "--method=mine",
+    ),
+    "recipe: an ablation of nothing": recipe("ablates: fast-6", "mine.yaml: ablates: unknown recipe 'fast-6'"),
+    "recipe: an ablation of itself": recipe("ablates: mine", "mine.yaml: ablates: unknown recipe 'mine'"),
     "recipe: unknown protocol": recipe("protocols: {quik: {}}", "mine.yaml: protocols: unknown protocol 'quik'"),
     "recipe: unknown argument below a protocol": recipe(
         "method: fast\nprotocols: {quick: {args: {kk: 1}}}",

@@ -21,6 +21,24 @@ def training(*changes: str) -> dict:
     return resolve("digits", "quick", "fast-5", PAIR, changes=list(changes)).config["training"]
 
 
+def test_a_recipe_may_say_something_for_one_pair_of_one_protocol(tmp_path, monkeypatch):
+    """The last that says something wins: `args`, `pairs`, the protocol, that pair there, `--set`."""
+    monkeypatch.setattr(paths, "BENCHMARKS", shutil.copytree(paths.BENCHMARKS, tmp_path / "benchmarks"))
+    (tmp_path / "benchmarks/digits/recipes/mine.yaml").write_text(
+        "method: fast\n"
+        "args: {k: 1}\n"
+        f"pairs: {{{PAIR}: {{k: 2, bn: 2.0, oh: 2.0}}}}\n"
+        "protocols:\n"
+        "  quick: {rounds: 5, args: {bn: 3.0, oh: 3.0}, pairs: {resnet8-resnet8: {rounds: 4, args: {oh: 4.0}}}}\n"
+    )
+    other = resolve("digits", "quick", "mine", "wrn16_2-wrn16_1").config
+    assert other["rounds"] == 5 and other["args"] == {"k": 1, "bn": 3.0, "oh": 3.0}
+    config = resolve("digits", "quick", "mine", PAIR).config
+    assert config["rounds"] == 4 and config["args"] == {"k": 2, "bn": 3.0, "oh": 4.0}
+    assert "pairs" not in config
+    assert resolve("digits", "quick", "mine", PAIR, changes=["oh=5"]).config["args"]["oh"] == 5.0
+
+
 def test_another_optimizer_keeps_what_both_take():
     assert training("training.optimizer.type=AdamW")["optimizer"] == {
         "type": "AdamW",
