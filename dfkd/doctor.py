@@ -15,16 +15,15 @@ from pathlib import Path
 import numpy as np
 from packaging.specifiers import SpecifierSet
 
+from dfkd.artifacts import PRIOR, TEACHER, given_folders, weights_folders
 from dfkd.catalog import ROOT
 from dfkd.checkout import git
 from dfkd.errors import UserError
+from dfkd.files import file_digest
 from dfkd.metrics import metric
 from dfkd.networks import NETWORKS
-from dfkd.priors import cards
 from dfkd.priors.recipes import HUB, recipes
-from dfkd.priors.sources import find as find_prior
 from dfkd.tasks import POOLS, TASKS, task
-from dfkd.teachers import file_digest, find, read_card, weights_folders, weights_name
 
 PACKAGES = {
     "torch": "torch",
@@ -67,12 +66,12 @@ def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[boo
     for name in TASKS:
         for arch in NETWORKS:
             try:
-                found = find(name, arch, weights_folders(teachers))
+                found = TEACHER.find(f"{name}_{arch}", weights_folders(teachers))
                 good, line = _teacher(found, teachers) if found else (None, "")
             except UserError as error:  # a folder, a pipe or a broken link has its name
                 good, line = False, str(error)
             if line:
-                yield good, f"teacher {weights_name(name, arch)}: {line}"
+                yield good, f"teacher {name}_{arch}.safetensors: {line}"
     for name in sorted({*recipes(), *HUB, *(path.stem for path in priors.glob("*.json"))}):
         yield _prior(name, priors)
 
@@ -150,11 +149,11 @@ def _package(package: str, module: str) -> tuple[bool, str]:
 def _prior(name: str, priors: Path) -> tuple[bool | None, str]:
     try:
         if (priors / name).is_dir():
-            card, weights = cards.read_card(priors / name), cards.weights_path(priors / name)
+            card, weights = PRIOR.read(priors / name), PRIOR.weights(priors / name)
             if file_digest(weights) != card["digest"]:
                 return False, f"prior {name}: {weights} is damaged"
             return True, f"prior {name}: {card['origin']}, {card['trained_on']}"
-        found = find_prior(name)
+        found = PRIOR.find(name, given_folders(priors)[1:])
     except UserError as error:
         return False, f"prior {name}: {error}"
     if found is not None:
@@ -166,11 +165,11 @@ def _prior(name: str, priors: Path) -> tuple[bool | None, str]:
 
 def _teacher(weights: Path, own: Path) -> tuple[bool, str]:
     try:
-        card = read_card(weights)
+        card = TEACHER.read(weights)
         if weights.parent == own and file_digest(weights) != card["digest"]:
             return False, f"{weights} is damaged"
     except UserError as error:
         if weights.parent == own:
             return False, str(error)
-        return True, f"ready to adopt from {weights.parent}"
+        return True, f"ready to import from {weights.parent}"
     return True, f"{card['origin']}, {metric(task(card['data']).metric).text(card['accuracy'])}"

@@ -20,8 +20,8 @@ SCHEMAS: dict[str, str] = {
     "priors": "dfkd.priors.recipes:RECIPES",
     "published": "dfkd.report.published:ROW",
     "manifest": "dfkd.tasks.store:SCHEMA",
-    "teacher-card": "dfkd.teachers.cards:SCHEMA",
-    "prior-card": "dfkd.priors.cards:SCHEMA",
+    "teacher-card": "dfkd.artifacts.cards:TEACHER_SCHEMA",
+    "prior-card": "dfkd.artifacts.cards:PRIOR_SCHEMA",
 }
 
 

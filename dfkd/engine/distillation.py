@@ -14,7 +14,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from dfkd import priors, teachers
+from dfkd import artifacts, priors
 from dfkd.engine import compat
 from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
@@ -75,7 +75,7 @@ class Distillation(TrainingModule):
         seed_globals(seed)
         self._names, self.on = run, task(run["data"])
         spec, device = InputSpec.from_dict(teacher["spec"]), clock.device
-        network = teachers.load(Path(teacher["weights"]), teacher["arch"], spec)
+        network = artifacts.load(Path(teacher["weights"]), teacher["arch"], spec)
         frozen = Teacher(network, spec).to(device, memory_format=torch.channels_last)
         model = priors.load(prior["place"], prior["card"], device, precision) if prior else None
         seal()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
-from dfkd import paths, priors, records, teachers
+from dfkd import artifacts, paths, priors, records
 from dfkd.engine import configuration, machine
 from dfkd.engine.clock import Clock
 from dfkd.engine.distillation import Declined
@@ -281,15 +281,15 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
 def _keep_student(resolved: Resolved, loop: StageLoop, folder: Path, facts: Facts) -> None:
     """What an engineer came for: the student's weights with a card like the teacher's."""
     model, run = loop.model, resolved.run
-    card = teachers.new_card(
+    card = artifacts.TEACHER.new(
         run.data,
         run.student,
-        model.ctx.spec,
-        "distilled",
+        origin="distilled",
+        spec=model.ctx.spec.to_dict(),
         recipe=resolved.config,
         seed=run.seed,
         accuracy=loop.curve[-1]["value"],
         seconds=round(loop.clock.scored, 2),
         data_digest=facts.data["digest"],
     )
-    teachers.save(model.student.network, folder / "student.safetensors", card)
+    artifacts.save(model.student.network, folder / "student.safetensors", card)

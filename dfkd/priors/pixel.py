@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dfkd.errors import UserError
+from dfkd.files import check_digest
 from dfkd.priors.base import Condition, Prior, check_strength, check_weights, guided, resize
-from dfkd.priors.cards import weights_path
-from dfkd.teachers import file_digest
+from dfkd.priors.folder import weights_path
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -49,9 +49,7 @@ class PixelPrior(Prior):
         from diffusers import UNet2DModel
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-        weights = weights_path(Path(folder))
-        if (found := file_digest(weights)) != card["digest"]:
-            raise UserError(f"{weights} is damaged: sha256 {card['digest']} expected, {found} found")
+        check_digest(weights_path(Path(folder)), card["digest"])
         try:
             unet = UNet2DModel.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
             schedule = DDPMScheduler.load_config(folder, subfolder="scheduler", local_files_only=True)

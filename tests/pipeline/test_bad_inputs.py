@@ -566,12 +566,12 @@ def place(tmp_path, monkeypatch, request):
 @pytest.fixture
 def with_teacher(place, teacher):
     """The teacher of `RUN`, so that nothing has to be trained before a fault can show."""
-    from dfkd.teachers import write_card
+    from dfkd.artifacts import TEACHER
 
     own = place / "results" / "teachers" / teacher[0].name
     own.parent.mkdir(parents=True)
     shutil.copyfile(teacher[0], own)
-    write_card(own, {**teacher[1], "recipe": dict(table_of("digits").protocol("quick").teacher)})
+    TEACHER.write(own, {**teacher[1], "recipe": dict(table_of("digits").protocol("quick").teacher)})
     return place
 
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.priors import cards, load, recipes, training
+from dfkd.artifacts import PRIOR
+from dfkd.files import file_digest
+from dfkd.priors import load, recipes, training
+from dfkd.priors.folder import kind_of, side_of, weights_path
 from dfkd.tasks import POOLS, InputSpec, Task, store
-from dfkd.teachers import file_digest
 
 
 def pixel_unet(seed=0, classes=None, size=8):
@@ -44,8 +46,8 @@ def save_pixel(folder, unet, **schedule):
 
 
 def card_for(folder, **facts):
-    facts = {"size": cards.side_of(folder), "digest": file_digest(cards.weights_path(folder))} | facts
-    return cards.new_card(folder.name, cards.kind_of(folder), "noise", "foreign", **facts)
+    seen = {"kind": kind_of(folder), "size": side_of(folder), "digest": file_digest(weights_path(folder))}
+    return PRIOR.new(folder.name, trained_on="noise", origin="foreign", **seen | facts)
 
 
 @pytest.fixture
