@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from packaging.specifiers import SpecifierSet
 
+from dfkd import paths
 from dfkd.artifacts import PRIOR, TEACHER, given_folders, weights_folders
-from dfkd.catalog import ROOT
 from dfkd.checkout import git
 from dfkd.errors import UserError
 from dfkd.files import file_digest
@@ -63,21 +63,20 @@ def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[boo
             continue
         problems = data.problems(data_root)
         yield not problems, f"data {data.name}: {'; '.join(problems) or 'intact'}"
-    for name in TASKS:
-        for arch in NETWORKS:
-            try:
-                found = TEACHER.find(f"{name}_{arch}", weights_folders(teachers))
-                good, line = _teacher(found, teachers) if found else (None, "")
-            except UserError as error:  # a folder, a pipe or a broken link has its name
-                good, line = False, str(error)
-            if line:
-                yield good, f"teacher {name}_{arch}.safetensors: {line}"
+    for teacher in (paths.teacher(name, arch) for name in TASKS for arch in NETWORKS):
+        try:
+            found = TEACHER.find(teacher.stem, weights_folders(teachers))
+            good, line = _teacher(found, teachers) if found else (None, "")
+        except UserError as error:  # a folder, a pipe or a broken link has its name
+            good, line = False, str(error)
+        if line:
+            yield good, f"teacher {teacher.name}: {line}"
     for name in sorted({*recipes(), *HUB, *(path.stem for path in priors.glob("*.json"))}):
         yield _prior(name, priors)
 
 
 def _python() -> tuple[bool, str]:
-    with open(ROOT / "pyproject.toml", "rb") as file:
+    with open(paths.ROOT / "pyproject.toml", "rb") as file:
         wanted = tomllib.load(file)["project"]["requires-python"]
     found = sys.version.split()[0]
     good = SpecifierSet(wanted).contains(found, prereleases=True)
@@ -85,7 +84,7 @@ def _python() -> tuple[bool, str]:
 
 
 def _surroundings(teachers: Path) -> Iterator[tuple[bool | None, str]]:
-    for folder in (ROOT / "work", teachers.parent):
+    for folder in (paths.WORK, teachers.parent):
         yield _writable(folder)
     home = Path(os.path.expanduser("~"))
     if not _writable(home)[0]:
@@ -93,7 +92,7 @@ def _surroundings(teachers: Path) -> Iterator[tuple[bool | None, str]]:
             None,
             f"home folder {home} cannot be written: no cache lasts, and data need a --data-root or DFKD_DATA",
         )
-    yield _space(ROOT)
+    yield _space(paths.ROOT)
     try:
         yield True, f"git: commit {git('rev-parse', '--short', 'HEAD').strip()}"
     except UserError as error:
@@ -112,7 +111,7 @@ def _data_root(root: Path) -> Iterator[tuple[bool | None, str]]:
         good, line = _writable(root)
         yield None if good else False, f"data root {root}: not there yet" if good else f"data root {line}"
         return
-    own = {"the project": ROOT, "Python": Path(os.__file__).parent, "its packages": Path(np.__file__).parent}
+    own = {"the project": paths.ROOT, "Python": Path(os.__file__).parent, "its packages": Path(np.__file__).parent}
     held = [f"{what} ({path})" for what, path in own.items() if path.resolve().is_relative_to(root.resolve())]
     # The guard refuses everything below the data root.
     yield (

@@ -36,7 +36,7 @@ def alone(path: Path, what: str, until: float = math.inf, say: Callable[[str], N
         raise Stopped(f"{what}: {reason} while another process makes it; the same command again") from None
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write to the work folder {path.parent}: {reason}") from error
+        raise UserError(f"cannot write to {path.parent}: {reason}") from error
     try:
         yield
     finally:

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from pkgutil import resolve_name
 
+from dfkd import paths
 from dfkd.files import replace_file
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schemas"
 # Name → where the schema stands. As text, so that asking for one imports no other.
 SCHEMAS: dict[str, str] = {
     "record": "dfkd.records:SCHEMA",
@@ -32,7 +31,7 @@ def published(name: str) -> str:
 
 def main() -> None:
     for name in SCHEMAS:
-        replace_file(FOLDER / f"{name}.json", published(name))
+        replace_file(paths.SCHEMAS / f"{name}.json", published(name))
 
 
 if __name__ == "__main__":

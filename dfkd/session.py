@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfkd import artifacts, paths, records, report
+from dfkd.artifacts import PRIOR, TEACHER
 from dfkd.errors import UserError
 from dfkd.files import check_writable
 from dfkd.metrics import metric
@@ -96,7 +97,7 @@ def make_prior(options: argparse.Namespace, until: float) -> str:
     from dfkd.synthesis.buffer import to_bytes
 
     device, root = device_of(options.device), data_root(options.data_root)
-    grid, there = paths.plots() / "priors" / f"{name}.png", (paths.priors() / name).is_dir() and not in_stage()
+    grid, there = paths.plots() / "priors" / f"{name}.png", PRIOR.there(paths.prior(name)) and not in_stage()
     given = {"source": options.weights, "recipe": recipe, "resume": options.resume, "until": until}
     folder, card = artifacts.prior(name, root, device, anew=in_stage(), **given)
     if not (there and grid.is_file()):
@@ -131,9 +132,9 @@ def _out(resolved: Resolved, option: Path | None) -> Path:
 
 def _to_be_made(resolved: Resolved, options: argparse.Namespace) -> bool:
     """Whether a teacher or a diffusion model is not there yet; a user-provided prior always is."""
-    own = paths.teacher(resolved.run.data, resolved.run.teacher)
-    prior = resolved.prior is not None and "/" not in resolved.prior and not (paths.priors() / resolved.prior).is_dir()
-    return prior or not (options.teacher_weights or own).is_file()
+    teacher = options.teacher_weights or paths.teacher(resolved.run.data, resolved.run.teacher)
+    prior = resolved.prior
+    return not TEACHER.there(teacher) or bool(prior and "/" not in prior and not PRIOR.there(paths.prior(prior)))
 
 
 def _is_finished(path: Path, work: str) -> bool:

@@ -17,7 +17,7 @@ from dfkd.files import copy_file, file_digest
 from dfkd.priors.disjoint import training_images
 from dfkd.priors.folder import kind_of, read_json, side_of, weights_path, write_digests
 from dfkd.priors.recipes import HUB, recipes
-from dfkd.tasks import store
+from dfkd.tasks import pool, store
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class WantedPrior(Wanted):
         **options: Any,
     ) -> None:
         names.check_name(name, "a prior's name")
-        super().__init__(name, paths.priors() / name, recipe, data_root, device, **options)
+        super().__init__(name, paths.prior(name), recipe, data_root, device, **options)
 
     def check(self, card: Mapping[str, Any], path: Path) -> None:
         ours = self.recipe is None and path == self.path and card["origin"] == TRAINED
@@ -82,14 +82,10 @@ class WantedPrior(Wanted):
         card = _card_of(self.name, given, IMPORTED)
         PixelPrior.load(given, card, "cpu")  # it must fit before anything is written
         card = self._keep_hashes(given, card)
-        partial = self.path.with_name(f"{self.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = self._partial()
         for path in (weights_path(given), given / "config.json", given / "scheduler" / "scheduler_config.json"):
             copy_file(path, partial / path.relative_to(given))
-        PRIOR.write(self.path, card)
-        shutil.rmtree(self.path, ignore_errors=True)
-        partial.rename(self.path)
-        return Artifact(self.path, card)
+        return self._place(partial, card)
 
     def train(self) -> Artifact:
         if self.name in HUB:
@@ -98,31 +94,65 @@ class WantedPrior(Wanted):
         own, recipe = self.path.parent, self.recipe or recipes().get(self.name)
         if recipe is None:
             raise unknown("prior", self.name, {*recipes(), *HUB, *(path.stem for path in own.glob("*.json"))})
+        from dfkd.priors.pixel import save
         from dfkd.priors.training import train
 
-        told = {"seed": self.seed, "resume": self.resume, "until": self.until, "say": self.say}
-        return Artifact(*train(self.name, recipe, own, self.data_root, self.device, **told))
+        source = pool(recipe["data"])
+        manifest, (images, _) = source.manifest(self.data_root), source.load("train", self.data_root)
+        options = self.training(dict(recipe), store.digest(manifest))
+        unet, seconds = train(recipe, source, images, **options)
+        save(unet, partial := self._partial())
+        write_digests(self._hashes, images)
+        facts = {"data": recipe["data"], "size": recipe["size"], "recipe": dict(recipe), "seed": self.seed}
+        facts |= {"digest": file_digest(weights_path(partial)), "seconds": round(seconds, 2)}
+        what = f"{recipe['data']}: {len(images):,} {manifest['changed']}, at {recipe['size']} pixels"
+        facts |= {"kind": "pixel", "trained_on": what} | _seen(images, manifest)
+        artifact = self._place(partial, PRIOR.new(self.name, origin=TRAINED, **facts))
+        options["state"].unlink(missing_ok=True)
+        return artifact
+
+    @property
+    def _hashes(self) -> Path:
+        """Those of the training images."""
+        return self.path.with_name(f"{self.name}.images.npy")
+
+    def _partial(self) -> Path:
+        """The name under which the folder is written; nothing has it yet."""
+        partial = self.path.with_name(f"{self.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        return partial
+
+    def _place(self, partial: Path, card: dict[str, Any]) -> Artifact:
+        """The complete folder takes its place, last, so that one in place always has its card."""
+        PRIOR.write(self.path, card)
+        shutil.rmtree(self.path, ignore_errors=True)
+        partial.rename(self.path)
+        return Artifact(self.path, card)
 
     def _keep_hashes(self, given: Path, card: dict[str, Any]) -> dict[str, Any]:
         """Put the hashes of the training images beside the folder; returns the card with what is known of them."""
-        hashes = self.path.with_name(f"{self.name}.images.npy")
         # In a fresh clone card and hashes are there and the weights are not: what is known of these weights is kept.
-        if PRIOR.card_path(self.path).is_file() and hashes.is_file():
+        if PRIOR.card_path(self.path).is_file() and self._hashes.is_file():
             kept = PRIOR.read(self.path)
             if kept["digest"] == card["digest"]:
                 self.check(kept, given)
                 return kept
         self.check(card, given)
         if (given / "images.npy").is_file():
-            copy_file(given / "images.npy", hashes)
+            copy_file(given / "images.npy", self._hashes)
         elif card["data"] is not None:
             images, manifest = training_images(card, self.data_root)
-            write_digests(hashes, images)
-            shape = dict(zip(("count", "height", "width"), images.shape, strict=False))
-            return card | {"data_digest": store.digest(manifest), "images": shape}
+            write_digests(self._hashes, images)
+            return card | _seen(images, manifest)
         else:
-            write_digests(hashes, np.empty((0, 1, 1, 3), np.uint8))  # nobody knows them
+            write_digests(self._hashes, np.empty((0, 1, 1, 3), np.uint8))  # nobody knows them
         return card
+
+
+def _seen(images: np.ndarray, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card says of training images that are at hand."""
+    shape = dict(zip(("count", "height", "width"), images.shape, strict=False))
+    return {"data_digest": store.digest(manifest), "images": shape}
 
 
 def user_provided(folder: Path) -> Artifact:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfkd import names, paths, resumable
+from dfkd import names, paths
 from dfkd.artifacts.cards import IMPORTED, TEACHER, TRAINED, USER_PROVIDED, Artifact
 from dfkd.artifacts.wanted import Wanted
 from dfkd.artifacts.weights import load, load_any, load_encoder, save, spec_of
@@ -50,7 +50,8 @@ class WantedTeacher(Wanted):
     def __init__(
         self, data: str, arch: str, recipe: Mapping[str, Any], data_root: Path, device: torch.device, **options: Any
     ) -> None:
-        super().__init__(f"{data}_{arch}", paths.teacher(data, arch), recipe, data_root, device, **options)
+        path = paths.teacher(data, arch)
+        super().__init__(path.stem, path, recipe, data_root, device, **options)
         if not 0 <= self.seed < 2**63:
             raise UserError(f"a seed lies between 0 and 2^63 - 1, not at {str(self.seed)[:40]}")
         self.data, self.arch = data, arch
@@ -81,16 +82,14 @@ class WantedTeacher(Wanted):
         network, encoder = initialise(self.arch, on.spec, self.seed), None
         if "encoder" in recipe:
             encoder = file_digest(load_encoder(network, recipe["encoder"], self.folders))
-        facts = (dict(recipe), encoder, self.data_digest, self.seed, self.device.type)
-        state = resumable.state_path(paths.WORK / "teachers" / self.name, *facts)
-        told = {"state": state, "resume": self.resume, "until": self.until, "say": self.tell}
+        options = self.training(dict(recipe), encoder, self.data_digest)
         arrays, test = (on.load(split, self.data_root) for split in ("train", "test"))
-        seconds = train(network, *arrays, on, recipe, seed=self.seed, device=self.device, **told)
+        seconds = train(network, *arrays, on, recipe, **options)
         accuracy = measure(Normalised(network.to("cpu"), on.spec), on, test, self.device)
         facts = dict(recipe=dict(recipe), seed=self.seed, accuracy=accuracy, seconds=round(seconds, 2))
         facts |= {"spec": on.spec.to_dict(), "data_digest": self.data_digest}
         card = save(network, self.path, TEACHER.new(self.data, self.arch, origin=TRAINED, **facts))
-        state.unlink(missing_ok=True)
+        options["state"].unlink(missing_ok=True)
         return Artifact(self.path, card)
 
 
@@ -108,7 +107,7 @@ def bring(
     network before anything is written. Raises UserError as `load` does.
     """
     if TEACHER.card_path(given).is_file():
-        TEACHER.read_of(given, f"{data}_{arch}")
+        TEACHER.read_of(given, paths.teacher(data, arch).stem)
     spec = spec_of(given, task(data).spec)
     network = Normalised(load(given, arch, spec), spec).eval()
     digest = file_digest(given)

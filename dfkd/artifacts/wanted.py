@@ -52,7 +52,7 @@ class Wanted:
     def provide(self) -> Artifact:
         """The artifact; one process makes it while others wait. Raises UserError and `Stopped`."""
         if (artifact := self._found()) is None:
-            lock = paths.WORK / f"{self.kind.what}s" / f"{self.name}.lock"
+            lock = self._work().with_name(f"{self.name}.lock")
             with alone(lock, f"{self.kind.what} {self.name}", self.until, self.say):
                 artifact = self._found() or self._make()
         return artifact
@@ -69,8 +69,22 @@ class Wanted:
         """Make it, in the first of `folders`."""
         raise NotImplementedError
 
+    def training(self, *facts: Any) -> dict[str, Any]:
+        """The options of a training, whose state depends on these facts, the seed and the kind of device."""
+        import torch
+
+        from dfkd import resumable
+
+        key = (*facts, self.seed, torch.device(self.device).type)
+        state = resumable.state_path(self._work(), *key)
+        told = {"seed": self.seed, "device": self.device, "resume": self.resume, "until": self.until}
+        return {"state": state, "say": self.tell} | told
+
     def tell(self, line: str) -> None:
         self.say(f"{self.kind.what} {self.name}: {line}")
+
+    def _work(self) -> Path:
+        return paths.WORK / f"{self.kind.what}s" / self.name
 
     def _found(self) -> Artifact | None:
         if self.anew or not self.kind.there(self.path):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mmengine.registry import Registry
 from torch import Tensor, nn
 
-from dfkd import catalog
+from dfkd import paths
 from dfkd.errors import UserError
 from dfkd.synthesis import losses
 from dfkd.synthesis.buffer import Batch, Samples
@@ -185,11 +185,9 @@ def refused_values(name: str) -> Iterator[None]:
 
 def import_file(path: Path) -> None:
     """Import a method's file once: as `methods.x` or `baselines.x` inside the project, by path elsewhere."""
-    if path.is_relative_to(catalog.ROOT):
-        name = ".".join(path.relative_to(catalog.ROOT).with_suffix("").parts)
-        if name.split(".")[0] in catalog.FOLDERS:
-            importlib.import_module(name)
-            return
+    if path.parent in paths.METHODS:
+        importlib.import_module(f"{path.parent.name}.{path.stem}")
+        return
     # What lies beside it can be imported, `from .helper` as if the folder were a package; behind all else on the
     # path, for a file there must not take the place of a library's.
     package = ModuleType(f"imported_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}")

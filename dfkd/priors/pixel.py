@@ -27,6 +27,18 @@ SCHEDULE = {
 }
 
 
+def save(unet: UNet2DModel, folder: Path) -> None:
+    """Write the folder that `PixelPrior.load` reads. Raises UserError where the system refuses."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from safetensors import SafetensorError
+
+    try:
+        unet.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+        DDPMScheduler(**SCHEDULE, clip_sample=False).save_pretrained(folder / "scheduler")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {folder}: {error}") from error
+
+
 class PixelPrior(Prior):
     """Unconditional, or class-conditional with the last index as the null class; the latent is 2x − 1."""
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dfkd import documents
-from dfkd.catalog import ROOT
+from dfkd import documents, paths
 from dfkd.changes import EXAMPLES, parse_changes, value_of
 from dfkd.errors import UserError, unknown
 from dfkd.names import NAME, check_name
 from dfkd.optimizers import NOT_NEGATIVE, POSITIVE, SHARE, mapping
 from dfkd.tasks import pool
-
-PATH = ROOT / "benchmarks" / "priors.yaml"
 
 # Pipelines on the Hugging Face hub.
 HUB: dict[str, dict[str, Any]] = {
@@ -64,9 +61,9 @@ RECIPES = {
 
 def recipes() -> dict[str, dict[str, Any]]:
     """Every recipe by the prior's name."""
-    found = documents.read_checked(PATH, RECIPES)
+    found = documents.read_checked(paths.prior_recipes(), RECIPES)
     for name, recipe in found.items():
-        _check_size(recipe, f"{PATH}: {name}")
+        _check_size(recipe, f"{paths.prior_recipes()}: {name}")
     return found
 
 
@@ -79,7 +76,7 @@ def recipe_for(data: str, size: int) -> tuple[str, dict[str, Any]]:
     pool(data)
     ours = [recipe for recipe in recipes().values() if recipe["data"] == data]
     if not ours:
-        raise UserError(f"there is no recipe for the auxiliary images {data}; write one into {PATH}")
+        raise UserError(f"there is no recipe for the auxiliary images {data}; write one into {paths.prior_recipes()}")
     recipe = next((recipe for recipe in ours if recipe["size"] == size), ours[0])
     return f"{data.split('_')[0]}{size}", recipe | {"size": size}
 

@@ -37,10 +37,6 @@ def span(pipeline: str | None = None) -> Iterator[Run]:
                             yield Run(data, *pair.split("-"), recipe, protocol.name, seed)
 
 
-def file_of(pipeline: str) -> Path:
-    return paths.BENCHMARKS / "pipeline" / f"{pipeline}.yaml"
-
-
 def text(pipeline: str) -> str:
     """The content of a pipeline's file: a line for each stage."""
     return HEAD + yaml.safe_dump(stages(pipeline), sort_keys=False, default_flow_style=None, width=10_000)
@@ -77,7 +73,7 @@ def _stages(resolved_runs: Mapping[Run, Resolved]) -> dict[str, Any]:
             "method": run.method,
             "seed": run.seed,
             # A template has a fixed number of dependencies: without a prior of ours the teacher stands there twice.
-            "prior": _relative(paths.priors() / resolved.prior if own else paths.teacher(run.data, run.teacher)),
+            "prior": _relative(paths.prior(resolved.prior) if own else paths.teacher(run.data, run.teacher)),
         }
     spanned = sorted({run["data"] for run in runs.values()})
     return {"data": sorted(data), "priors": priors, "teachers": teachers, "runs": runs, "tables": spanned}
@@ -87,7 +83,7 @@ def inputs(pipeline: str) -> dict[str, dict[str, Any]]:
     """File name → what a stage depends on beside files: code, recipes and configurations as they are now."""
     resolved_runs = _resolved(pipeline)
     made = _stages(resolved_runs)
-    code = catalog.code_digest(*(paths.ROOT / "dfkd" / "tasks").glob("*.py"))
+    code = catalog.code_digest(*(paths.CODE / "tasks").glob("*.py"))
     found: dict[str, dict[str, Any]] = {f"data-{key}": {"code": code} for key in made["data"]}
     found |= {f"prior-{key}": dict(own_priors()[key]) for key in made["priors"]}
     for key, item in made["teachers"].items():
@@ -108,8 +104,8 @@ def write_inputs(pipeline: str) -> Path:
 def write_maps() -> list[Path]:
     """Write the file of each pipeline; returns them."""
     for pipeline in PIPELINES:
-        replace_file(file_of(pipeline), text(pipeline))
-    return [file_of(pipeline) for pipeline in PIPELINES]
+        replace_file(paths.pipeline(pipeline), text(pipeline))
+    return [paths.pipeline(name) for name in PIPELINES]
 
 
 def _add_teacher(teachers: dict[str, dict], run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 
 from dfkd import catalog, paths
+from dfkd.artifacts.cards import PRIOR, TEACHER
 from dfkd.errors import UserError, unknown
 from dfkd.identity import Run
 from dfkd.priors.recipes import recipe_for
@@ -28,11 +29,11 @@ def lacking(runs: Iterable[Run]) -> list[str]:
     """The options of `bench.py` that make the teachers and priors of these runs, as far as they are not there."""
     found: dict[str, None] = {}  # each once, in order
     for data, protocol, teacher, student, method in dict.fromkeys(run.cell for run in runs):
-        if not paths.teacher(data, teacher).is_file():
+        if not TEACHER.there(paths.teacher(data, teacher)):
             found[f"teacher --data {data} --arch {teacher} --protocol {protocol} --resume"] = None
         prior = resolve(data, protocol, method, f"{teacher}-{student}").prior
         recipe = own_priors().get(prior or "")  # another one comes from the hub when it is first used
-        if recipe and not (paths.priors() / prior).is_dir():
+        if recipe and not PRIOR.there(paths.prior(prior)):
             name = "" if recipe_for(recipe["data"], recipe["size"])[0] == prior else f" --name {prior}"
             found[f"prior --data {recipe['data']} --size {recipe['size']}{name} --resume"] = None
     return list(found)

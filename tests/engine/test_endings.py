@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from dfkd import records
-from dfkd.catalog import ROOT
 from dfkd.engine import run as engine
 from dfkd.engine import state
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.hooks import SamplesHook
 from dfkd.errors import CannotWrite, UserError
+from dfkd.paths import ROOT
 from dfkd.signals import Stopped
 from dfkd.synthesis.buffer import ImageLog
 from tests.conftest import BUDGET, PAIR, TINY, outcome, student_digest

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.catalog import ROOT
 from dfkd.engine.guard import guard
+from dfkd.paths import ROOT
 from tests.conftest import BUDGET, PAIR, TINY
 
 CHILD = """

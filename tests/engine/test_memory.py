@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dfkd.catalog import ROOT
+from dfkd.paths import ROOT
 
 GIB = 2**30
 # One inner step and two student steps are the whole of a run's memory: nothing grows from step to step but the bank.

@@ -12,9 +12,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from dfkd.catalog import ROOT
 from dfkd.engine import state
 from dfkd.errors import UserError
+from dfkd.paths import ROOT
 from tests.conftest import BUDGET, PAIR, TINY, latest, outcome
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import bench
-from dfkd import catalog, paths, records, report
+from dfkd import paths, records, report
 from dfkd.tables import definition
 from dfkd.tables.definition import table_of
 from dfkd.tables.pipeline import span
@@ -23,7 +23,7 @@ from dfkd.tables.resolve import resolve
 from dfkd.tasks import store
 from tests.conftest import BUDGET, PAIR, TINY
 
-ROOT = catalog.ROOT
+ROOT = paths.ROOT
 SMALL = [f"--set={change}" for change in (*TINY["template"], *BUDGET)]
 
 

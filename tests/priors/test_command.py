@@ -9,7 +9,7 @@ from PIL import Image
 import bench
 from dfkd import doctor, paths
 from dfkd.artifacts import PRIOR
-from dfkd.catalog import ROOT
+from dfkd.paths import ROOT
 from tests.priors.conftest import TINY
 
 

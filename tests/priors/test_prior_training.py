@@ -7,7 +7,9 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 
+from dfkd import paths
 from dfkd.artifacts import PRIOR
+from dfkd.artifacts.priors import WantedPrior
 from dfkd.engine.clock import Clock
 from dfkd.errors import UserError
 from dfkd.priors import digests_path, load, training
@@ -18,12 +20,13 @@ from tests.priors.conftest import TINY
 
 
 @pytest.fixture
-def run(noise, tmp_path):
+def run(noise, tmp_path, monkeypatch):
     """run(where, **changes to the recipe): folder and card of a trained prior."""
 
     def train(where="own", say=lambda line: None, seed=0, resume=True, **changes):
-        data = tmp_path / "data"
-        return training.train("tiny", TINY | changes, tmp_path / where, data, "cpu", seed=seed, resume=resume, say=say)
+        monkeypatch.setattr(paths, "priors", lambda: tmp_path / where)
+        options = {"recipe": TINY | changes, "seed": seed, "resume": resume, "say": say}
+        return WantedPrior("tiny", tmp_path / "data", "cpu", **options).train()
 
     return train
 
@@ -96,7 +99,7 @@ def test_a_damaged_state_is_named(run, tmp_path, interrupt):
     with pytest.raises(Stopped):
         run()
     undo()
-    (state,) = (tmp_path / "work" / "tiny").glob("*.pt")
+    (state,) = (tmp_path / "work" / "priors" / "tiny").glob("*.pt")
     state.write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"\.pt cannot be read .*; delete it to start this run afresh"):
         run()

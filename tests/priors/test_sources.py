@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from dfkd import artifacts, paths
 from dfkd.artifacts import PRIOR, cards, given_folders
 from dfkd.artifacts.priors import KNOWN, WantedPrior
-from dfkd.catalog import ROOT
 from dfkd.errors import UserError
 from dfkd.files import file_digest
-from dfkd.priors import digests_path, load, training
+from dfkd.paths import ROOT
+from dfkd.priors import digests_path, load
 from dfkd.priors.folder import image_digests, write_digests
 from dfkd.priors.recipes import HUB, recipes
 from dfkd.tasks import pool, store
@@ -33,7 +33,6 @@ def given(tmp_path, monkeypatch):
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
     """ask(name): what is had for an `own` folder, a data root and a work folder of this test's."""
-    monkeypatch.setattr(training, "WORK", tmp_path / "work")
     monkeypatch.setattr(paths, "WORK", tmp_path / "work")
     monkeypatch.setattr(paths, "priors", lambda: tmp_path / "own")
 

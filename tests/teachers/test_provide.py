@@ -13,12 +13,12 @@ import torch
 from dfkd import paths
 from dfkd.artifacts import TEACHER, cards, save, weights
 from dfkd.artifacts import teachers as wanted
-from dfkd.catalog import ROOT
 from dfkd.engine import state
 from dfkd.errors import CannotWrite, UserError
 from dfkd.files import file_digest, replace_file
 from dfkd.locks import alone
 from dfkd.networks import initialise
+from dfkd.paths import ROOT
 from dfkd.signals import Stopped
 from dfkd.tasks import task
 from dfkd.teachers import training
@@ -249,7 +249,7 @@ def test_waiting_ends_with_the_time_limit_and_with_a_signal(ask, holder):
 def test_a_folder_for_locks_that_cannot_be_written(ask, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "teachers").touch()
-    with pytest.raises(UserError, match=r"cannot write to the work folder .*teachers: File exists"):
+    with pytest.raises(UserError, match=r"cannot write to .*teachers: File exists"):
         ask()
 
 

@@ -13,7 +13,8 @@ from dfkd.networks import build, initialise
 from dfkd.synthesis import losses
 from dfkd.tables.resolve import resolve
 from dfkd.tasks import IGNORE, task
-from dfkd.teachers.training import rates, train
+from dfkd.teachers.recipes import check
+from dfkd.teachers.training import train
 
 SCENES = task("digit-scenes")
 RECIPE = {
@@ -73,7 +74,7 @@ def test_the_loss_is_focal_over_labelled_pixels_of_crops(arrays, monkeypatch):
 @pytest.mark.parametrize("wrong", [{"focal": "two"}, {"encoder": 3}, {"focl": 2.0}])
 def test_a_wrong_key_is_named(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        rates(RECIPE | wrong)
+        check(RECIPE | wrong)
 
 
 def test_the_score_is_the_mean_iou_of_whole_images(arrays):

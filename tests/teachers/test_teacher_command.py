@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 import bench
-from dfkd import artifacts, paths, resumable
+from dfkd import artifacts, paths
 from dfkd.artifacts import TEACHER
 from dfkd.tables import definition
 from dfkd.tables.definition import table_of
@@ -87,7 +87,6 @@ def test_the_limit_of_a_run_counts_from_its_start(command, monkeypatch):
 
 
 def test_the_prior_of_the_tutorial_is_limited_too(command, tmp_path, monkeypatch):
-    monkeypatch.setattr("dfkd.priors.training.WORK", tmp_path / "work" / "priors")
     status, _, err = command("prior", "--data=glyphs", "--size=16", "--device=cpu", "--time-limit=1e-9")
     assert (status, err) == (
         75,
@@ -148,7 +147,3 @@ def test_each_shard_makes_what_its_cells_lack(command):
 def test_cards_of_the_project_satisfy_their_schemas():
     for path in paths.teachers().glob("*.json"):
         assert TEACHER.read_of(path.with_suffix(".safetensors"), path.stem) == json.loads(path.read_text("utf-8"))
-
-
-def test_states_are_kept_where_work_is():
-    assert resumable.WORK == paths.ROOT / "work"
