@@ -52,7 +52,7 @@ class DFAD(Method):
 
     def setup(self, ctx: Context) -> None:
         generator = build_generator(self.nz, self.ngf, ctx.spec.size, ctx.spec.channels)
-        self.generator = generator.to(ctx.device, memory_format=torch.channels_last).train()
+        self.generator = generator.to(ctx.device).to(memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.Adam(self.generator.parameters(), self.lr, (self.beta1, self.beta2))
 
     def draw(self, ctx: Context) -> Batch:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 from dfkd import paths
 from dfkd.errors import UserError, shown, unknown
@@ -155,7 +156,7 @@ def _tree(text: str, name: str) -> ast.Module:
     return ast.parse(text, name)
 
 
-def _registered_name(decorator: ast.expr) -> object:
+def _registered_name(decorator: ast.expr) -> Any:
     """`name` of `@METHODS.register_module("name")` or `(name="name")`."""
     if not (isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("METHODS.register_module")):
         return None
@@ -175,11 +176,12 @@ def _lineage(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.C
 
 def _constants(node: ast.ClassDef) -> dict[str, object]:
     """Class attributes that are set to a constant, annotated or not."""
-    found = {}
+    found: dict[str, object] = {}
     for item in node.body:
-        targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
-        if isinstance(getattr(item, "value", None), ast.Constant) and isinstance(targets[0], ast.Name):
-            found[targets[0].id] = item.value.value
+        if isinstance(item, ast.Assign | ast.AnnAssign) and isinstance(item.value, ast.Constant):
+            target = item.targets[0] if isinstance(item, ast.Assign) else item.target
+            if isinstance(target, ast.Name):
+                found[target.id] = item.value.value
     return found
 
 
@@ -188,10 +190,13 @@ def _fields(node: ast.ClassDef) -> dict[str, object]:
     for a constructor written by hand, whose arguments nobody could know."""
     if any(isinstance(item, ast.FunctionDef) and item.name == "__init__" for item in node.body):
         raise ValueError("a constructor")
-    fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-    if any(item.value is None for item in fields):
-        raise ValueError("a field without a default")
-    return {item.target.id: ast.literal_eval(item.value) for item in fields}
+    found = {}
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            if item.value is None:
+                raise ValueError("a field without a default")
+            found[item.target.id] = ast.literal_eval(item.value)
+    return found
 
 
 def code_digest(*files: Path) -> str:
@@ -215,8 +220,7 @@ def _shape(node: object) -> object:
 
 
 def _is_text(node: object) -> bool:
-    alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return alone and isinstance(node.value.value, str)
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _with_imports(path: Path, seen: tuple[Path, ...] = (), home: Path | None = None) -> tuple[Path, ...]:
@@ -242,10 +246,10 @@ def _imported(node: ast.AST, path: Path, home: Path) -> Iterator[Path]:
     guest = home not in paths.METHODS
     for parts in (name.split(".") for name in names):
         if start is None and parts[0] in [folder.name for folder in paths.METHODS]:
-            places, files = (paths.ROOT,), ("{}.py",)
+            places, files = [paths.ROOT], ["{}.py"]
         elif guest and parts[0] != "dfkd":
             # Its parents: a package that holds it may be named from outside.
-            places, files = (start,) if start else (home, *home.parents), ("{}.py", "{}/__init__.py")
+            places, files = [start] if start else [home, *home.parents], ["{}.py", "{}/__init__.py"]
         else:
             continue
         stems = (place.joinpath(*parts[: i + 1]) for place in places for i in range(len(parts)))

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,7 +71,7 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     return record
 
 
-def make_teacher(options: argparse.Namespace, recipe: dict, until: float) -> str:
+def make_teacher(options: argparse.Namespace, recipe: Mapping, until: float) -> str:
     """Find, import or train a teacher; returns a line on it."""
     from dfkd.engine.machine import device_of
 

@@ -52,7 +52,7 @@ def teacher(
     return _provide(teachers.WantedTeacher(data, arch, recipe, data_root, device, **options))
 
 
-def prior(name: str, data_root: Path, device: torch.device | str, **options: Any) -> Artifact:
+def prior(name: str, data_root: Path, device: torch.device, **options: Any) -> Artifact:
     """A diffusion prior: its folder and card. `name` is a name, or the path of a user-provided folder.
 
     Without `recipe` among the `options` it is trained by that of `benchmarks/priors.yaml`. Raises as `teacher` does.

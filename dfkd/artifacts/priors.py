@@ -56,7 +56,7 @@ class WantedPrior(Wanted):
         self,
         name: str,
         data_root: Path,
-        device: torch.device | str,
+        device: torch.device,
         *,
         recipe: Mapping[str, Any] | None = None,
         **options: Any,

@@ -132,7 +132,7 @@ def user_provided(data: str, arch: str, file: Path, data_root: Path, device: tor
 
 def measure(network: torch.nn.Module, on: Task, test: tuple[np.ndarray, np.ndarray], device: torch.device) -> float:
     """The task's metric on the test set, of a network that takes images in [0, 1]."""
-    measured = score(network.to(device, memory_format=torch.channels_last), on, *test, device)
+    measured = score(network.to(device).to(memory_format=torch.channels_last), on, *test, device)
     if not math.isfinite(measured):
         raise UserError(f"{on.name}: the test split has no label that counts, so nothing can be measured")
     return measured

@@ -36,7 +36,7 @@ class Wanted:
     path: Path
     recipe: Mapping[str, Any] | None
     data_root: Path
-    device: torch.device | str
+    device: torch.device
     _: KW_ONLY
     seed: int = 0
     source: Path | None = None
@@ -71,11 +71,9 @@ class Wanted:
 
     def training(self, *facts: Any) -> dict[str, Any]:
         """The options of a training, whose state depends on these facts, the seed and the kind of device."""
-        import torch
-
         from dfkd import resumable
 
-        key = (*facts, self.seed, torch.device(self.device).type)
+        key = (*facts, self.seed, self.device.type)
         state = resumable.state_path(self._work(), *key)
         told = {"seed": self.seed, "device": self.device, "resume": self.resume, "until": self.until}
         return {"state": state, "say": self.tell} | told

@@ -169,5 +169,5 @@ def load_encoder(network: nn.Module, name: str, folders: Iterable[Path]) -> Path
             "see the README of its table"
         )
     state = {k: v for k, v in _read_state(path).items() if not k.startswith(("classifier.", "fc."))}
-    _fill(network.encoder, path, mobilenetv2_encoder(state), "the encoder")
+    _fill(network.get_submodule("encoder"), path, mobilenetv2_encoder(state), "the encoder")
     return path

@@ -76,7 +76,7 @@ class Distillation(TrainingModule):
         self._names, self.on = run, task(run["data"])
         spec, device = InputSpec.from_dict(teacher["spec"]), clock.device
         network = artifacts.load(Path(teacher["weights"]), teacher["arch"], spec)
-        frozen = Teacher(network, spec).to(device, memory_format=torch.channels_last)
+        frozen = Teacher(network, spec).to(device).to(memory_format=torch.channels_last)
         model = priors.load(prior["place"], prior["card"], device, precision) if prior else None
         seal()
         granted = Budget(**budget)
@@ -106,7 +106,7 @@ class Distillation(TrainingModule):
         names = self._names
         seed = seed_for("student-init", names["data"], names["teacher"], names["student"], names["seed"])
         network = initialise(names["student"], spec, seed)
-        return Normalised(network, spec).to(self.clock.device, memory_format=torch.channels_last)
+        return Normalised(network, spec).to(self.clock.device).to(memory_format=torch.channels_last)
 
     def _context(
         self,
@@ -168,7 +168,7 @@ class Distillation(TrainingModule):
     def train_step(self, data: Batch, optim_wrapper: OptimWrapper) -> None:
         with optim_wrapper.optim_context(self):
             outputs = self.method.distill(self.ctx, data)
-        loss = sum(outputs.values())
+        loss: Any = sum(outputs.values())
         self.bad |= ~torch.isfinite(loss.detach())
         optim_wrapper.update_params(loss)
         self.method.after_step(self.ctx, data, outputs)
@@ -194,10 +194,10 @@ class Distillation(TrainingModule):
         Of a method that makes its images in `draw` these are the last batch.
         """
         buffer = self.ctx.buffer
-        if self.method.reference or not (buffer.size or self.latest is not None):
+        if self.method.reference:
             return None
         if not buffer.size:
-            return to_bytes(self.latest), None
+            return None if self.latest is None else (to_bytes(self.latest), None)
         labels = buffer.fields.get("labels")
         return buffer.images[: buffer.size], None if labels is None else labels[: buffer.size]
 

@@ -54,7 +54,7 @@ def confusion_of(network: nn.Module, batches: Batches, classes: int) -> Tensor:
     """The confusion matrix of a network (images in [0, 1] → logits), which is left in the mode it was in."""
     training = network.training
     network.eval()
-    matrix = sum(confusion(network(images).argmax(1), labels, classes) for images, labels in batches)
+    matrix: Any = sum(confusion(network(images).argmax(1), labels, classes) for images, labels in batches)
     network.train(training)
     return matrix
 
@@ -112,6 +112,7 @@ class EvaluationLoop(BaseLoop):
             teacher, size = model.ctx.teacher, self.dataloader.size
             seen = teacher.images_seen
             real = diagnostics.features_of(teacher, self.dataloader.images, size)
-            facts = diagnostics.describe(teacher, *made, real, size)
+            images, labels = made
+            facts = diagnostics.describe(teacher, images, labels, real, size)
             teacher.images_seen = seen
         return facts

@@ -18,11 +18,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 try:
     import _posixsubprocess
 except ImportError:  # Windows
-    _posixsubprocess = None
+    _posixsubprocess = None  # type: ignore[assignment]
 
 
 class DataFreeViolation(RuntimeError):
@@ -173,7 +174,7 @@ def _close_native_openers(refuse: Callable[[str], None]) -> Callable[[], None]:
     closed: list[tuple[object, str]] = [(_posixsubprocess, "fork_exec")] if _posixsubprocess else []
     # Not a way to the data, but one past the record: a process that ends so says that all went well.
     closed += [(module, "_exit") for name in ("os", "posix") if (module := sys.modules.get(name))]
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     if torch is not None:
         closed += [(torch, "from_file"), (torch.UntypedStorage, "from_file")]
     if "torchvision.io" in sys.modules:

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -167,7 +168,8 @@ class ProgressHook(Hook):
     def __init__(self, title: str = "", every: float = 20.0) -> None:
         self.title, self.live = title, sys.stderr.isatty()
         self.every = 0.2 if self.live else every
-        self._last, self._display = -math.inf, None
+        self._last = -math.inf
+        self._display: Any = None
 
     def before_train(self, runner: Runner) -> None:
         self._seconds = {"synthesis": 0.0, "training": 0.0}

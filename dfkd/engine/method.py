@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmengine.registry import Registry
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ class Method:
     replace = "oldest"
     """Which entries a full buffer overwrites: "oldest" or "lowest" (priority)."""
 
-    saved = ()
+    saved: ClassVar[tuple[str, ...]] = ()
     """Attributes that `setup` makes and that change from step to step: modules, optimizers, tensors, numbers. They are
     part of the run's state, from which a stopped run goes on."""
 
@@ -197,7 +197,7 @@ def import_file(path: Path) -> None:
     name = f"{package.__name__}.{path.stem}"
     if name not in sys.modules:
         sys.modules[package.__name__] = package
-        spec = importlib.util.spec_from_file_location(name, path)
+        spec: Any = importlib.util.spec_from_file_location(name, path)
         sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(sys.modules[name])

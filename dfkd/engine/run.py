@@ -147,7 +147,7 @@ def _assemble(
     on, root, entry = resolved.task, options.data_root, resolved.entry
     with clock.phase("evaluation"):
         if prior:
-            priors.check_disjoint(prior[1], priors.digests_path(prior[0]), on, root)
+            priors.check_disjoint(prior[1], priors.digests_path(Path(prior[0])), on, root)
         test = Batches(*on.load("test", root), clock.device)
     given: dict[str, Any] = {"clock": clock}
     if entry.needs_data:

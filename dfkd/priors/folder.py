@@ -81,7 +81,7 @@ def digests_path(folder: Path) -> Path | None:
 
 def image_digests(images: np.ndarray) -> np.ndarray:
     """Of each image (uint8, N×H×W×3) the first 8 bytes of the sha256 of its bytes: uint64, N."""
-    heads = (hashlib.sha256(np.ascontiguousarray(image)).digest()[:8] for image in images)
+    heads = (hashlib.sha256(np.ascontiguousarray(image).data).digest()[:8] for image in images)
     return np.array([int.from_bytes(head, "big") for head in heads], np.uint64)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 # Stable Diffusion's, which every prior trained here has (diffdfkd.md 6).
-SCHEDULE = {
+SCHEDULE: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -101,7 +101,7 @@ class PixelPrior(Prior):
         return (clean / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def augment(
+    def augment(  # type: ignore[override]  # the options are its own
         self,
         images: Tensor,
         count: int,

@@ -56,8 +56,8 @@ def train(
         param_scheduler=dict(type="PriorRate", recipe=dict(recipe)),
         randomness=dict(seed=seed % 2**32),
     )
-    given, told = {"flip": source.flip, "images": images}, {"state": state, "resume": resume, "until": until}
-    training, seconds = resumable.finish(config, given, device, **told, say=say)
+    given = {"flip": source.flip, "images": images}
+    training, seconds = resumable.finish(config, given, device, state=state, resume=resume, until=until, say=say)
     return training.averaged(), seconds
 
 
@@ -109,7 +109,7 @@ class Denoising(resumable.Training):
         self.recipe, self.flip, device = recipe, flip, clock.device
         # As bytes in their own size; each batch is scaled as it is drawn.
         self.images = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).to(device)
-        self.unet = network(recipe, seed).to(device, memory_format=torch.channels_last)
+        self.unet = network(recipe, seed).to(device).to(memory_format=torch.channels_last)
         self.schedule = DDPMScheduler(**SCHEDULE)
         # Its decay rises as (1 + n)/(10 + n), so that the first weights are soon forgotten.
         self.ema = EMAModel(self.unet.parameters(), decay=recipe["ema"], foreach=True)
@@ -134,7 +134,7 @@ class Denoising(resumable.Training):
         return batch.contiguous(memory_format=torch.channels_last)
 
     def loss(self, data: Tensor) -> Tensor:
-        draw = {"generator": self.generator, "device": data.device}
+        draw: dict[str, Any] = {"generator": self.generator, "device": data.device}
         noise = torch.randn(data.shape, **draw)
         times = torch.randint(0, SCHEDULE["num_train_timesteps"], (len(data),), **draw)
         return F.mse_loss(self.unet(self.schedule.add_noise(data, noise, times), times).sample, noise)

@@ -117,7 +117,9 @@ def _check(recipe: dict, path: Path, table: Table) -> None:
     entry = catalog.entries().get(recipe["method"])  # one that `--import` brings is not known here
     for key, arguments in parts.items():
         with naming(path, key):
-            for name, value in arguments.items() if entry else ():
+            for name, value in arguments.items():
+                if entry is None:
+                    break
                 coerce(name, value, default_of(name, entry))
 
 

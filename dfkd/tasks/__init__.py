@@ -8,7 +8,8 @@ from typing import Any
 
 from dfkd.errors import UserError, unknown
 from dfkd.files import check_writable, replace_file
-from dfkd.tasks.base import IGNORE, InputSpec, Task
+from dfkd.metrics import IGNORE
+from dfkd.tasks.base import InputSpec, Task
 from dfkd.tasks.cifar import CIFAR10, CIFAR100
 from dfkd.tasks.digit_scenes import DIGIT_SCENES
 from dfkd.tasks.digits import DIGITS

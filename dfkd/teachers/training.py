@@ -97,7 +97,7 @@ class Supervised(resumable.Training):
         super().__init__(recipe["epochs"], int(batches), clock)
         self.recipe, device = recipe, clock.device
         self.images, self.labels = on_device(images, labels, device)
-        self.network = Normalised(network, on.spec).to(device, memory_format=torch.channels_last)
+        self.network = Normalised(network, on.spec).to(device).to(memory_format=torch.channels_last)
         self.augment = augment_for(on)
         # Streams of their own: one draw more in one place must not move the others.
         self.shuffling = torch.Generator().manual_seed(seed)

@@ -60,9 +60,9 @@ def disk(free):
 @pytest.mark.parametrize(
     ("change", "good", "line"),
     [
-        (lambda patch: patch.setattr(sys, "version", "3.10.4 (main)"), False, "Python 3.10.4, >=3.11,<3.13 is needed"),
-        (lambda patch: patch.setattr(sys, "version", "3.13.0 (main)"), False, "Python 3.13.0, >=3.11,<3.13 is needed"),
-        (lambda patch: patch.setattr(sys, "version", "3.12.1 (main)"), True, "Python 3.12.1"),
+        (lambda patch: patch.setattr(sys, "version", "3.10.4 (main)"), False, "Python 3.10.4, >=3.11,<3.15 is needed"),
+        (lambda patch: patch.setattr(sys, "version", "3.15.0 (main)"), False, "Python 3.15.0, >=3.11,<3.15 is needed"),
+        (lambda patch: patch.setattr(sys, "version", "3.14.1 (main)"), True, "Python 3.14.1"),
         (lambda patch: patch.setenv("PATH", "/nowhere"), None, "git: records will name no commit (git cannot be run"),
         (elsewhere, None, "git: records will name no commit"),
         (weights("/nowhere"), False, "weights folder /nowhere (DFKD_WEIGHTS) is no folder"),

@@ -26,7 +26,7 @@ def run(noise, tmp_path, monkeypatch):
     def train(where="own", say=lambda line: None, seed=0, resume=True, **changes):
         monkeypatch.setattr(paths, "priors", lambda: tmp_path / where)
         options = {"recipe": TINY | changes, "seed": seed, "resume": resume, "say": say}
-        return WantedPrior("tiny", tmp_path / "data", "cpu", **options).train()
+        return WantedPrior("tiny", tmp_path / "data", torch.device("cpu"), **options).train()
 
     return train
 

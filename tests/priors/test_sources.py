@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from dfkd import artifacts, paths
@@ -39,8 +40,8 @@ def ask(tmp_path, monkeypatch):
     def call(name, **options):
         options = {"say": lambda line: None} | options
         if "/" in name:
-            return artifacts.prior(name, tmp_path / "data", "cpu", **options)
-        return WantedPrior(name, tmp_path / "data", "cpu", **options).provide()
+            return artifacts.prior(name, tmp_path / "data", torch.device("cpu"), **options)
+        return WantedPrior(name, tmp_path / "data", torch.device("cpu"), **options).provide()
 
     return call
 
@@ -395,7 +396,7 @@ def test_the_shared_prior_of_natural_images_is_known(ask, tmp_path):
         given = None
     if given is None or pool("public_images").problems(store.data_root()):
         pytest.skip("prior_public32 or public_images is not there")
-    folder, card = WantedPrior("public32", store.data_root(), "cpu", say=lambda line: None).provide()
+    folder, card = WantedPrior("public32", store.data_root(), torch.device("cpu"), say=lambda line: None).provide()
     assert (card["seconds"], card["data"], card["size"]) == (7201.0, "public_images", 32)
     assert card["images"] == {"count": 7500, "height": 64, "width": 64}
     assert len(np.load(digests_path(folder))) == 7500
