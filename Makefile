@@ -36,6 +36,7 @@ test: lint
 lint: $(READY)
 	ruff check .
 	ruff format --check .
+	mypy
 
 quick-test: $(READY)
 	python -m pytest -m "not slow"
@@ -48,8 +49,8 @@ quick-speed: $(READY)
 	python -m pytest benchmarks/speed --benchmark-disable
 
 $(VENV)/.ok: requirements.lock
-	@$(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
-	  || { echo "Python 3.11 or 3.12 is needed: make PY=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+	  || { echo "Python 3.11 to 3.14 is needed: make PY=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@[ $$(df -Pk . | awk 'NR == 2 {print $$4}') -gt 7340032 ] || [ -d $(VENV)/lib ] \
 	  || { echo "7 GB of free disk are needed for the environment (torch and its CUDA libraries)"; exit 1; }
 	$(PY) -m venv $(VENV)

@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 from tabulate import tabulate
@@ -46,7 +47,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-NAME, PATH, WHOLE, DEVICE, MINUTES = map(option, (check_name, path, whole, device, minutes))
+READERS: tuple[Callable[[str], object], ...] = (check_name, path, whole, device, minutes)
+NAME, PATH, WHOLE, DEVICE, MINUTES = map(option, READERS)
 NAMES, WHOLES = map(option, (several(check_name), several(whole)))
 
 
@@ -327,7 +329,7 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(KeyboardInterrupt("interrupted"), 130)
 
 
-def fail(error: Exception, status: int = 2) -> int:
+def fail(error: BaseException, status: int = 2) -> int:
     """Say it in one line, whatever was quoted in it."""
     line = re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], str(error))
     print(f"bench.py: {line[:4000]}", file=sys.stderr)

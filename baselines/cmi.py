@@ -11,6 +11,7 @@ augmentation as the task allows (digits are not flipped).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ class CMI(Method):
 
     def setup(self, ctx: Context) -> None:
         generator = build_generator(self.nz, self.ngf, ctx.spec.size, ctx.spec.channels, ctx.per_pixel)
-        self.generator = generator.to(ctx.device, memory_format=torch.channels_last)
+        self.generator = generator.to(ctx.device).to(memory_format=torch.channels_last)
         self.statistics = BatchNormLoss(ctx.teacher)
         self.contrast = None
         if self.cr:
@@ -104,14 +105,16 @@ class CMI(Method):
         z, labels = ctx.noise(count, self.nz).requires_grad_(True), ctx.random_labels(count)
         optimizers = [torch.optim.Adam([*self.generator.parameters(), z], lr=self.lr, betas=BETAS)]
         optimizers += [self.contrast.optimizer] if self.contrast else []
-        best, finite = None, True
+        best: Any = None
+        finite: Any = True
         for _ in range(steps):
             images = self.generator(z)
             loss, features = self.inversion_loss(ctx, images, labels)
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()
-            found, finite = (loss.detach(), images.detach(), features), loss.detach().isfinite() & finite
+            found: Any = (loss.detach(), images.detach(), features)
+            finite = loss.detach().isfinite() & finite
             if best is not None:
                 # Chosen on the device: reading the loss here would make the host wait at every step.
                 better = found[0] < best[0]

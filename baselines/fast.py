@@ -59,7 +59,7 @@ class Fast(Method):
 
     def setup(self, ctx: Context) -> None:
         generator = build_generator(self.nz, self.ngf, ctx.spec.size, ctx.spec.channels, ctx.per_pixel)
-        generator = generator.to(ctx.device, memory_format=torch.channels_last)
+        generator = generator.to(ctx.device).to(memory_format=torch.channels_last)
         self.generator = MetaGenerator(generator, self.k, self.lr_g, self.lr_z, self.meta)
         self.statistics = BatchNormLoss(ctx.teacher, self.bn_momentum)
 

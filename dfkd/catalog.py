@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
+from dfkd import paths
 from dfkd.errors import UserError, shown, unknown
 from dfkd.files import stamps
 from dfkd.names import check_name
 from dfkd.names import path as typed_path
-
-ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("methods", "baselines")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Entry:
     @property
     def external(self) -> bool:
         """Whether the method comes from outside the repository (`--import`)."""
-        return self.path.parent not in [ROOT / folder for folder in FOLDERS]
+        return self.path.parent not in paths.METHODS
 
     @property
     def digest(self) -> str:
@@ -56,9 +55,9 @@ def entries(extra: str | None = None) -> dict[str, Entry]:
 
 
 @functools.lru_cache(maxsize=8)
-def _entries(paths: tuple) -> dict[str, Entry]:
+def _entries(stamped: tuple) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
-    for path, *_ in paths:
+    for path, *_ in stamped:
         for entry in _read(path):
             if entry.name in found and found[entry.name].path != path:
                 raise UserError(f"method {entry.name!r} is registered in both {found[entry.name].path} and {path}")
@@ -68,7 +67,7 @@ def _entries(paths: tuple) -> dict[str, Entry]:
 
 def files() -> list[Path]:
     """The repository's method files."""
-    return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("[!.]*.py"))]
+    return [path for folder in paths.METHODS for path in sorted(folder.glob("[!.]*.py"))]
 
 
 def entry(name: str, extra: str | None = None) -> Entry:
@@ -161,7 +160,7 @@ def _tree(text: str, name: str) -> ast.Module:
     return ast.parse(text, name)
 
 
-def _registered_name(decorator: ast.expr) -> object:
+def _registered_name(decorator: ast.expr) -> Any:
     """`name` of `@METHODS.register_module("name")` or `(name="name")`."""
     if not (isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("METHODS.register_module")):
         return None
@@ -181,11 +180,12 @@ def _lineage(node: ast.ClassDef, classes: Classes) -> list[ast.ClassDef]:
 
 def _constants(node: ast.ClassDef) -> dict[str, object]:
     """Class attributes that are set to a constant, annotated or not."""
-    found = {}
+    found: dict[str, object] = {}
     for item in node.body:
-        targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
-        if isinstance(getattr(item, "value", None), ast.Constant) and isinstance(targets[0], ast.Name):
-            found[targets[0].id] = item.value.value
+        if isinstance(item, ast.Assign | ast.AnnAssign) and isinstance(item.value, ast.Constant):
+            target = item.targets[0] if isinstance(item, ast.Assign) else item.target
+            if isinstance(target, ast.Name):
+                found[target.id] = item.value.value
     return found
 
 
@@ -194,18 +194,21 @@ def _fields(node: ast.ClassDef) -> dict[str, object]:
     for a constructor written by hand, whose arguments nobody could know."""
     if any(isinstance(item, ast.FunctionDef) and item.name == "__init__" for item in node.body):
         raise ValueError("a constructor")
-    fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-    if any(item.value is None for item in fields):
-        raise ValueError("a field without a default")
-    return {item.target.id: ast.literal_eval(item.value) for item in fields}
+    found = {}
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            if item.value is None:
+                raise ValueError("a field without a default")
+            found[item.target.id] = ast.literal_eval(item.value)
+    return found
 
 
-def code_digest(*paths: Path) -> str:
+def code_digest(*files: Path) -> str:
     """sha256 over the syntax trees without docstrings and comments: an edit of words makes no record stale.
 
     Depends neither on where the files lie nor on the version of Python that reads them.
     """
-    each = sorted(hashlib.sha256(repr(_shape(_parse(path))).encode()).hexdigest() for path in paths)
+    each = sorted(hashlib.sha256(repr(_shape(_parse(path))).encode()).hexdigest() for path in files)
     return hashlib.sha256("".join(each).encode()).hexdigest()
 
 
@@ -221,8 +224,7 @@ def _shape(node: object) -> object:
 
 
 def _is_text(node: object) -> bool:
-    alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return alone and isinstance(node.value.value, str)
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _with_imports(path: Path, seen: tuple[Path, ...] = (), home: Path | None = None) -> tuple[Path, ...]:
@@ -245,21 +247,21 @@ def _imported(node: ast.AST, path: Path, home: Path) -> Iterator[Path]:
         start, names = None, [alias.name for alias in node.names]
     else:
         return
-    guest = home not in [ROOT / folder for folder in FOLDERS]
+    guest = home not in paths.METHODS
     for parts in (name.split(".") for name in names):
-        if start is None and parts[0] in FOLDERS:
-            places, files = (ROOT,), ("{}.py",)
+        if start is None and parts[0] in [folder.name for folder in paths.METHODS]:
+            places, files = [paths.ROOT], ["{}.py"]
         elif guest and parts[0] != "dfkd":
             # Its parents: a package that holds it may be named from outside.
-            places, files = (start,) if start else (home, *home.parents), ("{}.py", "{}/__init__.py")
+            places, files = [start] if start else [home, *home.parents], ["{}.py", "{}/__init__.py"]
         else:
             continue
         stems = (place.joinpath(*parts[: i + 1]) for place in places for i in range(len(parts)))
         targets = (Path(file.format(stem)) for stem in stems for file in files)
-        yield from (t for t in targets if t.is_file() and (ROOT in places or t.is_relative_to(home)))
+        yield from (t for t in targets if t.is_file() and (paths.ROOT in places or t.is_relative_to(home)))
 
 
 @functools.cache
 def harness_digest() -> str:
     """The digest of the harness's own code."""
-    return code_digest(*(ROOT / "dfkd").rglob("*.py"))
+    return code_digest(*paths.CODE.rglob("*.py"))

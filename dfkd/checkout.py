@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from dfkd.catalog import ROOT
+from dfkd import paths
 from dfkd.errors import UserError
 
 
@@ -14,7 +14,7 @@ def git(*arguments: str) -> str:
 
     The checkout of something else around it, in whose folder a download was unpacked, does not count.
     """
-    if Path(_git("rev-parse", "--show-toplevel").rstrip("\n")).resolve() != ROOT.resolve():
+    if Path(_git("rev-parse", "--show-toplevel").rstrip("\n")).resolve() != paths.ROOT.resolve():
         raise UserError("this folder is no git checkout")
     return _git(*arguments)
 
@@ -22,7 +22,7 @@ def git(*arguments: str) -> str:
 def _git(*arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, encoding="utf-8", errors="replace"
+            ["git", "-C", str(paths.ROOT), *arguments], capture_output=True, encoding="utf-8", errors="replace"
         )
     except OSError as error:
         raise UserError(f"git cannot be run: {error.strerror}") from None

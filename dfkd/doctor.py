@@ -15,17 +15,16 @@ from pathlib import Path
 import numpy as np
 from packaging.specifiers import SpecifierSet
 
-from dfkd.catalog import ROOT
+from dfkd import paths
+from dfkd.artifacts import PRIOR, TEACHER, given_folders, weights_folders
 from dfkd.checkout import git
 from dfkd.engine import confine
 from dfkd.errors import UserError
+from dfkd.files import file_digest
 from dfkd.metrics import metric
 from dfkd.networks import NETWORKS
-from dfkd.priors import cards
 from dfkd.priors.recipes import HUB, recipes
-from dfkd.priors.sources import find as find_prior
 from dfkd.tasks import POOLS, TASKS, task
-from dfkd.teachers import file_digest, find, read_card, weights_folders, weights_name
 
 PACKAGES = {
     "torch": "torch",
@@ -65,21 +64,20 @@ def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[boo
             continue
         problems = data.problems(data_root)
         yield not problems, f"data {data.name}: {'; '.join(problems) or 'intact'}"
-    for name in TASKS:
-        for arch in NETWORKS:
-            try:
-                found = find(name, arch, weights_folders(teachers))
-                good, line = _teacher(found, teachers) if found else (None, "")
-            except UserError as error:  # a folder, a pipe or a broken link has its name
-                good, line = False, str(error)
-            if line:
-                yield good, f"teacher {weights_name(name, arch)}: {line}"
+    for teacher in (paths.teacher(name, arch) for name in TASKS for arch in NETWORKS):
+        try:
+            found = TEACHER.find(teacher.stem, weights_folders(teachers))
+            good, line = _teacher(found, teachers) if found else (None, "")
+        except UserError as error:  # a folder, a pipe or a broken link has its name
+            good, line = False, str(error)
+        if line:
+            yield good, f"teacher {teacher.name}: {line}"
     for name in sorted({*recipes(), *HUB, *(path.stem for path in priors.glob("*.json"))}):
         yield _prior(name, priors)
 
 
 def _python() -> tuple[bool, str]:
-    with open(ROOT / "pyproject.toml", "rb") as file:
+    with open(paths.ROOT / "pyproject.toml", "rb") as file:
         wanted = tomllib.load(file)["project"]["requires-python"]
     found = sys.version.split()[0]
     good = SpecifierSet(wanted).contains(found, prereleases=True)
@@ -87,7 +85,7 @@ def _python() -> tuple[bool, str]:
 
 
 def _surroundings(teachers: Path) -> Iterator[tuple[bool | None, str]]:
-    for folder in (ROOT / "work", teachers.parent):
+    for folder in (paths.WORK, teachers.parent):
         yield _writable(folder)
     home = Path(os.path.expanduser("~"))
     if not _writable(home)[0]:
@@ -95,7 +93,7 @@ def _surroundings(teachers: Path) -> Iterator[tuple[bool | None, str]]:
             None,
             f"home folder {home} cannot be written: no cache lasts, and data need a --data-root or DFKD_DATA",
         )
-    yield _space(ROOT)
+    yield _space(paths.ROOT)
     if confine.isolation() == "landlock":
         yield True, f"isolation of methods: Landlock, version {confine.version()}"
     else:
@@ -118,7 +116,7 @@ def _data_root(root: Path) -> Iterator[tuple[bool | None, str]]:
         good, line = _writable(root)
         yield None if good else False, f"data root {root}: not there yet" if good else f"data root {line}"
         return
-    own = {"the project": ROOT, "Python": Path(os.__file__).parent, "its packages": Path(np.__file__).parent}
+    own = {"the project": paths.ROOT, "Python": Path(os.__file__).parent, "its packages": Path(np.__file__).parent}
     held = [f"{what} ({path})" for what, path in own.items() if path.resolve().is_relative_to(root.resolve())]
     # The guard refuses everything below the data root.
     yield (
@@ -155,11 +153,11 @@ def _package(package: str, module: str) -> tuple[bool, str]:
 def _prior(name: str, priors: Path) -> tuple[bool | None, str]:
     try:
         if (priors / name).is_dir():
-            card, weights = cards.read_card(priors / name), cards.weights_path(priors / name)
+            card, weights = PRIOR.read(priors / name), PRIOR.weights(priors / name)
             if file_digest(weights) != card["digest"]:
                 return False, f"prior {name}: {weights} is damaged"
             return True, f"prior {name}: {card['origin']}, {card['trained_on']}"
-        found = find_prior(name)
+        found = PRIOR.find(name, given_folders(priors)[1:])
     except UserError as error:
         return False, f"prior {name}: {error}"
     if found is not None:
@@ -171,11 +169,11 @@ def _prior(name: str, priors: Path) -> tuple[bool | None, str]:
 
 def _teacher(weights: Path, own: Path) -> tuple[bool, str]:
     try:
-        card = read_card(weights)
+        card = TEACHER.read(weights)
         if weights.parent == own and file_digest(weights) != card["digest"]:
             return False, f"{weights} is damaged"
     except UserError as error:
         if weights.parent == own:
             return False, str(error)
-        return True, f"ready to adopt from {weights.parent}"
+        return True, f"ready to import from {weights.parent}"
     return True, f"{card['origin']}, {metric(task(card['data']).metric).text(card['accuracy'])}"

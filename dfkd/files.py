@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import secrets
 import shutil
@@ -93,3 +94,36 @@ def check_writable(folder: Path) -> None:
             raise PermissionError(None, "permission denied")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def file_there(path: Path) -> bool:
+    """Whether there is a file. Raises UserError for whatever else has its name: nothing is opened to find out."""
+    try:
+        if path.is_file():
+            return True
+        if not os.path.lexists(path):
+            return False
+        what = "a broken link" if not path.exists() else "a folder" if path.is_dir() else "no regular file"
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    raise UserError(f"{path} is {what}, where a file is expected")
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file. Raises UserError where it is missing or cannot be read."""
+    if not file_there(Path(path)):
+        raise UserError(f"{path} is missing")
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def check_digest(path: Path, expected: str) -> None:
+    """Raise UserError where weights are not those of their card."""
+    if (found := file_digest(path)) != expected:
+        raise UserError(
+            f"{path} is damaged, or its card is another's: sha256 {expected} expected, {found} found; "
+            "remove it to have it made anew"
+        )

@@ -21,7 +21,7 @@ def alone(path: Path, what: str, until: float = math.inf, say: Callable[[str], N
     The lock is the system's, so that a killed holder leaves none. Raises `Stopped` where a signal or the moment `until`
     (seconds of `time.monotonic`) ends the waiting, UserError where the lock file cannot be written.
     """
-    lock, asked = FileLock(path), []
+    lock, asked = FileLock(path), list[str]()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -35,8 +35,8 @@ def alone(path: Path, what: str, until: float = math.inf, say: Callable[[str], N
         reason = asked[0] if asked else "the time limit was reached"
         raise Stopped(f"{what}: {reason} while another process makes it; the same command again") from None
     except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write to the work folder {path.parent}: {reason}") from error
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write to {path.parent}: {why}") from error
     try:
         yield
     finally:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = (ROOT / "methods", ROOT / "baselines")
+CODE, METHODS = ROOT / "dfkd", (ROOT / "methods", ROOT / "baselines")
+SCHEMAS = ROOT / "docs" / "schemas"
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = ROOT / "results"
 WORK = ROOT / "work"
@@ -19,9 +20,9 @@ def table(family: str) -> Path:
     return BENCHMARKS / family / "table.yaml"
 
 
-def manifest(data: str) -> Path:
-    """The committed copy of a data set's manifest, which the pipeline depends on."""
-    return BENCHMARKS / "manifests" / f"{data}.json"
+def pipeline(name: str) -> Path:
+    """The maps over which the stages of a pipeline run."""
+    return BENCHMARKS / "pipeline" / f"{name}.yaml"
 
 
 def prior_recipes() -> Path:
@@ -47,6 +48,11 @@ def teacher(data: str, arch: str) -> Path:
 
 def priors() -> Path:
     return RESULTS / "priors"
+
+
+def prior(name: str) -> Path:
+    """The folder of a diffusion prior; its card and the hashes of its training images lie beside it."""
+    return priors() / name
 
 
 def plots() -> Path:

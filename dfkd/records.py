@@ -165,7 +165,7 @@ def validate(record: Any, where: object = "record") -> None:
         raise UserError(f"{where}: {key}: {problem}")
 
 
-def write(record: dict, root: str | Path) -> Path:
+def write(record: dict, root: Path) -> Path:
     """Validate the record and put it in its place in one step, safe on the disk; returns the path."""
     try:
         text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
@@ -181,7 +181,7 @@ def write(record: dict, root: str | Path) -> Path:
     return path
 
 
-def keep(record: dict, root: str | Path) -> Path | None:
+def keep(record: dict, root: Path) -> Path | None:
     """As `write`, but an interrupted or failed run never takes the place of a finished one (then None).
 
     A file in its place that is no record gives way, and is named.
@@ -204,7 +204,7 @@ def read(path: str | Path) -> dict:
     return record
 
 
-def read_all(root: str | Path, pattern: str = "*/*/*/*.json") -> Found:
+def read_all(root: Path, pattern: str = "*/*/*/*.json") -> Found:
     """Every record under `root` that fits the pattern, in order of their paths; none where the folder is missing.
 
     Hidden files are passed over: macOS and editors leave such beside others.

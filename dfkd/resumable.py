@@ -20,7 +20,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from dfkd import catalog, paths
+from dfkd import catalog
 from dfkd.engine.clock import Clock
 from dfkd.engine.hooks import ProgressHook
 from dfkd.engine.method import Stage
@@ -30,7 +30,6 @@ from dfkd.errors import CannotWrite, UserError
 from dfkd.networks.keys import check_finite
 from dfkd.signals import Stopped
 
-WORK = paths.WORK
 SAVE_EVERY, SPEAK_EVERY = 60.0, 20.0  # seconds
 
 

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from pkgutil import resolve_name
 
+from dfkd import paths
 from dfkd.files import replace_file
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schemas"
 # Name → where the schema stands. As text, so that asking for one imports no other.
 SCHEMAS: dict[str, str] = {
     "record": "dfkd.records:SCHEMA",
@@ -20,8 +19,8 @@ SCHEMAS: dict[str, str] = {
     "priors": "dfkd.priors.recipes:RECIPES",
     "published": "dfkd.report.published:ROW",
     "manifest": "dfkd.tasks.store:SCHEMA",
-    "teacher-card": "dfkd.teachers.cards:SCHEMA",
-    "prior-card": "dfkd.priors.cards:SCHEMA",
+    "teacher-card": "dfkd.artifacts.cards:TEACHER_SCHEMA",
+    "prior-card": "dfkd.artifacts.cards:PRIOR_SCHEMA",
 }
 
 
@@ -32,7 +31,7 @@ def published(name: str) -> str:
 
 def main() -> None:
     for name in SCHEMAS:
-        replace_file(FOLDER / f"{name}.json", published(name))
+        replace_file(paths.SCHEMAS / f"{name}.json", published(name))
 
 
 if __name__ == "__main__":

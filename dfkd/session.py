@@ -8,11 +8,13 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfkd import paths, records, report
+from dfkd import artifacts, paths, records, report
+from dfkd.artifacts import PRIOR, TEACHER
 from dfkd.errors import UserError
 from dfkd.files import check_writable
 from dfkd.metrics import metric
@@ -22,11 +24,7 @@ from dfkd.tasks.store import data_root
 from dfkd.units import duration, memory
 
 if TYPE_CHECKING:
-    import torch
-
     from dfkd.tables.resolve import Resolved
-
-Provided = tuple[Path, dict]
 
 
 def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> dict | None:
@@ -56,8 +54,10 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
 
     record = declined(resolved, settings, keep) if _to_be_made(resolved, options) else None
     if record is None:
-        teacher = _teacher(resolved, options, root, device, until)
-        prior = _prior(resolved, options, root, device, until)
+        given = {"data_root": root, "device": device, "source": options.weights, "until": until}
+        names = resolved.run.data, resolved.run.teacher, resolved.protocol.teacher
+        teacher = artifacts.teacher(*names, file=options.teacher_weights, **given)
+        prior = None if resolved.prior is None else artifacts.prior(resolved.prior, **given)
         work = work_name(resolved, teacher[1], resolved.task.manifest(root), device, prior and prior[1])
         resumable = options.resume and (paths.WORK / work / STATE).is_file()
         # DVC has looked at all that itself before it begins a stage.
@@ -73,13 +73,13 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     return record
 
 
-def make_teacher(options: argparse.Namespace, recipe: dict, until: float) -> str:
+def make_teacher(options: argparse.Namespace, recipe: Mapping, until: float) -> str:
     """Find, import or train a teacher; returns a line on it."""
     from dfkd.engine.machine import device_of
 
     root, device = data_root(options.data_root), device_of(options.device)
-    given = {"seed": options.seed, "anew": in_stage(), "resume": options.resume}
-    path, card = _provide(options.data, options.arch, recipe, root, device, options.weights, until, **given)
+    given = {"seed": options.seed, "source": options.weights, "resume": options.resume, "until": until}
+    path, card = artifacts.teacher(options.data, options.arch, recipe, root, device, anew=in_stage(), **given)
     score = metric(task(options.data).metric).text(card["accuracy"])
     return f"{path}: {card['origin']}, {task(options.data).metric} {score} on the test set"
 
@@ -95,16 +95,14 @@ def make_prior(options: argparse.Namespace, until: float) -> str:
 
     from dfkd.engine.machine import device_of
     from dfkd.engine.samples import save_grid
-    from dfkd.priors import load, provide
+    from dfkd.priors import load
     from dfkd.priors.base import sample
     from dfkd.synthesis.buffer import to_bytes
 
-    device, root, own = device_of(options.device), data_root(options.data_root), paths.priors()
-    grid, there = paths.plots() / "priors" / f"{name}.png", (own / name).is_dir() and not in_stage()
-    if not there:
-        check_writable(own)
+    device, root = device_of(options.device), data_root(options.data_root)
+    grid, there = paths.plots() / "priors" / f"{name}.png", PRIOR.there(paths.prior(name)) and not in_stage()
     given = {"source": options.weights, "recipe": recipe, "resume": options.resume, "until": until}
-    folder, card = provide(name, own, root, device, anew=in_stage(), **given)
+    folder, card = artifacts.prior(name, root, device, anew=in_stage(), **given)
     if not (there and grid.is_file()):
         model = load(folder, card, device, "fp32")
         save_grid(to_bytes(sample(model, 72, torch.Generator(device).manual_seed(0))), grid)
@@ -137,9 +135,9 @@ def _out(resolved: Resolved, option: Path | None) -> Path:
 
 def _to_be_made(resolved: Resolved, options: argparse.Namespace) -> bool:
     """Whether a teacher or a diffusion model is not there yet; a user-provided prior always is."""
-    own = paths.teacher(resolved.run.data, resolved.run.teacher)
-    prior = resolved.prior is not None and "/" not in resolved.prior and not (paths.priors() / resolved.prior).is_dir()
-    return prior or not (options.teacher_weights or own).is_file()
+    teacher = options.teacher_weights or paths.teacher(resolved.run.data, resolved.run.teacher)
+    prior = resolved.prior
+    return not TEACHER.there(teacher) or bool(prior and "/" not in prior and not PRIOR.there(paths.prior(prior)))
 
 
 def _is_finished(path: Path, work: str) -> bool:
@@ -153,48 +151,6 @@ def _is_finished(path: Path, work: str) -> bool:
         return False
     there = record["status"] == "ok" and record["work"] == work
     return there and (paths.WORK / work / "student.safetensors").is_file()
-
-
-def _teacher(
-    resolved: Resolved, options: argparse.Namespace, root: Path, device: torch.device, until: float
-) -> Provided:
-    """The weights file and card of the run's teacher; a user-provided checkpoint is converted into `work/teachers`."""
-    from dfkd.teachers.provide import foreign
-
-    data, arch = resolved.run.data, resolved.run.teacher
-    if options.teacher_weights:
-        return foreign(data, arch, options.teacher_weights, paths.WORK / "teachers", root, device)
-    return _provide(data, arch, resolved.protocol.teacher, root, device, options.weights, until)
-
-
-def _provide(
-    data: str,
-    arch: str,
-    recipe: dict,
-    root: Path,
-    device: torch.device,
-    weights: Path | None,
-    until: float,
-    **given: object,
-) -> Provided:
-    from dfkd.teachers.provide import provide
-
-    if not paths.teacher(data, arch).is_file():
-        check_writable(paths.teachers())
-    return provide(data, arch, recipe, paths.teachers(), root, device, source=weights, until=until, **given)
-
-
-def _prior(
-    resolved: Resolved, options: argparse.Namespace, root: Path, device: torch.device, until: float
-) -> Provided | None:
-    """Where the run's diffusion model lies, and its card; None for a method that uses none."""
-    if resolved.prior is None:
-        return None
-    from dfkd.priors import provide
-
-    if "/" not in resolved.prior and not (paths.priors() / resolved.prior).is_dir():
-        check_writable(paths.priors())
-    return provide(resolved.prior, paths.priors(), root, device, source=options.weights, until=until)
 
 
 def _tell(record: dict, path: Path | str | None) -> None:

@@ -11,6 +11,7 @@ the augmented images that the other losses see, in synthesis and in the head's s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ class DDA(CMI):
 
     prior = "diffusion"
     # The adapter is the student's optimizer's, which the harness saves with it.
-    saved = ("contrast", "head", "head_optimizer", "mean", "tally")
+    saved = ("contrast", "head", "head_optimizer", "mean", "tally")  # type: ignore[assignment]
 
     adv: float = 0.0
     tau: float = 0.2
@@ -140,10 +141,10 @@ class DDA(CMI):
         # Variants made, kept, and sums over the kept: cosine, centred cosine, agreement with the label.
         self.tally = torch.zeros(5, dtype=torch.float64, device=ctx.device)
         shape, teacher, student = self._shapes(ctx)
-        channels_last = {"device": ctx.device, "memory_format": torch.channels_last}
         self.adapter = None
         if self.hint:
-            self.adapter = Adapter(student, teacher, self.adapter_width).to(**channels_last)
+            adapter = Adapter(student, teacher, self.adapter_width)
+            self.adapter = adapter.to(ctx.device).to(memory_format=torch.channels_last)
         self.head = RotationHead(shape, ctx.spec.classes).to(ctx.device)
         self.head_optimizer = torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
@@ -189,7 +190,7 @@ class DDA(CMI):
         rows = slice(first, first + self.bank_batch)
         if self.mean is None:
             parts = range(0, size, self.bank_batch)
-            total = sum(self._embed(ctx, ctx.buffer.images[i : i + self.bank_batch]).sum(0) for i in parts)
+            total: Any = sum(self._embed(ctx, ctx.buffer.images[i : i + self.bank_batch]).sum(0) for i in parts)
             self.mean = total / size
         sources = ctx.buffer.images[rows]
         options = {"strength": self.strength} if ctx.prior.guides else {}

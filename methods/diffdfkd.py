@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dfkd.engine.context import Context
 from dfkd.engine.method import METHODS, Budget, Method, Stage
-from dfkd.priors import resize
+from dfkd.priors import Prior, resize
 from dfkd.synthesis import losses
 from dfkd.synthesis.batchnorm import BatchNormLoss
 from dfkd.synthesis.buffer import Batch, Samples
@@ -168,7 +168,7 @@ class DiffDFKD(Method):
         return ctx.prior.condition(len(labels), prompts, labels, self.guidance)
 
     @torch.no_grad()
-    def _noise(self, prior: object, z: Tensor, t: int, condition: object) -> Tensor:
+    def _noise(self, prior: Prior, z: Tensor, t: int, condition: object) -> Tensor:
         return prior.noise(z, t, condition)
 
     def _look(self, ctx: Context, z: Tensor, t: int, eps: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def latent_cutmix(
     Args: z N×C×H×W, labels N; `host` draws the box, `generator` the partners. One box for the batch, all channels; a
     sample may be its own partner.
     """
-    top, bottom, left, right = cutmix_box(*z.shape[2:], host, draw)
+    top, bottom, left, right = cutmix_box(z.shape[2], z.shape[3], host, draw)
     # Random order within each class, laid over the stable order within each class.
     scattered = (labels + torch.rand(len(z), generator=generator, device=z.device)).argsort()
     partner = torch.empty_like(scattered)

@@ -84,15 +84,15 @@ def outside(request):
 @pytest.fixture(scope="session")
 def teachers(tmp_path_factory):
     """By data set: (weights file, card) of a network that has learnt nothing."""
+    from dfkd.artifacts import TEACHER, save
     from dfkd.tasks import task
-    from dfkd.teachers import cards, weights
 
     made = {}
     for data, pair in PAIRS.items():
         arch, spec = pair.split("-")[0], task(data).spec
-        path = tmp_path_factory.mktemp("teachers") / cards.weights_name(data, arch)
-        card = cards.new_card(data, arch, spec, "trained", accuracy=0.1)
-        made[data] = path, weights.save(initialise(arch, spec, 0), path, card)
+        path = tmp_path_factory.mktemp("teachers") / f"{data}_{arch}.safetensors"
+        card = TEACHER.new(data, arch, spec=spec.to_dict(), origin="trained", accuracy=0.1)
+        made[data] = path, save(initialise(arch, spec, 0), path, card)
     return made
 
 
@@ -110,9 +110,10 @@ def prior(tmp_path_factory):
     from diffusers import UNet2DModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    from dfkd.priors import cards
+    from dfkd.artifacts import PRIOR
+    from dfkd.files import file_digest
+    from dfkd.priors.folder import weights_path, write_digests
     from dfkd.priors.pixel import SCHEDULE
-    from dfkd.teachers import file_digest
 
     folder = tmp_path_factory.mktemp("priors") / "tiny16"
     blocks = dict(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), block_out_channels=(8,))
@@ -121,10 +122,9 @@ def prior(tmp_path_factory):
         unet = UNet2DModel(16, norm_num_groups=4, layers_per_block=1, add_attention=False, **blocks)
     unet.save_pretrained(folder)
     DDPMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
-    digest = file_digest(cards.weights_path(folder))
-    facts = {"size": 16, "digest": digest, "seconds": 100.0, "data": "dots"}
-    card = cards.new_card("tiny16", "pixel", "twenty random images", "trained", **facts)
-    cards.write_digests(folder.with_name("tiny16.images.npy"), np.empty((0, 1, 1, 3), np.uint8))
+    facts = {"size": 16, "digest": file_digest(weights_path(folder)), "seconds": 100.0, "data": "dots"}
+    card = PRIOR.new("tiny16", kind="pixel", trained_on="twenty random images", origin="trained", **facts)
+    write_digests(folder.with_name("tiny16.images.npy"), np.empty((0, 1, 1, 3), np.uint8))
     return folder, card
 
 
@@ -197,6 +197,6 @@ def outcome(record: dict) -> dict:
 
 def student_digest(record: dict, tmp_path: Path) -> str:
     """sha256 of the weights that the run left."""
-    from dfkd.teachers import file_digest
+    from dfkd.files import file_digest
 
     return file_digest(tmp_path / "work" / record["work"] / "student.safetensors")

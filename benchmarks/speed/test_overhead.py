@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import BATCH, SPEC
 
+from dfkd.artifacts import TEACHER, save
 from dfkd.networks import initialise
 from dfkd.tables.resolve import resolve
 from dfkd.tasks import store, task
-from dfkd.teachers import cards, weights
 
 BOUND = 0.95
 PAIR = "resnet20-resnet8"
@@ -27,9 +27,9 @@ def files(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (100, SPEC.size, SPEC.size, 3), dtype=np.uint8)
     split = (noise, np.arange(100) % SPEC.classes)
     store.write(tmp_path / "data", "cifar10", {"test": split}, task("cifar10").class_names)
-    path = tmp_path / cards.weights_name("cifar10", "resnet20")
-    card = cards.new_card("cifar10", "resnet20", SPEC, "trained", accuracy=10.0)
-    return tmp_path / "data", path, weights.save(initialise("resnet20", SPEC, 0), path, card)
+    path = tmp_path / "cifar10_resnet20.safetensors"
+    card = TEACHER.new("cifar10", "resnet20", spec=SPEC.to_dict(), origin="trained", accuracy=10.0)
+    return tmp_path / "data", path, save(initialise("resnet20", SPEC, 0), path, card)
 
 
 @pytest.mark.benchmark(group="overhead")

@@ -15,7 +15,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 # Every default hook that keeps state in MessageHub, writes checkpoints or reads log values is switched off.
@@ -70,12 +70,12 @@ class ClosedForm(LRScheduler):
     def rate(self, step: int) -> float:
         raise NotImplementedError
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         return [self.rate(self.last_epoch)] * len(self.optimizer.param_groups)
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.optimizer._opt_called = True  # by the process before this one; torch would warn that it was not
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # by the process before this one; torch would warn that it was not
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -5,6 +5,8 @@ The evaluator's business: it needs real images, comes after the run and is charg
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,11 +44,13 @@ def describe(
     certain, decided = _decisions(teacher, images, batch)
     counts = torch.bincount(decided.flatten(), minlength=teacher.spec.classes).double()
     bins = torch.bincount((certain.flatten() * BINS).long().clamp_max(BINS - 1), minlength=BINS).double()
-    by_image = labels is not None and labels.ndim == decided.ndim == 1
+    agreed = None
+    if labels is not None and labels.ndim == decided.ndim == 1:
+        agreed = round((decided == labels).double().mean().item(), 6)
     real = spread(real_features)
     return {
         "images": len(images),
-        "agreement": round((decided == labels).double().mean().item(), 6) if by_image else None,
+        "agreement": agreed,
         "classes": [round(share, 6) for share in (counts / counts.sum()).tolist()],
         "confidence": [round(share, 6) for share in (bins / bins.sum()).tolist()],
         "difficulty": round(1 - certain.double().mean().item(), 6),
@@ -83,7 +87,7 @@ def spread(features: Tensor, chunk: int = 256) -> float:
     """The mean Euclidean distance over all pairs of N×D vectors, N ≥ 2; every pair counts, in float64."""
     x = features.double()
     x = x - x.mean(0)  # distances come from differences of squares, which had better be small
-    total = sum(torch.cdist(part, x).sum() for part in x.split(chunk))
+    total: Any = sum(torch.cdist(part, x).sum() for part in x.split(chunk))
     return total.item() / (len(x) * (len(x) - 1))
 
 

@@ -15,7 +15,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from dfkd import priors, teachers
+from dfkd import artifacts, priors
 from dfkd.engine import compat
 from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
@@ -78,8 +78,8 @@ class Distillation(TrainingModule):
         seed_globals(seed)
         self._names, self.on = run, task(run["data"])
         spec, device = InputSpec.from_dict(teacher["spec"]), clock.device
-        network = teachers.load(Path(teacher["weights"]), teacher["arch"], spec)
-        frozen = Teacher(network, spec).to(device, memory_format=torch.channels_last)
+        network = artifacts.load(Path(teacher["weights"]), teacher["arch"], spec)
+        frozen = Teacher(network, spec).to(device).to(memory_format=torch.channels_last)
         model = priors.load(prior["place"], prior["card"], device, precision) if prior else None
         self.teacher_hash = fingerprint(frozen)  # before any line of the method runs
         seal()
@@ -109,7 +109,7 @@ class Distillation(TrainingModule):
         names = self._names
         seed = seed_for("student-init", names["data"], names["teacher"], names["student"], names["seed"])
         network = initialise(names["student"], spec, seed)
-        return Normalised(network, spec).to(self.clock.device, memory_format=torch.channels_last)
+        return Normalised(network, spec).to(self.clock.device).to(memory_format=torch.channels_last)
 
     def _context(
         self,
@@ -184,7 +184,7 @@ class Distillation(TrainingModule):
         with optim_wrapper.optim_context(self):
             outputs = self.method.distill(self.ctx, data)
         self._look()
-        loss = sum(outputs.values())
+        loss: Any = sum(outputs.values())
         self.bad |= ~torch.isfinite(loss.detach())
         optim_wrapper.update_params(loss)
         if self._random.random() < self._share:
@@ -214,10 +214,10 @@ class Distillation(TrainingModule):
         Of a method that makes its images in `draw` these are the last batch.
         """
         buffer = self.ctx.buffer
-        if self.method.reference or not (buffer.size or self.latest is not None):
+        if self.method.reference:
             return None
         if not buffer.size:
-            return to_bytes(self.latest), None
+            return None if self.latest is None else (to_bytes(self.latest), None)
         labels = buffer.fields.get("labels")
         return buffer.images[: buffer.size], None if labels is None else labels[: buffer.size]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def confusion_of(network: nn.Module, batches: Batches, classes: int) -> Tensor:
     """The confusion matrix of a network (images in [0, 1] → logits), which is left in the mode it was in."""
     training = network.training
     network.eval()
-    matrix = sum(confusion(network(images).argmax(1), labels, classes) for images, labels in batches)
+    matrix: Any = sum(confusion(network(images).argmax(1), labels, classes) for images, labels in batches)
     network.train(training)
     return matrix
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +111,8 @@ class ProgressHook(Hook):
     def __init__(self, title: str = "", every: float = 20.0, live: bool | None = None) -> None:
         self.title, self.live = title, sys.stderr.isatty() if live is None else live
         self.every = 0.2 if self.live else every
-        self._last, self._display = -math.inf, None
+        self._last = -math.inf
+        self._display: Any = None
 
     def before_train(self, runner: Runner) -> None:
         self._seconds = {"synthesis": 0.0, "training": 0.0}

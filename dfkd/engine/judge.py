@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfkd import priors, records, teachers
+from dfkd import artifacts, priors, records
 from dfkd.engine import diagnostics, samples
 from dfkd.engine.clock import sums
 from dfkd.engine.configuration import STATE
@@ -26,6 +26,7 @@ from dfkd.engine.hooks import fingerprint
 from dfkd.engine.journal import Journal
 from dfkd.engine.loop import moments
 from dfkd.errors import CannotWrite, UserError
+from dfkd.files import file_digest
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
 from dfkd.tables.definition import PUBLIC
@@ -90,8 +91,8 @@ class Judge:
             arrays = zip(("images", "labels"), training_split(self.resolved, self._prior, root), strict=True)
             self._real = {name: torch.from_numpy(np.array(array)) for name, array in arrays}
         self.spec = InputSpec.from_dict(self.card["spec"])
-        self._digest = teachers.file_digest(self.weights)
-        teacher = Teacher(teachers.load(self.weights, run.teacher, self.spec), self.spec)
+        self._digest = file_digest(self.weights)
+        teacher = Teacher(artifacts.load(self.weights, run.teacher, self.spec), self.spec)
         self.teacher = teacher.to(device, memory_format=torch.channels_last)
         student = Normalised(initialise(run.student, self.spec, 0), self.spec)
         self._student = student.to(device, memory_format=torch.channels_last)
@@ -211,7 +212,7 @@ class Judge:
         curve = self.journal.curve
         if steps != self._steps or (curve[-1]["step"] if curve else None) != max(self._moments, default=None):
             raise Failed(f"{steps} student steps were taken and {len(curve)} evaluations made of {self._steps} steps")
-        if teachers.file_digest(self.weights) != self._digest:
+        if file_digest(self.weights) != self._digest:
             raise DataFreeViolation("the teacher's file has changed")
         if not abs(seconds - self._total) <= TOLERANCE * self._total + DELAY:
             raise Failed(f"the worker's seconds add up to {seconds:.1f}, the harness counted {self._total:.1f}")

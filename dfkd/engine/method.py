@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmengine.registry import Registry
 from torch import Tensor, nn
 
-from dfkd import catalog
+from dfkd import paths
 from dfkd.errors import UserError
 from dfkd.synthesis import losses
 from dfkd.synthesis.buffer import Batch, Samples
@@ -86,7 +86,7 @@ class Method:
     replace = "oldest"
     """Which entries a full buffer overwrites: "oldest" or "lowest" (priority)."""
 
-    saved = ()
+    saved: ClassVar[tuple[str, ...]] = ()
     """Attributes that `setup` makes and that change from step to step: modules, optimizers, tensors, numbers. They are
     part of the run's state, from which a stopped run goes on."""
 
@@ -185,11 +185,9 @@ def refused_values(name: str) -> Iterator[None]:
 
 def import_file(path: Path) -> None:
     """Import a method's file once: as `methods.x` or `baselines.x` inside the project, by path elsewhere."""
-    if path.is_relative_to(catalog.ROOT):
-        name = ".".join(path.relative_to(catalog.ROOT).with_suffix("").parts)
-        if name.split(".")[0] in catalog.FOLDERS:
-            importlib.import_module(name)
-            return
+    if path.parent in paths.METHODS:
+        importlib.import_module(f"{path.parent.name}.{path.stem}")
+        return
     # What lies beside it can be imported, `from .helper` as if the folder were a package; behind all else on the
     # path, for a file there must not take the place of a library's.
     package = ModuleType(f"imported_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}")
@@ -199,7 +197,7 @@ def import_file(path: Path) -> None:
     name = f"{package.__name__}.{path.stem}"
     if name not in sys.modules:
         sys.modules[package.__name__] = package
-        spec = importlib.util.spec_from_file_location(name, path)
+        spec: Any = importlib.util.spec_from_file_location(name, path)
         sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(sys.modules[name])

@@ -24,7 +24,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfkd import paths, priors
+from dfkd import paths
+from dfkd.artifacts import PRIOR
 from dfkd.engine import compat, machine, trial
 from dfkd.engine.precision import settled
 from dfkd.engine.runner import PlainRunner
@@ -134,8 +135,8 @@ def show(method: str, data: str, protocol: str, pair: str | None, precision: str
 def _prior(resolved: Resolved, folder: Path) -> tuple[Path | str, dict] | None:
     if resolved.prior is None:
         return None
-    own = paths.priors() / resolved.prior
-    return (own, priors.read_card(own)) if own.is_dir() else trial.untrained_prior(folder)
+    own = paths.prior(resolved.prior)
+    return (own, PRIOR.read(own)) if PRIOR.there(own) else trial.untrained_prior(folder)
 
 
 def profile(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
-from dfkd import paths, priors, records, teachers
+from dfkd import artifacts, paths, priors, records
 from dfkd.engine import configuration, harness, machine
 from dfkd.engine.configuration import INSIDE
 from dfkd.engine.guard import DataFreeViolation
@@ -162,7 +162,12 @@ def _begin(
         live=sys.stderr.isatty(),
     )
     configuration.write(config, folder)
-    reads = [teacher[0], teachers.card_path(teacher[0]), *_code(resolved), *(_files(Path(prior[0])) if prior else ())]
+    reads = [
+        teacher[0],
+        artifacts.TEACHER.card_path(teacher[0]),
+        *_code(resolved),
+        *(_files(Path(prior[0])) if prior else ()),
+    ]
     what = {"device": str(device), "tf32": resolved.precision == "tf32", "since": since, "config": config}
     return harness.begin(folder / INSIDE, reads, options.data_root.resolve(), options.apart, **what)
 
@@ -287,15 +292,15 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
 def _keep_student(resolved: Resolved, judge: Judge, folder: Path, facts: Facts, seconds: float) -> None:
     """What an engineer came for: the weights that were evaluated last, with a card like the teacher's."""
     run = resolved.run
-    card = teachers.new_card(
+    card = artifacts.TEACHER.new(
         run.data,
         run.student,
-        judge.spec,
-        "distilled",
+        origin="distilled",
+        spec=judge.spec.to_dict(),
         recipe=resolved.config,
         seed=run.seed,
         accuracy=judge.journal.curve[-1]["value"],
         seconds=round(seconds, 2),
         data_digest=facts.data["digest"],
     )
-    teachers.save(judge.student.network, folder / "student.safetensors", card)
+    artifacts.save(judge.student.network, folder / "student.safetensors", card)

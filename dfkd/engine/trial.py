@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfkd import catalog, teachers
+from dfkd import artifacts, catalog
 from dfkd.engine import distillation  # noqa: F401  a configuration names it
 from dfkd.engine.clock import Clock
 from dfkd.engine.configuration import configuration
@@ -20,6 +20,7 @@ from dfkd.engine.evaluation import on_device
 from dfkd.engine.judge import training_split
 from dfkd.engine.runner import PlainRunner
 from dfkd.engine.seeds import seed_for
+from dfkd.files import file_digest
 from dfkd.networks import initialise
 from dfkd.tables.resolve import Resolved
 from dfkd.tasks.store import data_root
@@ -59,10 +60,10 @@ def small(method: catalog.Entry) -> list[str]:
 def untrained(resolved: Resolved, folder: Path) -> tuple[Path, dict]:
     """A teacher of random weights and its card: neither time nor agreement of devices depends on what it knows."""
     run, spec = resolved.run, resolved.task.spec
-    card = teachers.new_card(run.data, run.teacher, spec, "trained", accuracy=0.0)
+    card = artifacts.TEACHER.new(run.data, run.teacher, origin="trained", spec=spec.to_dict(), accuracy=0.0)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{run.data}_{run.teacher}.safetensors"
-    return path, teachers.save(initialise(run.teacher, spec, 0), path, card)
+    return path, artifacts.save(initialise(run.teacher, spec, 0), path, card)
 
 
 def untrained_prior(folder: Path) -> tuple[Path, dict]:
@@ -70,7 +71,7 @@ def untrained_prior(folder: Path) -> tuple[Path, dict]:
     from diffusers import UNet2DModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    from dfkd.priors import cards
+    from dfkd.priors.folder import weights_path, write_digests
     from dfkd.priors.pixel import SCHEDULE
 
     place = folder / "untrained16"
@@ -81,9 +82,9 @@ def untrained_prior(folder: Path) -> tuple[Path, dict]:
             unet = UNet2DModel(16, norm_num_groups=4, layers_per_block=1, add_attention=False, **blocks)
         unet.save_pretrained(place)
         DDPMScheduler(**SCHEDULE).save_pretrained(place / "scheduler")
-        cards.write_digests(place.with_name("untrained16.images.npy"), np.empty((0, 1, 1, 3), np.uint8))
-    digest = teachers.file_digest(cards.weights_path(place))
-    return place, cards.new_card("untrained16", "pixel", "nothing", "trained", size=16, digest=digest, seconds=100.0)
+        write_digests(place.with_name("untrained16.images.npy"), np.empty((0, 1, 1, 3), np.uint8))
+    facts = {"size": 16, "digest": file_digest(weights_path(place)), "seconds": 100.0, "trained_on": "nothing"}
+    return place, artifacts.PRIOR.new("untrained16", kind="pixel", origin="trained", **facts)
 
 
 def assemble(

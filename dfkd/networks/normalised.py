@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,10 @@ class Normalised(nn.Module):
     The constants are not persistent; what is saved is the bare `network`.
     """
 
+    network: Any  # of `dfkd.networks`
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, spec: InputSpec) -> None:
         super().__init__()
         self.network, self.spec = network, spec
@@ -28,10 +34,11 @@ class Normalised(nn.Module):
         # Broadcasting 1 x C x 1 x 1 over channels-last images is ten times slower on a CPU than equal shapes.
         key = (images.shape[1:], images.device)
         if key not in self._expanded:
-            self._expanded[key] = tuple(
+            mean, std = (
                 constant.expand(1, *images.shape[1:]).contiguous(memory_format=torch.channels_last)
                 for constant in (self.mean, self.std)
             )
+            self._expanded[key] = mean, std
         mean, std = self._expanded[key]
         return (images - mean) / std
 

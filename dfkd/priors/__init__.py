@@ -1,16 +1,15 @@
-"""Diffusion priors: models of images behind one interface (`Prior`), their cards, and where they come from.
+"""Diffusion priors: models of images behind one interface (`Prior`); where they come from `dfkd.artifacts` knows.
 
-`cards` and `recipes` import no torch; diffusers is imported when a prior is loaded, for that takes seconds.
+`folder` and `recipes` import no torch; diffusers is imported when a prior is loaded, for that takes seconds.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dfkd.priors.cards import digests_path
 from dfkd.priors.disjoint import check_disjoint
+from dfkd.priors.folder import digests_path
 from dfkd.priors.public import public_images
-from dfkd.priors.sources import provide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
 
     from dfkd.priors.base import Prior, resize
 
-__all__ = ["Prior", "check_disjoint", "digests_path", "load", "provide", "public_images", "resize"]
+__all__ = ["Prior", "check_disjoint", "digests_path", "load", "public_images", "resize"]
 
 
 def load(place: Path | str, card: dict[str, Any], device: torch.device | str, precision: str) -> Prior:
-    """The model of a folder and card that `provide` gave: frozen, in eval mode, on the device.
+    """The model of an artifact, its folder and card: frozen, in eval mode, on the device.
 
     `precision` is the protocol's. The pixel model stays in float32 and follows the autocast of its caller; the
     pipelines of Stable Diffusion are held in bfloat16 for `bf16` on CUDA. Raises UserError for a folder that is

@@ -83,7 +83,7 @@ class Prior:
         """What `noise` is to be guided by, for `count` samples: the prompt's text or the labels, whichever it knows."""
         raise NotImplementedError
 
-    def noise(self, z: Tensor, t: int, condition: Condition | None) -> Tensor:
+    def noise(self, z: Tensor, t: int, condition: Any) -> Tensor:
         """ε̂ of z at timestep t (equation 1); the gradient reaches z through the U-Net."""
         raise NotImplementedError
 

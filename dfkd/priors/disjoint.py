@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dfkd.errors import UserError
-from dfkd.priors.cards import image_digests
+from dfkd.priors.folder import image_digests
 from dfkd.tasks import POOLS, Task, pool
 
 
@@ -17,8 +17,8 @@ def check_disjoint(card: Mapping[str, Any], digests: Path | None, task: Task, da
     """Raise UserError if any image of the task was among the training images of the prior.
 
     Images are compared byte by byte (by digest), so only equal copies in equal resolution are found. Without `digests`
-    those of the pool that the card names are taken. Where it names none, a prior of our own is refused; of somebody's,
-    as of Stable Diffusion, nothing is known and nothing compared; the card says what it was trained on.
+    those of the auxiliary images that the card names are taken. Where it names none, a prior of our own is refused; of
+    a user-provided one, as of Stable Diffusion, nothing is known and nothing compared.
     """
     name, advice = card["name"], "choose a prior that has not seen them"
     if card["data"] == task.name:
@@ -27,7 +27,7 @@ def check_disjoint(card: Mapping[str, Any], digests: Path | None, task: Task, da
         seen = _read(digests)
     elif card["data"] in POOLS:
         seen = image_digests(training_images(card, data_root)[0])
-    elif card["origin"] == "foreign":
+    elif card["origin"] == "foreign":  # user-provided
         return
     else:
         raise UserError(f"the image digests of prior {name} are gone; remove its folder to have it made anew")
@@ -42,7 +42,7 @@ def check_disjoint(card: Mapping[str, Any], digests: Path | None, task: Task, da
 
 
 def training_images(card: Mapping[str, Any], data_root: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Images (uint8, N×H×W×3) and manifest of the pool that a card names. Raises UserError where they are not there."""
+    """The auxiliary images that a card names (uint8, N×H×W×3), their manifest. UserError where they are missing."""
     try:
         source = pool(card["data"])
         return source.load("train", data_root)[0], source.manifest(data_root)

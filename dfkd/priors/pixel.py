@@ -10,21 +10,33 @@ import torch
 from torch import Tensor
 
 from dfkd.errors import UserError
+from dfkd.files import check_digest
 from dfkd.priors.base import Condition, Prior, check_strength, check_weights, guided, resize
-from dfkd.priors.cards import weights_path
-from dfkd.teachers import file_digest
+from dfkd.priors.folder import weights_path
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 # Stable Diffusion's, which every prior trained here has (diffdfkd.md 6).
-SCHEDULE = {
+SCHEDULE: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
 }
+
+
+def save(unet: UNet2DModel, folder: Path) -> None:
+    """Write the folder that `PixelPrior.load` reads. Raises UserError where the system refuses."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from safetensors import SafetensorError
+
+    try:
+        unet.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+        DDPMScheduler(**SCHEDULE, clip_sample=False).save_pretrained(folder / "scheduler")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {folder}: {error}") from error
 
 
 class PixelPrior(Prior):
@@ -49,9 +61,7 @@ class PixelPrior(Prior):
         from diffusers import UNet2DModel
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-        weights = weights_path(Path(folder))
-        if (found := file_digest(weights)) != card["digest"]:
-            raise UserError(f"{weights} is damaged: sha256 {card['digest']} expected, {found} found")
+        check_digest(weights_path(Path(folder)), card["digest"])
         try:
             unet = UNet2DModel.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
             schedule = DDPMScheduler.load_config(folder, subfolder="scheduler", local_files_only=True)
@@ -91,7 +101,7 @@ class PixelPrior(Prior):
         return (clean / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def augment(
+    def augment(  # type: ignore[override]  # the options are its own
         self,
         images: Tensor,
         count: int,

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dfkd import documents
-from dfkd.catalog import ROOT
+from dfkd import documents, paths
 from dfkd.changes import EXAMPLES, parse_changes, value_of
 from dfkd.errors import UserError, unknown
 from dfkd.names import NAME, check_name
 from dfkd.optimizers import NOT_NEGATIVE, POSITIVE, SHARE, mapping
 from dfkd.tasks import pool
-
-PATH = ROOT / "benchmarks" / "priors.yaml"
 
 # Pipelines on the Hugging Face hub.
 HUB: dict[str, dict[str, Any]] = {
@@ -49,8 +46,8 @@ RECIPE = {
     "title": "The recipe of a diffusion prior",
     **mapping(
         " ".join(("data", "size", *CHANGEABLE)),
-        data={"type": "string", "pattern": NAME},  # the pool
-        size=_COUNT | {"maximum": 2**16},  # side of the images; the pool's is a multiple of it
+        data={"type": "string", "pattern": NAME},  # the auxiliary images
+        size=_COUNT | {"maximum": 2**16},  # side of the images it makes; theirs is a multiple of it
         **CHANGEABLE,
     ),
 }
@@ -64,22 +61,22 @@ RECIPES = {
 
 def recipes() -> dict[str, dict[str, Any]]:
     """Every recipe by the prior's name."""
-    found = documents.read_checked(PATH, RECIPES)
+    found = documents.read_checked(paths.prior_recipes(), RECIPES)
     for name, recipe in found.items():
-        _check_size(recipe, f"{PATH}: {name}")
+        _check_size(recipe, f"{paths.prior_recipes()}: {name}")
     return found
 
 
 def recipe_for(data: str, size: int) -> tuple[str, dict[str, Any]]:
-    """The default name and recipe of a prior of that pool and size.
+    """The default name and recipe of a prior of those auxiliary images and that size.
 
-    A size without a recipe of its own has that of the pool's first. Raises UserError for a pool that is unknown or has
+    A size without a recipe of its own has that of their first. Raises UserError for images that are unknown or have
     none.
     """
     pool(data)
     ours = [recipe for recipe in recipes().values() if recipe["data"] == data]
     if not ours:
-        raise UserError(f"there is no recipe for the pool {data}; write one into {PATH}")
+        raise UserError(f"there is no recipe for the auxiliary images {data}; write one into {paths.prior_recipes()}")
     recipe = next((recipe for recipe in ours if recipe["size"] == size), ours[0])
     return f"{data.split('_')[0]}{size}", recipe | {"size": size}
 

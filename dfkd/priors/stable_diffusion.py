@@ -120,7 +120,7 @@ class StableDiffusion(LatentPrior):
         return (image / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def augment(
+    def augment(  # type: ignore[override]  # the options are its own
         self,
         images: Tensor,
         count: int,
@@ -157,7 +157,7 @@ class ImageVariations(LatentPrior):
     guides = False
 
     @torch.no_grad()
-    def augment(
+    def augment(  # type: ignore[override]  # the options are its own
         self,
         images: Tensor,
         count: int,

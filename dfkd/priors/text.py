@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dfkd import names
+from dfkd.artifacts import given_folders
 from dfkd.errors import UserError
-from dfkd.teachers import given_folders
 
 SIZE = 512  # of CLIP ViT-B/32's embedding, and of the letters'
 

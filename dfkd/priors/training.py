@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,45 +18,36 @@ from dfkd import resumable
 from dfkd.engine.clock import Clock
 from dfkd.engine.compat import ClosedForm
 from dfkd.errors import UserError
-from dfkd.priors import cards
 from dfkd.priors.pixel import SCHEDULE
 from dfkd.priors.recipes import check
 from dfkd.synthesis.buffer import ShuffledPasses
-from dfkd.tasks import pool, store
-from dfkd.teachers import file_digest
+from dfkd.tasks import Task
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-WORK = resumable.WORK / "priors"
-
 
 def train(
-    name: str,
     recipe: Mapping[str, Any],
-    own: Path,
-    data_root: Path,
-    device: torch.device | str,
+    source: Task,
+    images: np.ndarray,
     *,
-    seed: int = 0,
+    seed: int,
+    device: torch.device | str,
+    state: Path | None = None,
     resume: bool = True,
     until: float = math.inf,
-    say: Callable[[str], None] = print,
-) -> tuple[Path, dict[str, Any]]:
-    """Train the prior `name` and keep folder, card and image digests in `own`; returns folder and card.
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[UNet2DModel, float]:
+    """Train a U-Net on the auxiliary `images` (uint8, N×H×W×3) of `source`: it with averaged weights, and the seconds.
 
-    With `resume` it goes on from the state that a stopped training of the same recipe left in `work/priors/<name>`; the
-    result is bit for bit that of a training that was never stopped. Raises UserError for a recipe or pool that will not
-    do and where the loss diverges, `Stopped` at SIGINT, SIGTERM and the moment `until` (of `time.monotonic`).
+    With `resume` it goes on from what a stopped training left in `state`; the result is bit for bit that of a training
+    that was never stopped. Raises UserError for a recipe or images that will not do and where the loss diverges,
+    `Stopped` as `resumable.finish` does.
     """
     check(recipe)
-    source = pool(recipe["data"])
     if source.spec.size % recipe["size"]:
         raise UserError(f"{recipe['data']} has {source.spec.size} pixels, which {recipe['size']} does not divide")
-    manifest = source.manifest(data_root)
-    images, _ = source.load("train", data_root)
-    data_digest = store.digest(manifest)
-    state = resumable.state_path(WORK / name, recipe, data_digest, seed, torch.device(device).type)
     optimizer = dict(type="AdamW", lr=recipe["lr"], betas=(0.9, 0.99), weight_decay=recipe["weight_decay"])
     config = dict(
         model=dict(type="Denoising", recipe=dict(recipe), seed=seed),
@@ -66,31 +56,9 @@ def train(
         param_scheduler=dict(type="PriorRate", recipe=dict(recipe)),
         randomness=dict(seed=seed % 2**32),
     )
-    told = {"state": state, "resume": resume, "until": until, "say": lambda line: say(f"prior {name}: {line}")}
-    training, seconds = resumable.finish(config, {"flip": source.flip, "images": images}, device, **told)
-
-    target = own / name
-    partial = _save(training.averaged(), target)
-    cards.write_digests(own / f"{name}.images.npy", images)
-    card = cards.new_card(
-        name,
-        "pixel",
-        f"{recipe['data']}: {len(images):,} {manifest['changed']}, at {recipe['size']} pixels",
-        "trained",
-        data=recipe["data"],
-        data_digest=data_digest,
-        images=dict(zip(("count", "height", "width"), images.shape, strict=False)),
-        size=recipe["size"],
-        recipe=dict(recipe),
-        seed=seed,
-        seconds=round(seconds, 2),
-        digest=file_digest(cards.weights_path(partial)),
-    )
-    cards.write_card(own / f"{name}.json", card)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)  # last, so that a folder in place always has its card
-    state.unlink(missing_ok=True)
-    return target, card
+    given = {"flip": source.flip, "images": images}
+    training, seconds = resumable.finish(config, given, device, state=state, resume=resume, until=until, say=say)
+    return training.averaged(), seconds
 
 
 def network(recipe: Mapping[str, Any], seed: int) -> UNet2DModel:
@@ -141,7 +109,7 @@ class Denoising(resumable.Training):
         self.recipe, self.flip, device = recipe, flip, clock.device
         # As bytes in their own size; each batch is scaled as it is drawn.
         self.images = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).to(device)
-        self.unet = network(recipe, seed).to(device, memory_format=torch.channels_last)
+        self.unet = network(recipe, seed).to(device).to(memory_format=torch.channels_last)
         self.schedule = DDPMScheduler(**SCHEDULE)
         # Its decay rises as (1 + n)/(10 + n), so that the first weights are soon forgotten.
         self.ema = EMAModel(self.unet.parameters(), decay=recipe["ema"], foreach=True)
@@ -166,7 +134,7 @@ class Denoising(resumable.Training):
         return batch.contiguous(memory_format=torch.channels_last)
 
     def loss(self, data: Tensor) -> Tensor:
-        draw = {"generator": self.generator, "device": data.device}
+        draw: dict[str, Any] = {"generator": self.generator, "device": data.device}
         noise = torch.randn(data.shape, **draw)
         times = torch.randint(0, SCHEDULE["num_train_timesteps"], (len(data),), **draw)
         return F.mse_loss(self.unet(self.schedule.add_noise(data, noise, times), times).sample, noise)
@@ -192,18 +160,3 @@ class Denoising(resumable.Training):
         self.ema.load_state_dict(state["ema"])
         self.passes.load_state_dict(state["passes"])
         self.generator.set_state(state["generator"].cpu())
-
-
-def _save(unet: UNet2DModel, target: Path) -> Path:
-    """The folder that `PixelPrior.load` reads, still beside its place. Raises UserError where the system refuses."""
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-    from safetensors import SafetensorError
-
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        unet.to(memory_format=torch.contiguous_format).save_pretrained(partial)
-        DDPMScheduler(**SCHEDULE, clip_sample=False).save_pretrained(partial / "scheduler")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {partial}: {error}") from error
-    return partial

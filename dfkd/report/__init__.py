@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from dfkd import paths, records
 from dfkd.errors import UserError
 from dfkd.files import copy_file, replace_file
 from dfkd.identity import Run
+from dfkd.locks import alone
 from dfkd.report import leaderboard, plots
 from dfkd.report.current import current_digests
 from dfkd.report.published import read_published
@@ -27,7 +26,7 @@ def write(data: str | None = None) -> tuple[list[Path], list[UserError]]:
 
     One process after the other, each with the records that there are when its turn comes.
     """
-    with _alone():
+    with alone(paths.RESULTS / ".lock", "the leaderboard", time.monotonic() + PATIENCE):
         files, results, problems = _render()
         if data is not None:
             files, results = {name: text for name, text in files.items() if name == f"tables/{data}.md"}, []
@@ -84,17 +83,3 @@ def _differing(files: Mapping[str, str]) -> list[str]:
     tables = (path for path in paths.RESULTS.glob("tables/*.md") if path.is_file())
     present = (path.relative_to(paths.RESULTS).as_posix() for path in tables)
     return sorted([*filter(differs, files), *(name for name in present if name not in files)])
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    lock = FileLock(paths.RESULTS / ".lock", timeout=PATIENCE)
-    try:
-        paths.RESULTS.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"{paths.RESULTS}: another process has been writing the tables for {PATIENCE} s") from None
-    except (OSError, NotImplementedError) as error:
-        raise UserError(f"cannot write to {paths.RESULTS}: {getattr(error, 'strerror', None) or error}") from None
-    with lock:
-        yield

@@ -278,9 +278,14 @@ OVERVIEW = (  # of the ordered results of a pair
     Column("protocol", "", LEFT, lambda pair: pair[0].cell.protocol),
     Column("pair", "", LEFT, lambda pair: names(pair[0])),
     Column(KD, "", RIGHT, lambda pair: _last_mean(next((each for each in pair if each.cell.method == KD), None))),
-    Column("best method", "", LEFT, lambda pair: (best := _best(pair)) and plain(best.cell.method)),
+    Column("best method", "", LEFT, lambda pair: plain(best.cell.method) if (best := _best(pair)) else None),
     Column("last", "", RIGHT, lambda pair: _last_mean(_best(pair))),
-    Column("gap", "", RIGHT, lambda pair: (best := _best(pair)) and _signed(gap_to_kd(best, pair), best.metric)),
+    Column(
+        "gap",
+        "",
+        RIGHT,
+        lambda pair: _signed(gap_to_kd(best, pair), best.metric) if (best := _best(pair)) else None,
+    ),
 )
 
 

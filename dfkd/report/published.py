@@ -108,7 +108,7 @@ def quote(results: Iterable[Result], rows: Iterable[Mapping[str, str]]) -> dict[
             continue
         source = row["source"]
         if source not in tags:
-            name = re.search(r"[\w-]+|$", source).group().strip("_") or "source"
+            name = next(iter(re.findall(r"[\w-]+", source)), "").strip("_") or "source"
             taken = sum(tag.split()[0] == name for tag in tags.values())
             tags[source] = f"{name} {taken + 1}" if taken else name
         value, verified = float(row["value"]), row["verified"] == "yes"

@@ -141,7 +141,8 @@ def gather(runs: pandas.DataFrame) -> list[Result]:
     means = _known(values.groupby(keys).mean())
     last = values["metrics.last"].groupby(keys).agg(["mean", "std", "count"]).to_dict("index")
     by_hardware = values.groupby([*keys, alike[HARDWARE]])
-    counts, costs = by_hardware.size(), {}
+    counts = by_hardware.size()
+    costs: dict[tuple, list[Cost]] = {}
     for (*cell, hardware), mean in _known(by_hardware.mean()).items():
         costs.setdefault(tuple(cell), []).append(Cost(hardware, int(counts[(*cell, hardware)]), mean))
     states: dict[tuple, Counter] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class _CropFlip(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, padding: int) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, padding: int) -> Tensor:
         ctx.save_for_backward(dy, dx, flip)
         ctx.padding = padding
         i = torch.arange(images.shape[2], device=images.device)[None]
@@ -38,7 +38,7 @@ class _CropFlip(torch.autograd.Function):
         return _pick(images, i + dy[:, None], columns, padding)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # noqa: ANN001
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dy, dx, flip = ctx.saved_tensors
         i = torch.arange(grad.shape[2], device=grad.device)[None]
         j = torch.arange(grad.shape[3], device=grad.device)[None] - dx[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,13 @@ class _VarMean(torch.autograd.Function):
     """Biased variance and mean over (N, H, W). `torch.var_mean` is ten times slower on channels-last CPU tensors."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         mean = x.mean((0, 2, 3), keepdim=True)
         ctx.save_for_backward(x, mean)
         return (x - mean).square_().mean((0, 2, 3)), mean.flatten()
 
     @staticmethod
-    def backward(ctx, grad_variance: Tensor, grad_mean: Tensor) -> Tensor:  # noqa: ANN001
+    def backward(ctx: Any, grad_variance: Tensor, grad_mean: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
         count = x.numel() // x.shape[1]
         slope = (2 / count * grad_variance)[None, :, None, None]
@@ -61,7 +62,7 @@ class BatchNormLoss:
     """
 
     def __init__(self, network: nn.Module, momentum: float | None = None) -> None:
-        self.layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.layers: list[Any] = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         self.momentum = momentum
         self.memory: list[tuple[Tensor, Tensor]] = []
         self._batch: list[tuple[Tensor, Tensor]] = []
@@ -69,13 +70,13 @@ class BatchNormLoss:
     @contextmanager
     def capture(self) -> Iterator[BatchNormLoss]:
         """Record the statistics of every forward pass made inside; the last one counts."""
-        index = {layer: i for i, layer in enumerate(self.layers)}
+        index: dict[nn.Module, int] = {layer: i for i, layer in enumerate(self.layers)}
 
         def record(layer: nn.Module, inputs: tuple[Tensor]) -> None:
             variance, mean = _VarMean.apply(inputs[0].float())
             self._batch[index[layer]] = (mean, variance)
 
-        self._batch = [None] * len(self.layers)
+        self._batch = [None] * len(self.layers)  # type: ignore[list-item]  # set in the pass
         handles = [layer.register_forward_pre_hook(record) for layer in self.layers]
         try:
             yield self
@@ -85,9 +86,9 @@ class BatchNormLoss:
 
     def loss(self) -> Tensor:
         """The loss of the last captured forward pass, a scalar."""
-        total = 0
+        total: Any = 0
         for i, (layer, (mean, variance)) in enumerate(zip(self.layers, self._batch, strict=True)):
-            if self.memory:
+            if self.memory and self.momentum is not None:
                 beta = self.momentum
                 mean = (1 - beta) * mean + beta * self.memory[i][0]
                 variance = (1 - beta) * variance + beta * self.memory[i][1]

@@ -133,7 +133,7 @@ class ImageLog:
             return log, np.empty((0, *shape), np.uint8)
         try:
             images = np.memmap(path, dtype=np.uint8, mode="r", shape=(state["length"], *shape))
-            log._hash = hashlib.sha256(images)
+            log._hash = hashlib.sha256(images.data)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is not the log of the saved state ({error}); run without --resume") from None
         if log._hash.hexdigest() != state["digest"]:
@@ -286,6 +286,7 @@ class ReplayBuffer:
         if "images" in state:
             self.images.copy_(state["images"])
             return
+        assert self._log_path is not None  # the state has a log, so the run has one
         self._log, logged = ImageLog.reopen(self._log_path, self.shape, state["log"])
         for first in range(0, self.size, 4096):
             rows = self._rows[first : min(first + 4096, self.size)].cpu().numpy()

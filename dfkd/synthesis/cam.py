@@ -62,6 +62,6 @@ def msarc(teacher: Inspection, student: Inspection) -> Tensor:
 
 
 def _distance(teacher: Tensor, student: Tensor) -> Tensor:
-    size = tuple(min(a, b) for a, b in zip(teacher.shape[2:], student.shape[2:], strict=True))
+    size = (min(teacher.shape[2], student.shape[2]), min(teacher.shape[3], student.shape[3]))
     teacher, student = (F.adaptive_avg_pool2d(x.float(), size) for x in (teacher.detach(), student))
     return F.mse_loss(student, teacher)

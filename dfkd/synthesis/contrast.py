@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ class _Contrast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, columns: Tensor, weights: Tensor, temperature: float) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, weights: Tensor, temperature: float) -> Tensor:
         total, gradient = rows.new_zeros(()), torch.empty_like(rows)
         for first in range(0, len(rows), ROWS):
             part = slice(first, first + ROWS)
@@ -30,7 +32,7 @@ class _Contrast(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # noqa: ANN001
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return grad * ctx.saved_tensors[0], None, None, None
 
 
@@ -118,10 +120,12 @@ class Contrast:
     def _embed(self, features: Tensor) -> Tensor:
         return F.normalize(self.head(features), dim=1)
 
+    def _parts(self) -> dict[str, Any]:
+        return {"head": self.head, "optimizer": self.optimizer, "memory": self.memory}
+
     def state_dict(self) -> dict:
-        parts = {"head": self.head, "optimizer": self.optimizer, "memory": self.memory}
-        return {name: part.state_dict() for name, part in parts.items()}
+        return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict) -> None:
-        for name, part in {"head": self.head, "optimizer": self.optimizer, "memory": self.memory}.items():
+        for name, part in self._parts().items():
             part.load_state_dict(state[name])

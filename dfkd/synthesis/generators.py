@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +33,7 @@ class Generator(nn.Sequential):
         )
         self.nz = nz
 
-    def first_layers(self) -> tuple[nn.Linear, nn.BatchNorm2d]:
+    def first_layers(self) -> tuple[nn.Module, nn.Module]:
         """The linear layer and the first BatchNorm, which Fast draws anew once (`reset_l0`)."""
         return self[0], self[2]
 
@@ -63,11 +65,14 @@ class DeepGenerator(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(widths[-1], channels, 3, padding=1), nn.Sigmoid())
         self.nz = nz
 
-    def first_layers(self) -> tuple[nn.Linear, nn.BatchNorm2d]:
+    def first_layers(self) -> tuple[nn.Module, nn.Module]:
         return self[0], self[2]
 
 
-def build_generator(nz: int, ngf: int, size: int, channels: int, per_pixel: bool = False) -> Generator | DeepGenerator:
+Generators = Generator | DeepGenerator
+
+
+def build_generator(nz: int, ngf: int, size: int, channels: int, per_pixel: bool = False) -> Generators:
     """The generator the field uses for images of this size (pixels), with torch's initial weights.
 
     That of 1.3 up to 64 pixels; the deep one beyond, and where labels are maps.
@@ -79,7 +84,7 @@ def _convolution(before: int, after: int) -> list[nn.Module]:
     return [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2)]
 
 
-def reset(layers: tuple[nn.Linear, nn.BatchNorm2d], generator: torch.Generator) -> None:
+def reset(layers: Iterable[Any], generator: torch.Generator) -> None:
     """Fast's `reset_l0`: weights from N(0, .02), the BatchNorm gain too (around 0, not 1), biases 0."""
     for layer in layers:
         nn.init.normal_(layer.weight, 0.0, 0.02, generator=generator)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfkd.synthesis.generators import reset
+from dfkd.synthesis.generators import Generators, reset
 
 BETAS = (0.5, 0.999)
 META = ("fomaml", "reptile", "none")
@@ -28,7 +29,7 @@ class MetaGenerator:
     The outer Adam has rate lr_g·k and keeps its state between calls; the inner one starts anew in each.
     """
 
-    def __init__(self, generator: nn.Module, steps: int, lr_g: float, lr_z: float, meta: str = "fomaml") -> None:
+    def __init__(self, generator: Generators, steps: int, lr_g: float, lr_z: float, meta: str = "fomaml") -> None:
         if meta not in META:
             raise ValueError(f"meta must be one of {META}, not {meta!r}")
         if steps < 1:
@@ -46,27 +47,27 @@ class MetaGenerator:
                 for fast, slow in zip(self._fast.state_dict().values(), self.slow.state_dict().values(), strict=True):
                     fast.copy_(slow)
         weights = list(self._fast.parameters())
-        inner = torch.optim.Adam([{"params": weights}, {"params": [z], "lr": self.lr_z}], lr=self.lr_g, betas=BETAS)
+        groups: list[dict[str, Any]] = [{"params": weights}, {"params": [z], "lr": self.lr_z}]
+        inner = torch.optim.Adam(groups, lr=self.lr_g, betas=BETAS)
         gathered = [torch.zeros_like(weight) for weight in weights]
-        best, lowest = None, None
-        for _ in range(self.steps):
+        for step in range(self.steps):
             images = self._fast(z)
             value = loss(images)
             inner.zero_grad()
             value.backward()
             with torch.no_grad():
-                if best is None:
+                if step == 0:
                     best, lowest = images.detach(), value.detach()
                 else:
                     # Chosen on the device: reading the loss here would make the host wait at every step.
                     better = value < lowest
                     best, lowest = torch.where(better, images, best), torch.where(better, value, lowest)
-                torch._foreach_add_(gathered, [weight.grad for weight in weights])
+                torch._foreach_add_(gathered, [weight.grad for weight in weights])  # type: ignore[misc]
             inner.step()
         self._learn(gathered, weights)
-        return best.detach()
+        return best
 
-    def _learn(self, gathered: list[Tensor], weights: list[Tensor]) -> None:
+    def _learn(self, gathered: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         if self.meta == "none":
             return
         self.outer.zero_grad()

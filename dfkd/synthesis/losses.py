@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfkd.tasks.base import IGNORE
+from dfkd.metrics import IGNORE
 
 
 def over_positions(values: Tensor) -> Tensor:

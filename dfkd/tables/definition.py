@@ -14,8 +14,9 @@ from dfkd.errors import UserError, shown, unknown
 from dfkd.files import stamps
 from dfkd.names import LARGEST, NAME
 from dfkd.networks import fitting, network
-from dfkd.optimizers import COUNTS, NOT_NEGATIVE, PARTS, POSITIVE, SHARE, mapping, one_of
+from dfkd.optimizers import NOT_NEGATIVE, PARTS, mapping, one_of
 from dfkd.tasks import task
+from dfkd.teachers.recipes import SCHEMA as TEACHER
 
 # In the order in which tables are shown, with what every protocol of that name is.
 MEANINGS = {
@@ -47,17 +48,6 @@ AUTO = "auto"  # precision: bf16 where the machine is faster in it, else fp32
 _ALWAYS = "precision training rounds synthesis_batch evaluations"
 # What a run is configured by, but for its method's arguments.
 SETTINGS = mapping(_ALWAYS, training=TRAINING, **BUDGET)
-_SUPERVISED = {
-    "epochs": _COUNT,
-    "batch": _BATCH | {"minimum": 2},
-    "lr": POSITIVE,
-    "momentum": SHARE,
-    "weight_decay": NOT_NEGATIVE,
-    "schedule": {"type": "string"},
-    "focal": NOT_NEGATIVE,
-    "encoder": NAMED,
-}
-_TEACHER = "epochs batch lr momentum weight_decay schedule"
 _PROTOCOL = mapping(
     f"pairs recipes seeds {_ALWAYS}",
     pairs=_NAMES,
@@ -66,13 +56,7 @@ _PROTOCOL = mapping(
     **SETTINGS["properties"],
     recipe_may_set={"type": "array", "items": {"enum": list(SETTINGS["properties"])}, "uniqueItems": True},
     minutes=NOT_NEGATIVE,
-    teacher=one_of(
-        {
-            "cosine": mapping(_TEACHER, **_SUPERVISED),
-            "multistep": mapping(f"{_TEACHER} milestones gamma", **_SUPERVISED, milestones=COUNTS, gamma=SHARE),
-        },
-        "schedule",
-    ),
+    teacher=TEACHER,
 )
 SCHEMA = {
     "title": "A table, together with the protocols of its base: benchmarks/<family>/table.yaml",

@@ -27,18 +27,15 @@ HEAD = "# Written from benchmarks/*/table.yaml by `python bench.py plan --pipeli
 
 def span(pipeline: str | None = None) -> Iterator[Run]:
     """Every run that the tables span, or those of one pipeline."""
-    wanted = PIPELINES.get(pipeline, lambda protocol: True)
+    wanted = PIPELINES[pipeline] if pipeline else lambda protocol: True
     for table in tables().values():
         for data in table.data:
             for protocol in filter(lambda p: wanted(p.name), table.protocols.values()):
                 for pair in protocol.pairs:
+                    teacher, student = pair.split("-")
                     for recipe in protocol.recipes:
                         for seed in protocol.seeds:
-                            yield Run(data, *pair.split("-"), recipe, protocol.name, seed)
-
-
-def file_of(pipeline: str) -> Path:
-    return paths.BENCHMARKS / "pipeline" / f"{pipeline}.yaml"
+                            yield Run(data, teacher, student, recipe, protocol.name, seed)
 
 
 def text(pipeline: str) -> str:
@@ -61,14 +58,15 @@ def _resolved(pipeline: str) -> dict[Run, Resolved]:
 
 
 def _stages(resolved_runs: Mapping[Run, Resolved]) -> dict[str, Any]:
-    data, priors, teachers, runs = {}, {}, {}, {}
+    data: dict[str, None] = {}
+    priors, teachers, runs = {}, dict[str, dict](), {}
     for run, resolved in resolved_runs.items():
         data[run.data] = None
         _add_teacher(teachers, run)
-        own = own_priors().get(resolved.prior or "")
-        if own is not None:
+        prior = resolved.prior or ""
+        if own := own_priors().get(prior):
             data[own["data"]] = None
-            priors[resolved.prior] = {"pool": own["data"], "size": own["size"]}
+            priors[prior] = {"pool": own["data"], "size": own["size"]}
         runs[_key(run)] = {
             "data": run.data,
             "protocol": run.protocol,
@@ -77,9 +75,9 @@ def _stages(resolved_runs: Mapping[Run, Resolved]) -> dict[str, Any]:
             "method": run.method,
             "seed": run.seed,
             # A template has a fixed number of dependencies: without a prior of ours the teacher stands there twice.
-            "prior": _relative(paths.priors() / resolved.prior if own else paths.teacher(run.data, run.teacher)),
+            "prior": _relative(paths.prior(prior) if own else paths.teacher(run.data, run.teacher)),
         }
-    spanned = sorted({run["data"] for run in runs.values()})
+    spanned = sorted({run.data for run in resolved_runs})
     return {"data": sorted(data), "priors": priors, "teachers": teachers, "runs": runs, "tables": spanned}
 
 
@@ -87,7 +85,7 @@ def inputs(pipeline: str) -> dict[str, dict[str, Any]]:
     """File name → what a stage depends on beside files: code, recipes and configurations as they are now."""
     resolved_runs = _resolved(pipeline)
     made = _stages(resolved_runs)
-    code = catalog.code_digest(*(paths.ROOT / "dfkd" / "tasks").glob("*.py"))
+    code = catalog.code_digest(*(paths.CODE / "tasks").glob("*.py"))
     found: dict[str, dict[str, Any]] = {f"data-{key}": {"code": code} for key in made["data"]}
     found |= {f"prior-{key}": dict(own_priors()[key]) for key in made["priors"]}
     for key, item in made["teachers"].items():
@@ -108,8 +106,8 @@ def write_inputs(pipeline: str) -> Path:
 def write_maps() -> list[Path]:
     """Write the file of each pipeline; returns them."""
     for pipeline in PIPELINES:
-        replace_file(file_of(pipeline), text(pipeline))
-    return [file_of(pipeline) for pipeline in PIPELINES]
+        replace_file(paths.pipeline(pipeline), text(pipeline))
+    return [paths.pipeline(name) for name in PIPELINES]
 
 
 def _add_teacher(teachers: dict[str, dict], run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 
 from dfkd import catalog, paths
+from dfkd.artifacts.cards import PRIOR, TEACHER
 from dfkd.errors import UserError, unknown
 from dfkd.identity import Run
 from dfkd.priors.recipes import recipe_for
@@ -29,11 +30,11 @@ def lacking(runs: Iterable[Run]) -> list[str]:
     found: dict[str, None] = {}  # each once, in order
     priors = own_priors()
     for data, protocol, teacher, student, method in dict.fromkeys(run.cell for run in runs):
-        if not paths.teacher(data, teacher).is_file():
+        if not TEACHER.there(paths.teacher(data, teacher)):
             found[f"teacher --data {data} --arch {teacher} --protocol {protocol} --resume"] = None
-        prior = resolve(data, protocol, method, f"{teacher}-{student}").prior
-        recipe = priors.get(prior or "")  # another one comes from the hub when it is first used
-        if recipe and not (paths.priors() / prior).is_dir():
+        prior = resolve(data, protocol, method, f"{teacher}-{student}").prior or ""
+        recipe = priors.get(prior)  # another one comes from the hub when it is first used
+        if recipe and not PRIOR.there(paths.prior(prior)):
             name = "" if recipe_for(recipe["data"], recipe["size"])[0] == prior else f" --name {prior}"
             found[f"prior --data {recipe['data']} --size {recipe['size']}{name} --resume"] = None
     return list(found)
@@ -44,7 +45,7 @@ def listing(done: Collection[Run], extra: str | None = None) -> Iterator[tuple[t
     methods = catalog.entries(extra).values()
     knows = [(m.name, "reference" if m.reference else m.prior, m.summary) for m in methods]
     yield ("method", "knows", "what it is"), knows
-    spanned, rows = list(span()), []
+    spanned, rows = list(span()), list[tuple]()
     for data, protocol in dict.fromkeys((run.data, run.protocol) for run in spanned):
         runs = [run for run in spanned if (run.data, run.protocol) == (data, protocol)]
         pairs = "\n".join(dict.fromkeys(run.pair for run in runs))

@@ -130,7 +130,9 @@ def _check(recipe: dict, path: Path, table: Table, entry: catalog.Entry | None) 
             table.protocol(name)
     for key, arguments in parts.items():
         with naming(path, key):
-            for name, value in arguments.items() if entry else ():
+            for name, value in arguments.items():
+                if entry is None:
+                    break
                 coerce(name, value, default_of(name, entry))
 
 

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from dfkd.errors import UserError, unknown
 from dfkd.files import check_writable, replace_file
-from dfkd.tasks.base import IGNORE, InputSpec, Task
-from dfkd.tasks.cifar import CIFAR10, CIFAR100
-from dfkd.tasks.digit_scenes import DIGIT_SCENES
-from dfkd.tasks.digits import DIGITS
-from dfkd.tasks.glyphs import GLYPHS
-from dfkd.tasks.nyuv2 import NYUV2
+from dfkd.metrics import IGNORE
+from dfkd.tasks.base import InputSpec, Task
 from dfkd.tasks.store import digest
-from dfkd.tasks.tiny_imagenet import PUBLIC_IMAGES
 
 __all__ = ["IGNORE", "POOLS", "TASKS", "InputSpec", "Task", "pool", "prepare", "task"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (DIGITS, DIGIT_SCENES, CIFAR10, CIFAR100, NYUV2)}
+
+def _found() -> dict[str, Task]:
+    """Every `Task` that a file of this folder names at its top, alone or in a tuple."""
+    found: dict[str, Task] = {}
+    for file in sorted(Path(__file__).parent.glob("[!_.]*.py")):
+        for value in vars(import_module(f"{__name__}.{file.stem}")).values():
+            for each in value if isinstance(value, tuple) else (value,):
+                if isinstance(each, Task) and found.setdefault(each.name, each) is not each:
+                    raise UserError(f"{file}: there is another data set {each.name}")
+    return found
+
+
+TASKS = {name: task for name, task in _found().items() if "test" in task.splits}
 # Public images for training priors on: nobody is taught or tested on them.
-POOLS: dict[str, Task] = {pool.name: pool for pool in (PUBLIC_IMAGES, GLYPHS)}
+POOLS = {name: pool for name, pool in _found().items() if name not in TASKS}
 
 
 def task(name: str) -> Task:

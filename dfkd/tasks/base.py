@@ -89,8 +89,7 @@ class Task:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != self.spec.channels:
             expected = f"uint8 [N, height, width, {self.spec.channels}]"
             raise UserError(f"{where}: {expected} expected for images, {images.dtype} {list(images.shape)} found")
-        expected = images.shape[: 3 if dense else 1]
-        if labels.shape != expected:
+        if labels.shape != images.shape[: 3 if dense else 1]:
             raise UserError(f"{where}: labels {list(labels.shape)} for images {list(images.shape)}")
         (height, width), size = images.shape[1:3], self.spec.size
         if dense and min(height, width) < size:

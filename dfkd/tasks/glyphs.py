@@ -75,7 +75,7 @@ def _draw(font: ImageFont.FreeTypeFont, character: str, stroke: int) -> Image.Im
     """A glyph, light on dark, with no margin; `stroke` pixels are added all around it."""
     from PIL import Image, ImageDraw
 
-    left, top, right, bottom = font.getbbox(character, stroke_width=stroke)
+    left, top, right, bottom = map(int, font.getbbox(character, stroke_width=stroke))
     page = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(page).text((-left, -top), character, 255, font, stroke_width=stroke)
     return page

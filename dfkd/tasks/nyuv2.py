@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from dfkd.errors import UserError
+from dfkd.metrics import IGNORE
 from dfkd.tasks import store
-from dfkd.tasks.base import IGNORE, InputSpec, Task
+from dfkd.tasks.base import InputSpec, Task
 
 CLASSES = "bed books ceiling chair floor furniture objects picture sofa table tv wall window"
 COUNTS = {"train": 795, "test": 654}
@@ -68,7 +69,8 @@ class NYUv2(Task):
             raise UserError(f"{self.name}: there is no {source}")
         official = source / LABELLED if source.is_dir() else source
         pairs, notes = (_official(official), []) if official.is_file() else _pictures(source)
-        size, splits = None, {}
+        size: tuple[int, ...] = ()
+        splits = {}
         for split, entries in pairs.items():
             images, labels = [], []
             with closing(entries):

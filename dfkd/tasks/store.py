@@ -147,7 +147,7 @@ def _read(path: Path, name: str, entry: Mapping[str, Any], part: str) -> np.ndar
 
 
 def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _remedy(name: str) -> str:

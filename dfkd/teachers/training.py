@@ -16,54 +16,27 @@ from dfkd import resumable
 from dfkd.engine.clock import Clock
 from dfkd.engine.compat import ClosedForm
 from dfkd.engine.evaluation import Array, on_device
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis import losses
 from dfkd.synthesis.augment import augment_for
 from dfkd.tasks import Task
-
-RECIPE: dict[str, tuple[type, ...]] = {
-    "epochs": (int,),
-    "batch": (int,),
-    "lr": (int, float),
-    "momentum": (int, float),
-    "weight_decay": (int, float),
-    "schedule": (str,),
-}
-# γ of the focal loss (without it: the cross-entropy), and the weights file from which the encoder starts.
-OPTIONAL: dict[str, tuple[type, ...]] = {"focal": (int, float), "encoder": (str,)}
-SCHEDULES = {"cosine": {}, "multistep": {"milestones": (list, tuple), "gamma": (int, float)}}
+from dfkd.teachers.recipes import check
 
 
-def rates(recipe: Mapping[str, Any]) -> list[float]:
-    """The learning rate of each epoch: cosine towards 0, or `lr` times `gamma` at each of `milestones`.
-
-    Raises UserError for a missing or unknown key, a value of the wrong type, an unknown schedule.
-    """
-    name = recipe.get("schedule")
-    if name not in SCHEDULES:
-        raise unknown("schedule", str(name), SCHEDULES)
-    keys = RECIPE | SCHEDULES[name] | {key: OPTIONAL[key] for key in recipe.keys() & OPTIONAL.keys()}
-    for key in recipe.keys() - keys.keys():
-        raise unknown("key of a teacher's recipe", key, keys | OPTIONAL)
-    for key, types in keys.items():
-        if not isinstance(recipe.get(key), types) or isinstance(recipe[key], bool):
-            raise UserError(f"the teacher's recipe: {key!r} is {recipe.get(key)!r}, not a {types[-1].__name__}")
-    epochs, lr = recipe["epochs"], recipe["lr"]
-    if epochs < 1 or recipe["batch"] < 2:
-        raise UserError("the teacher's recipe: 'epochs' must be at least 1 and 'batch' at least 2")
-    if name == "cosine":
-        return [lr * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs)]
-    return [lr * recipe["gamma"] ** sum(epoch >= m for m in recipe["milestones"]) for epoch in range(epochs)]
+def rate(recipe: Mapping[str, Any], epoch: int) -> float:
+    """The learning rate of an epoch, from 0: cosine towards 0, or `lr` times `gamma` at each of `milestones`."""
+    if recipe["schedule"] == "cosine":
+        return recipe["lr"] * (1 + math.cos(math.pi * epoch / recipe["epochs"])) / 2
+    return recipe["lr"] * recipe["gamma"] ** sum(epoch >= milestone for milestone in recipe["milestones"])
 
 
 @PARAM_SCHEDULERS.register_module()
 class TeacherRate(ClosedForm):
-    """`rates`, epoch by epoch."""
+    """`rate`, epoch by epoch."""
 
     def rate(self, step: int) -> float:
-        epochs = rates(self.recipe)
-        return epochs[min(step, len(epochs) - 1)]
+        return rate(self.recipe, step)
 
 
 def train(
@@ -86,7 +59,7 @@ def train(
     and ends with the same weights, bit for bit. The network stays on the device, in eval mode. UserError for a bad
     recipe and where the loss diverges, `Stopped` as `resumable.finish` raises it.
     """
-    rates(recipe)
+    check(recipe)
     sgd = {key: recipe[key] for key in ("lr", "momentum", "weight_decay")}
     config = dict(
         model=dict(type="Supervised", recipe=dict(recipe), seed=seed),
@@ -124,7 +97,7 @@ class Supervised(resumable.Training):
         super().__init__(recipe["epochs"], int(batches), clock)
         self.recipe, device = recipe, clock.device
         self.images, self.labels = on_device(images, labels, device)
-        self.network = Normalised(network, on.spec).to(device, memory_format=torch.channels_last)
+        self.network = Normalised(network, on.spec).to(device).to(memory_format=torch.channels_last)
         self.augment = augment_for(on)
         # Streams of their own: one draw more in one place must not move the others.
         self.shuffling = torch.Generator().manual_seed(seed)

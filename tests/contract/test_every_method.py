@@ -8,7 +8,7 @@ from inspect import signature
 
 import pytest
 
-from dfkd import catalog, records
+from dfkd import catalog, paths, records
 from dfkd.engine import configuration, confine
 from dfkd.engine.method import METHODS as REGISTRY
 from dfkd.engine.method import build_method, import_file
@@ -121,7 +121,7 @@ def test_a_method_from_outside_is_tested_by_one_command(tmp_path):
         "digits and not scenes",
         f"--dfkd-method={tmp_path / 'mine.py'}",
     ]
-    done = subprocess.run(command, cwd=catalog.ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr
 
 

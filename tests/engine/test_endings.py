@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from dfkd import records
-from dfkd.catalog import ROOT
 from dfkd.engine import run as engine
 from dfkd.engine import samples, state
 from dfkd.engine.configuration import INSIDE
 from dfkd.errors import CannotWrite, UserError
+from dfkd.paths import ROOT
 from dfkd.signals import Stopped
 from dfkd.synthesis.buffer import ImageLog
 from tests.conftest import BUDGET, PAIR, TINY, outcome, student_digest
@@ -262,12 +262,12 @@ sys.exit(bench.main(sys.argv[3:]))
 @pytest.mark.slow
 def test_a_disk_that_is_really_full_is_one_line_and_status_75(teacher, tmp_path):
     """By the limit on the size of a file, which torch, numpy and PIL meet below Python."""
-    from dfkd.teachers import write_card
+    from dfkd.artifacts import TEACHER
 
     own = tmp_path / "teachers" / teacher[0].name
     own.parent.mkdir()
     own.write_bytes(teacher[0].read_bytes())
-    write_card(own, teacher[1])
+    TEACHER.write(own, teacher[1])
     changes = [f"--set={change}" for change in (*TINY["ssdkd"], *BUDGET)]
     arguments = [
         "run",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.catalog import ROOT
 from dfkd.engine.guard import guard
+from dfkd.paths import ROOT
 from tests.conftest import BUDGET, PAIR, TINY
 
 CHILD = """
@@ -28,12 +28,12 @@ HOMES = {"an empty home": ("{}", True), "no home": (None, True), "an unwritable 
 @pytest.mark.slow
 @pytest.mark.parametrize("home", HOMES)
 def test_the_first_run_of_an_account(home, teacher, tmp_path):
-    from dfkd.teachers import write_card
+    from dfkd.artifacts import TEACHER
 
     own, (place, tools) = tmp_path / "teachers" / teacher[0].name, HOMES[home]
     own.parent.mkdir()
     own.write_bytes(teacher[0].read_bytes())
-    write_card(own, teacher[1])
+    TEACHER.write(own, teacher[1])
     (tmp_path / "home").mkdir()
     kept = ("LANG", "OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE")
     environment = {name: os.environ[name] for name in kept if name in os.environ}

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dfkd.catalog import ROOT
+from dfkd.paths import ROOT
 
 GIB = 2**30
 # One inner step and two student steps are the whole of a run's memory: nothing grows from step to step but the bank.
@@ -19,7 +19,7 @@ import numpy as np
 from dfkd.engine.run import Options, run
 from dfkd.tables.resolve import resolve
 from dfkd.tasks import store, task
-from dfkd.teachers import new_card, save, weights_name
+from dfkd.artifacts import TEACHER, save
 from dfkd.networks import initialise
 
 root = Path(sys.argv[1])
@@ -28,8 +28,9 @@ def split(count):
     return rng.integers(0, 256, (count, 32, 32, 3), np.uint8), rng.integers(0, 10, count)
 store.write(root / "data", "cifar10", {"train": split(300), "test": split(300)}, task("cifar10").class_names)
 spec = task("cifar10").spec
-weights = root / weights_name("cifar10", "wrn40_2")
-card = save(initialise("wrn40_2", spec, 0), weights, new_card("cifar10", "wrn40_2", spec, "trained", accuracy=10.0))
+weights = root / "cifar10_wrn40_2.safetensors"
+facts = {"spec": spec.to_dict(), "origin": "trained", "accuracy": 10.0}
+card = save(initialise("wrn40_2", spec, 0), weights, TEACHER.new("cifar10", "wrn40_2", **facts))
 changes = ["k=1", "warmup=0", "rounds=1", "training.steps=2", "evaluations=1"]
 cell = resolve("cifar10", "paper", "fast-10", "wrn40_2-wrn16_1", 0, changes)
 assert cell.config["synthesis_batch"] == cell.config["training"]["batch"] == 256

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from dfkd import paths
 from dfkd.tables.resolve import resolve
 from tests.conftest import PAIR
 
@@ -47,18 +48,19 @@ def test_after_an_inner_step_the_next_pass_sees_the_new_weights(method, tiny, ex
 
 
 @pytest.mark.slow
-def test_a_short_run_is_as_good_as_in_float32(tmp_path, request):
+def test_a_short_run_is_as_good_as_in_float32(tmp_path, request, monkeypatch):
     """Three seeds of Fast with a teacher that knows digits. With weights of before the images were at chance."""
     # So short a run is chaotic: with other sums of other threads the seeds spread otherwise.
     threads = torch.get_num_threads()
     request.addfinalizer(lambda: torch.set_num_threads(threads))
     torch.set_num_threads(1)
+    from dfkd.artifacts.teachers import WantedTeacher
     from dfkd.engine.run import Options, run
-    from dfkd.teachers.provide import provide
 
     recipe = dict(epochs=6, batch=64, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine")
     data, device = tmp_path / "data", torch.device("cpu")
-    teacher = provide("digits", "resnet8", recipe, tmp_path / "teachers", data, device)
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    teacher = WantedTeacher("digits", "resnet8", recipe, data, device).provide()
     changes = ["training.steps=120", "rounds=12", "training.batch=32", "synthesis_batch=32", "evaluations=1"]
     changes += ["ngf=16", "nz=64", "k=5", "warmup=4"]
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from dfkd.catalog import ROOT
 from dfkd.engine import state
 from dfkd.engine.configuration import LOG, STATE
 from dfkd.errors import UserError
+from dfkd.paths import ROOT
 from tests.conftest import BUDGET, PAIR, TINY, latest, outcome
 
 CPU = torch.device("cpu")
@@ -45,11 +45,11 @@ import json, sys
 from pathlib import Path
 from dfkd.tables.resolve import resolve
 from dfkd.engine.run import Options, run
-from dfkd.teachers import read_card
+from dfkd.artifacts import TEACHER
 
 weights, work, changes, pair = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
 cell = resolve("digits", "quick", "ssdkd", pair, 0, changes)
-run(cell, weights, read_card(weights), Options(work.parent / "data", "cpu", True, work, save_every=0.2))
+run(cell, weights, TEACHER.read(weights), Options(work.parent / "data", "cpu", True, work, save_every=0.2))
 """
 
 

@@ -415,17 +415,18 @@ def test_guidance_reaches_the_class_on_cifar10():
     import os
     from pathlib import Path
 
-    from dfkd.priors import cards, load
+    from dfkd.artifacts import PRIOR
+    from dfkd.artifacts import load as load_teacher
+    from dfkd.files import file_digest
+    from dfkd.priors import load
     from dfkd.tasks import task
-    from dfkd.teachers import file_digest
-    from dfkd.teachers import load as load_teacher
 
     folder = Path(os.environ.get("DFKD_WEIGHTS", "/nowhere"))
     place = folder / "prior_public32"
     if not place.is_dir():
         pytest.skip("needs the prior and the teacher in DFKD_WEIGHTS")
-    digest = file_digest(cards.weights_path(place))
-    card = cards.new_card("public32", "pixel", "public images", "adopted", size=32, digest=digest)
+    facts = {"kind": "pixel", "origin": "adopted", "size": 32, "digest": file_digest(PRIOR.weights(place))}
+    card = PRIOR.new("public32", trained_on="public images", **facts)
     spec = task("cifar10").spec
     hits = {}
     for guided in (True, False):

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from dfkd.artifacts.weights import load_encoder
 from dfkd.errors import UserError
 from dfkd.networks import build, fitting
 from dfkd.networks.keys import adapt, mobilenetv2_encoder
-from dfkd.teachers.weights import load_encoder
 
 # name: parameters for 13 classes, BatchNorm layers, output stride
 TABLE = {

@@ -17,9 +17,7 @@ from typing import NamedTuple
 import pytest
 
 import bench
-from dfkd import catalog
 from dfkd import paths as places
-from dfkd.priors import recipes as priors
 from dfkd.tables.definition import table_of
 from tests.conftest import BUDGET, PAIR, TINY
 
@@ -137,7 +135,7 @@ def recipe(text: str | bytes, part: str, *arguments: str, name: str = "mine") ->
 
 def table(old: str, new: str, part: str, *arguments: str) -> Row:
     """The table of digits, with a piece of the text replaced."""
-    text = (catalog.ROOT / TABLE).read_text(encoding="utf-8")
+    text = (places.ROOT / TABLE).read_text(encoding="utf-8")
     assert old in text
     return Row(arguments or RUN, part, {TABLE: text.replace(old, new)})
 
@@ -560,20 +558,16 @@ ROWS |= {
 @pytest.fixture
 def place(tmp_path, monkeypatch, request):
     """A folder to break things in, which the command takes for the repository and runs in."""
-    from dfkd.priors import training
-
     for name in ("results/published.csv", RECORD):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(catalog.ROOT / name, tmp_path / name)
+        shutil.copyfile(places.ROOT / name, tmp_path / name)
     shutil.copytree(
-        catalog.ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("speed", "*.lock")
+        places.ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("speed", "*.lock")
     )
     (tmp_path / "file").write_text("a file", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     for name in ("benchmarks", "results", "work"):
         monkeypatch.setattr(places, name.upper(), tmp_path / name)
-    monkeypatch.setattr(priors, "PATH", tmp_path / "benchmarks" / "priors.yaml")
-    monkeypatch.setattr(training, "WORK", tmp_path / "work" / "priors")
     monkeypatch.setenv("DFKD_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
     return tmp_path
@@ -582,12 +576,12 @@ def place(tmp_path, monkeypatch, request):
 @pytest.fixture
 def with_teacher(place, teacher):
     """The teacher of `RUN`, so that nothing has to be trained before a fault can show."""
-    from dfkd.teachers import write_card
+    from dfkd.artifacts import TEACHER
 
     own = place / "results" / "teachers" / teacher[0].name
     own.parent.mkdir(parents=True)
     shutil.copyfile(teacher[0], own)
-    write_card(own, {**teacher[1], "recipe": dict(table_of("digits").protocol("quick").teacher)})
+    TEACHER.write(own, {**teacher[1], "recipe": dict(table_of("digits").protocol("quick").teacher)})
     return place
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import bench
-from dfkd import catalog, paths, records, report
+from dfkd import paths, records, report
 from dfkd.tables import definition
 from dfkd.tables.definition import table_of
 from dfkd.tables.pipeline import span
@@ -23,25 +23,23 @@ from dfkd.tables.resolve import resolve
 from dfkd.tasks import store
 from tests.conftest import BUDGET, PAIR, TINY
 
-ROOT = catalog.ROOT
+ROOT = paths.ROOT
 SMALL = [f"--set={change}" for change in (*TINY["template"], *BUDGET)]
 
 
 @pytest.fixture
 def command(teacher, tmp_path, monkeypatch, capsys):
     """command(*arguments): (exit status, output, lines of the error stream) of bench.py, writing under tmp_path."""
-    from dfkd.teachers import provide as teacher_provide
-    from dfkd.teachers import write_card
+    from dfkd.artifacts import TEACHER
 
     # Its card says that it was trained by the protocol's recipe, or the harness would refuse it.
     own = tmp_path / "results" / "teachers" / teacher[0].name
     own.parent.mkdir(parents=True)
     shutil.copyfile(teacher[0], own)
-    write_card(own, {**teacher[1], "recipe": dict(table_of("digits").protocol("quick").teacher)})
+    TEACHER.write(own, {**teacher[1], "recipe": dict(table_of("digits").protocol("quick").teacher)})
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(paths, "WORK", tmp_path / "work")
     monkeypatch.setattr(report, "write", lambda data=None: ([], []))
-    monkeypatch.setattr(teacher_provide, "WORK", tmp_path / "work" / "teachers")
     for name in ("DFKD_DATA", "DFKD_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -126,13 +124,13 @@ def test_a_corrupted_array_is_named_with_its_digest(run, stored, tmp_path, own_c
 @pytest.fixture
 def own_cifar(tmp_path):
     """A folder with a ResNet-8 for CIFAR-10, as DFKD_WEIGHTS names one."""
+    from dfkd.artifacts import TEACHER, save
     from dfkd.networks import initialise
     from dfkd.tasks import task
-    from dfkd.teachers import new_card, save, weights_name
 
     spec, folder = task("cifar10").spec, tmp_path / "weights"
-    card = new_card("cifar10", "resnet8", spec, "adopted", accuracy=10.0)
-    save(initialise("resnet8", spec, 0), folder / weights_name("cifar10", "resnet8"), card)
+    card = TEACHER.new("cifar10", "resnet8", spec=spec.to_dict(), origin="adopted", accuracy=10.0)
+    save(initialise("resnet8", spec, 0), folder / "cifar10_resnet8.safetensors", card)
     return folder
 
 
@@ -281,9 +279,9 @@ def test_a_finished_cell_is_run_again_when_asked_to(run, tmp_path):
 
 @pytest.mark.parametrize("change", ["no student", "no record", "a broken record", "another teacher", "a stage of DVC"])
 def test_a_cell_is_run_where_something_is_missing_or_different(change, run, tmp_path, monkeypatch):
+    from dfkd.artifacts import TEACHER, save
     from dfkd.networks import initialise
     from dfkd.tasks import task
-    from dfkd.teachers import cards, save
 
     assert run()[0] == 0
     (path,), (student,) = written(tmp_path), tmp_path.rglob("student.safetensors")
@@ -296,7 +294,7 @@ def test_a_cell_is_run_where_something_is_missing_or_different(change, run, tmp_
         path.write_text('{"half')
     elif change == "another teacher":
         (weights,) = (tmp_path / "results" / "teachers").glob("*.safetensors")
-        card = cards.read_card(weights)
+        card = TEACHER.read(weights)
         save(initialise("resnet8", task("digits").spec, 1), weights, card)
     else:
         monkeypatch.setenv("DVC_STAGE", "run")
@@ -334,14 +332,14 @@ def with_prior(run, tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_stopped_while_its_prior_trains_is_to_be_tried_again(with_prior, tmp_path, monkeypatch):
-    from dfkd import priors
+    from dfkd import artifacts
     from dfkd.signals import Stopped
 
     def provide(*_, resume=True, **options):
         assert resume  # it goes on although the run was not asked to
         raise Stopped("stopped by SIGINT at step 4 of 6; the same with --resume goes on")
 
-    monkeypatch.setattr(priors, "provide", provide)
+    monkeypatch.setattr(artifacts, "prior", provide)
     status, _, err = with_prior()
     assert status == bench.EXIT_PARTIAL
     assert err == ["bench.py: stopped by SIGINT at step 4 of 6; the same with --resume goes on"]

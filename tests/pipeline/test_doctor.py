@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 import bench
-from dfkd import checkout, doctor
-from dfkd.catalog import ROOT
+from dfkd import checkout, doctor, paths
 from dfkd.errors import UserError
+from dfkd.paths import ROOT
 from dfkd.tasks import TASKS
 
 
@@ -44,6 +44,10 @@ def home(value):
     return lambda patch: patch.setenv("HOME", value)
 
 
+def elsewhere(patch):
+    patch.setattr(checkout, "paths", SimpleNamespace(ROOT=ROOT / "dfkd"))
+
+
 def stdout(encoding):
     return lambda patch: patch.setattr(sys, "stdout", SimpleNamespace(encoding=encoding))
 
@@ -56,11 +60,11 @@ def disk(free):
 @pytest.mark.parametrize(
     ("change", "good", "line"),
     [
-        (lambda patch: patch.setattr(sys, "version", "3.10.4 (main)"), False, "Python 3.10.4, >=3.11,<3.13 is needed"),
-        (lambda patch: patch.setattr(sys, "version", "3.13.0 (main)"), False, "Python 3.13.0, >=3.11,<3.13 is needed"),
-        (lambda patch: patch.setattr(sys, "version", "3.12.1 (main)"), True, "Python 3.12.1"),
+        (lambda patch: patch.setattr(sys, "version", "3.10.4 (main)"), False, "Python 3.10.4, >=3.11,<3.15 is needed"),
+        (lambda patch: patch.setattr(sys, "version", "3.15.0 (main)"), False, "Python 3.15.0, >=3.11,<3.15 is needed"),
+        (lambda patch: patch.setattr(sys, "version", "3.14.1 (main)"), True, "Python 3.14.1"),
         (lambda patch: patch.setenv("PATH", "/nowhere"), None, "git: records will name no commit (git cannot be run"),
-        (lambda patch: patch.setattr(checkout, "ROOT", ROOT / "dfkd"), None, "git: records will name no commit"),
+        (elsewhere, None, "git: records will name no commit"),
         (weights("/nowhere"), False, "weights folder /nowhere (DFKD_WEIGHTS) is no folder"),
         (weights(str(ROOT)), True, f"weights folder {ROOT} (DFKD_WEIGHTS)"),
         (weights(str(ROOT / "bench.py")), False, "is no folder"),
@@ -111,12 +115,12 @@ def test_git_answers_for_this_project_only(tmp_path, monkeypatch):
     """A download inside a checkout of something else must not take that one's commit."""
     from dfkd.engine import machine
 
-    monkeypatch.setattr(checkout, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     with pytest.raises(UserError, match="git says: not a git repository"):
         checkout.git("rev-parse", "HEAD")
     for inside in (tmp_path, tmp_path / "download"):
         inside.mkdir(exist_ok=True)
-        monkeypatch.setattr(checkout, "ROOT", inside)
+        monkeypatch.setattr(paths, "ROOT", inside)
         checkout._git("init", "-q", str(tmp_path))
         assert machine.commit() is None
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dfkd.catalog import ROOT
+from dfkd import paths
+from dfkd.identity import Run
+from dfkd.paths import ROOT
 from dfkd.tables import pipeline
 
 
@@ -180,6 +182,23 @@ def test_no_stage_deletes_what_it_is_to_make(path):
             assert options.get("persist") is True, (name, output)
 
 
+@pytest.mark.parametrize(("path", "name"), zip(PIPELINES, pipeline.PIPELINES, strict=True))
+def test_a_template_names_the_places_that_the_code_writes_to(path, name):
+    stages, maps = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"], pipeline.stages(name)
+    for stage, place in {
+        "run": lambda key, item: Run.of({"identity": item | {"student": item["pair"].split("-")[1]}}).path(),
+        "teacher": lambda key, item: paths.teacher(item["data"], item["arch"]),
+        "prior": lambda key, item: paths.priors() / key,
+    }.items():
+        outputs = [*stages[stage]["do"].get("outs", []), *stages[stage]["do"].get("metrics", [])]
+        for key, item in maps[f"{stage}s"].items():
+            values = {"${key}": key} | {f"${{item.{field}}}": str(value) for field, value in item.items()}
+            written = [next(iter(out)) for out in outputs]
+            for name, value in values.items():
+                written = [out.replace(name, value) for out in written]
+            assert place(key, item).relative_to(ROOT).as_posix() in written
+
+
 def test_the_lock_of_the_root_is_ignored():
     """With it a fresh clone would call every committed record up to date and run nothing."""
     assert "/dvc.lock" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
@@ -187,7 +206,7 @@ def test_the_lock_of_the_root_is_ignored():
 
 @pytest.mark.parametrize("name", pipeline.PIPELINES)
 def test_the_maps_are_those_of_the_tables(name):
-    assert pipeline.file_of(name).read_text(encoding="utf-8") == pipeline.text(name), "bench.py plan --pipeline"
+    assert paths.pipeline(name).read_text(encoding="utf-8") == pipeline.text(name), "bench.py plan --pipeline"
 
 
 def test_the_leaderboard_waits_for_every_quick_table():

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.priors import cards, load, recipes, training
+from dfkd import paths
+from dfkd.artifacts import PRIOR
+from dfkd.files import file_digest
+from dfkd.priors import load, training
+from dfkd.priors.folder import kind_of, side_of, weights_path
 from dfkd.tasks import POOLS, InputSpec, Task, store
-from dfkd.teachers import file_digest
 
 
 def pixel_unet(seed=0, classes=None, size=8):
@@ -44,8 +47,8 @@ def save_pixel(folder, unet, **schedule):
 
 
 def card_for(folder, **facts):
-    facts = {"size": cards.side_of(folder), "digest": file_digest(cards.weights_path(folder))} | facts
-    return cards.new_card(folder.name, cards.kind_of(folder), "noise", "foreign", **facts)
+    seen = {"kind": kind_of(folder), "size": side_of(folder), "digest": file_digest(weights_path(folder))}
+    return PRIOR.new(folder.name, trained_on="noise", origin="foreign", **seen | facts)
 
 
 @pytest.fixture
@@ -201,8 +204,8 @@ def noise(tmp_path, monkeypatch, arrays):
     """A pool of twenty 8 x 8 images in `tmp_path/data`, its recipe `noise4`, and a work folder of this test's own."""
     pool = Task("noise", InputSpec(8, 3, (0.5,) * 3, (0.5,) * 3, 1), ("a",), splits=("train",))
     monkeypatch.setitem(POOLS, "noise", pool)
-    monkeypatch.setattr(training, "WORK", tmp_path / "work")
-    monkeypatch.setattr(recipes, "PATH", tmp_path / "priors.yaml")
+    monkeypatch.setattr(paths, "WORK", tmp_path / "work")
+    monkeypatch.setattr(paths, "prior_recipes", lambda: tmp_path / "priors.yaml")
     (tmp_path / "priors.yaml").write_text(json.dumps({"noise4": TINY}))
     store.write(tmp_path / "data", "noise", {"train": (arrays, np.zeros(20))}, ("a",), "images of nothing")
     return pool

@@ -8,31 +8,35 @@ import sys
 import numpy as np
 import pytest
 
+from dfkd.artifacts import PRIOR
 from dfkd.errors import UserError
-from dfkd.priors import cards
+from dfkd.priors import digests_path
+from dfkd.priors.folder import kind_of, write_digests
 
-FACTS = {"size": 8, "digest": "ab" * 32}
+FACTS = {"kind": "pixel", "trained_on": "cats", "origin": "trained", "size": 8, "digest": "ab" * 32}
 
 
 def test_names_and_cards_need_no_torch():
-    code = "import sys, dfkd.priors, dfkd.priors.recipes; sys.exit(bool({'torch', 'diffusers'} & sys.modules.keys()))"
+    code = (
+        "import sys, dfkd.artifacts, dfkd.priors.recipes; sys.exit(bool({'torch', 'diffusers'} & sys.modules.keys()))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_round_trip(tmp_path):
-    card = cards.new_card("mine", "pixel", "cats", "trained", **FACTS, seconds=3)
-    cards.write_card(tmp_path / "mine.json", card)
-    found = cards.read_card(tmp_path / "mine")
+    card = PRIOR.new("mine", **FACTS, seconds=3)
+    PRIOR.write(tmp_path / "mine", card)
+    found = PRIOR.read(tmp_path / "mine")
     assert found == card
-    assert list(found) == cards.KEYS
+    assert list(found) == list(PRIOR.schema["properties"])
     assert found["recipe"] is None
 
 
 def test_the_card_inside_goes_before_the_one_beside(tmp_path):
     (tmp_path / "mine").mkdir()
-    assert cards.card_path(tmp_path / "mine") == tmp_path / "mine.json"
+    assert PRIOR.card_path(tmp_path / "mine") == tmp_path / "mine.json"
     (tmp_path / "mine" / "card.json").write_text("{}")
-    assert cards.card_path(tmp_path / "mine") == tmp_path / "mine" / "card.json"
+    assert PRIOR.card_path(tmp_path / "mine") == tmp_path / "mine" / "card.json"
 
 
 @pytest.mark.parametrize(
@@ -52,15 +56,15 @@ def test_the_card_inside_goes_before_the_one_beside(tmp_path):
     ],
 )
 def test_a_wrong_card_is_named(tmp_path, change, message):
-    card = cards.new_card("mine", "pixel", "cats", "trained", **FACTS)
+    card = PRIOR.new("mine", **FACTS)
     (tmp_path / "mine.json").write_text(json.dumps(card | change))
     with pytest.raises(UserError, match=message):
-        cards.read_card(tmp_path / "mine")
+        PRIOR.read(tmp_path / "mine")
 
 
 def test_a_missing_or_broken_card_is_named(tmp_path):
     with pytest.raises(UserError, match=r"mine\.json is missing: the card of the prior mine"):
-        cards.read_card(tmp_path / "mine")
+        PRIOR.read(tmp_path / "mine")
     wrong = {
         "{": "cannot be read: Expecting property name",
         "[]": "is not of type 'object'",
@@ -71,11 +75,11 @@ def test_a_missing_or_broken_card_is_named(tmp_path):
     for text, message in wrong.items():
         (tmp_path / "mine.json").write_text(text)
         with pytest.raises(UserError, match=message):
-            cards.read_card(tmp_path / "mine")
+            PRIOR.read(tmp_path / "mine")
 
 
 def test_image_digests(tmp_path, arrays):
-    cards.write_digests(tmp_path / "images.npy", arrays)
+    write_digests(tmp_path / "images.npy", arrays)
     found = np.load(tmp_path / "images.npy")
     heads = sorted(hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in arrays)
     assert [f"{digest:016x}" for digest in found] == heads
@@ -85,10 +89,10 @@ def test_image_digests(tmp_path, arrays):
 def test_where_digests_lie(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
-    assert cards.digests_path(folder) is None
+    assert digests_path(folder) is None
     for path in (tmp_path / "mine.images.npy", folder / "images.npy"):
         path.touch()
-        assert cards.digests_path(folder) == path
+        assert digests_path(folder) == path
 
 
 @pytest.mark.parametrize(
@@ -107,4 +111,4 @@ def test_a_folder_that_is_none_is_named(tmp_path, files, message):
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
-        cards.kind_of(tmp_path)
+        kind_of(tmp_path)

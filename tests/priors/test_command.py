@@ -8,8 +8,8 @@ from PIL import Image
 
 import bench
 from dfkd import doctor, paths
-from dfkd.catalog import ROOT
-from dfkd.priors import cards
+from dfkd.artifacts import PRIOR
+from dfkd.paths import ROOT
 from tests.priors.conftest import TINY
 
 
@@ -17,6 +17,7 @@ from tests.priors.conftest import TINY
 def command(noise, tmp_path, monkeypatch, capsys):
     """command(*arguments): (exit status, output, error stream) of bench.py, writing under tmp_path."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "WORK", tmp_path / "work")
     monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
     monkeypatch.setenv("DFKD_DATA", str(tmp_path / "data"))
 
@@ -37,16 +38,16 @@ def test_a_prior_is_trained_once(command, tmp_path):
     assert f"{folder}: trained, noise: 20 images of nothing, at 4 pixels; samples in" in out
     grid = tmp_path / "results" / "plots" / "priors" / "noise4.png"
     assert Image.open(grid).size == (12 * 66 - 2, 6 * 66 - 2)
-    card = cards.read_card(folder)
+    card = PRIOR.read(folder)
     status, out, _ = command(*TRAIN)
-    assert status == 0 and "step" not in out and cards.read_card(folder) == card
+    assert status == 0 and "step" not in out and PRIOR.read(folder) == card
 
 
 def test_a_changed_recipe_has_a_name_of_its_own(command, tmp_path):
     status, _, err = command(*TRAIN, "--set=steps=2")
     assert status == 2 and err == "bench.py: noise4 is another prior; choose a --name of its own\n"
     assert command(*TRAIN, "--set=steps=2", "--name=mine")[0] == 0
-    assert cards.read_card(tmp_path / "results" / "priors" / "mine")["recipe"]["steps"] == 2
+    assert PRIOR.read(tmp_path / "results" / "priors" / "mine")["recipe"]["steps"] == 2
     status, _, err = command(*TRAIN, "--set=steps=3", "--name=mine")
     assert status == 2 and "mine was trained by another recipe" in err
 
@@ -121,7 +122,7 @@ def test_the_doctor_looks_at_pools_and_priors(command, tmp_path, monkeypatch):
     assert found["prior stable-diffusion-v1-5: not there; docs/priors.md"] is None
     command(*TRAIN)
     assert lines()["prior noise4: trained, noise: 20 images of nothing, at 4 pixels"] is True
-    weights = cards.weights_path(paths.priors() / "noise4")
+    weights = PRIOR.weights(paths.priors() / "noise4")
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
     assert lines()[f"prior noise4: {weights} is damaged"] is False

@@ -5,23 +5,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dfkd.artifacts import PRIOR
+from dfkd.artifacts.cards import ORIGINS
 from dfkd.errors import UserError
-from dfkd.priors import cards, check_disjoint
+from dfkd.priors import check_disjoint
+from dfkd.priors.folder import write_digests
 from dfkd.tasks import InputSpec, Task, pool, store
 from dfkd.tasks.store import data_root
 
 TASK = Task("fake", InputSpec(8, 3, (0.5,) * 3, (0.5,) * 3, 2), ("a", "b"))
 
 
+def card_of(name, origin="trained", **facts):
+    return PRIOR.new(name, kind="pixel", trained_on="something", origin=origin, **facts)
+
+
 @pytest.fixture
 def check(tmp_path, arrays):
     """check(train, test, **card): against a prior that was trained on `arrays`."""
-    cards.write_digests(tmp_path / "p.images.npy", arrays)
+    write_digests(tmp_path / "p.images.npy", arrays)
 
     def run(train, test, **facts):
         splits = {name: (images, np.zeros(len(images))) for name, images in (("train", train), ("test", test))}
         store.write(tmp_path / "data", "fake", splits, ("a", "b"))
-        card = cards.new_card("p", "pixel", "noise", "trained", images=dict(count=20, height=8, width=8)) | facts
+        card = card_of("p", images=dict(count=20, height=8, width=8)) | facts
         sized = replace(TASK, spec=replace(TASK.spec, size=train.shape[1]))
         check_disjoint(card, tmp_path / "p.images.npy", sized, tmp_path / "data")
 
@@ -62,14 +69,14 @@ def test_a_card_cannot_switch_the_comparison_off(check, arrays):
 
 
 def test_a_prior_of_the_task_itself_is_refused(tmp_path):
-    card = cards.new_card("p", "pixel", "something", "foreign", data="fake")
+    card = card_of("p", origin="foreign", data="fake")
     with pytest.raises(UserError, match=r"^images of fake were the training set of prior p"):
         check_disjoint(card, None, TASK, tmp_path)
 
 
-@pytest.mark.parametrize("origin", cards.ORIGINS)
+@pytest.mark.parametrize("origin", ORIGINS)
 def test_without_digests_the_pool_of_the_card_is_compared(noise, tmp_path, arrays, origin):
-    card = cards.new_card("p", "pixel", "noise", origin, data="noise")
+    card = card_of("p", origin=origin, data="noise")
     store.write(tmp_path / "data", "fake", {"test": (arrays[3:5], np.zeros(2))}, ("a", "b"))
     with pytest.raises(UserError, match=r"^2 images of the test split of fake were in the training set of prior p"):
         check_disjoint(card, None, replace(TASK, splits=("test",)), tmp_path / "data")
@@ -79,17 +86,17 @@ def test_without_digests_the_pool_of_the_card_is_compared(noise, tmp_path, array
 
 @pytest.mark.parametrize("origin", ["trained", "adopted"])
 def test_a_prior_of_ours_without_digests_is_refused(tmp_path, origin):
-    card = cards.new_card("p", "pixel", "cats", origin)
+    card = card_of("p", origin=origin)
     with pytest.raises(UserError, match="the image digests of prior p are gone"):
         check_disjoint(card, None, TASK, tmp_path)
 
 
 def test_nothing_known_is_nothing_compared(tmp_path):
-    check_disjoint(cards.new_card("sd", "stable-diffusion", "the web", "foreign"), None, TASK, tmp_path)
+    check_disjoint(card_of("sd", origin="foreign"), None, TASK, tmp_path)
 
 
 def test_digests_that_are_none_are_named(tmp_path):
-    card = cards.new_card("p", "pixel", "noise", "foreign")
+    card = card_of("p", origin="foreign")
     for content in (np.zeros(3), np.zeros((3, 3), np.uint64), None):
         if content is None:
             (tmp_path / "images.npy").write_bytes(b"")
@@ -106,11 +113,11 @@ def test_the_prior_of_public_images_is_refused_for_their_task(tmp_path):
     if images.problems(root):
         pytest.skip("public_images is not in DFKD_DATA")
     seen, labels = images.load("train", root)
-    cards.write_digests(tmp_path / "public32.images.npy", seen)
+    write_digests(tmp_path / "public32.images.npy", seen)
     spec = InputSpec(64, 3, (0.5,) * 3, (0.5,) * 3, 200)
     full, names = Task("tiny_imagenet", spec, (), splits=("test",)), [str(i) for i in range(200)]
     store.write(tmp_path, "tiny_imagenet", {"test": (seen[::10], labels[::10])}, names)
-    card = cards.new_card("public32", "pixel", "public_images", "trained")
+    card = card_of("public32")
     with pytest.raises(UserError, match=r"750 images of the test split of tiny_imagenet .* prior public32"):
         check_disjoint(card, tmp_path / "public32.images.npy", full, tmp_path)
 
@@ -122,6 +129,6 @@ def test_the_subset_of_tiny_imagenet_shares_two_images_with_the_pool():
     subset = Task("tiny_imagenet", InputSpec(64, 3, (0.5,) * 3, (0.5,) * 3, 50), ())
     if any(data.problems(root) for data in (pool("public_images"), subset)):
         pytest.skip("public_images and tiny_imagenet are not in DFKD_DATA")
-    card = cards.new_card("public32", "pixel", "public_images", "foreign", data="public_images")
+    card = card_of("public32", origin="foreign", data="public_images")
     with pytest.raises(UserError, match=r"^2 images of the train split of tiny_imagenet"):
         check_disjoint(card, None, subset, root)

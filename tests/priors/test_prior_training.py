@@ -7,21 +7,26 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 
+from dfkd import paths
+from dfkd.artifacts import PRIOR
+from dfkd.artifacts.priors import WantedPrior
 from dfkd.engine.clock import Clock
 from dfkd.errors import UserError
-from dfkd.priors import cards, load, training
+from dfkd.priors import digests_path, load, training
+from dfkd.priors.folder import image_digests
 from dfkd.priors.recipes import changed, check, recipe_for, recipes
 from dfkd.signals import Stopped
 from tests.priors.conftest import TINY
 
 
 @pytest.fixture
-def run(noise, tmp_path):
+def run(noise, tmp_path, monkeypatch):
     """run(where, **changes to the recipe): folder and card of a trained prior."""
 
     def train(where="own", say=lambda line: None, seed=0, resume=True, **changes):
-        data = tmp_path / "data"
-        return training.train("tiny", TINY | changes, tmp_path / where, data, "cpu", seed=seed, resume=resume, say=say)
+        monkeypatch.setattr(paths, "priors", lambda: tmp_path / where)
+        options = {"recipe": TINY | changes, "seed": seed, "resume": resume, "say": say}
+        return WantedPrior("tiny", tmp_path / "data", torch.device("cpu"), **options).train()
 
     return train
 
@@ -40,12 +45,12 @@ def test_what_is_left_behind(run, tmp_path, arrays):
     folder, card = run(say=told.append)
     assert folder == tmp_path / "own" / "tiny"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["tiny", "tiny.images.npy", "tiny.json"]
-    assert card == cards.read_card(folder)
+    assert card == PRIOR.read(folder)
     assert card["trained_on"] == "noise: 20 images of nothing, at 4 pixels"
     assert card["images"] == {"count": 20, "height": 8, "width": 8}
     assert (card["origin"], card["kind"], card["size"], card["seed"]) == ("trained", "pixel", 4, 0)
     assert card["recipe"] == TINY and card["seconds"] > 0
-    assert np.array_equal(np.load(cards.digests_path(folder)), np.sort(cards.image_digests(arrays)))
+    assert np.array_equal(np.load(digests_path(folder)), np.sort(image_digests(arrays)))
     assert told[-1].startswith("prior tiny: step 6/6, loss ") and told[-1].endswith("left")
     prior = load(folder, card, "cpu", "fp32")
     assert prior.latent_shape == (3, 4, 4) and prior.unet.config.sample_size == 4
@@ -94,7 +99,7 @@ def test_a_damaged_state_is_named(run, tmp_path, interrupt):
     with pytest.raises(Stopped):
         run()
     undo()
-    (state,) = (tmp_path / "work" / "tiny").glob("*.pt")
+    (state,) = (tmp_path / "work" / "priors" / "tiny").glob("*.pt")
     state.write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"\.pt cannot be read .*; delete it to start this run afresh"):
         run()
@@ -168,7 +173,7 @@ def test_a_size_without_a_recipe_has_the_pool_s():
 
 
 def test_a_pool_without_a_recipe(noise, tmp_path):
-    with pytest.raises(UserError, match=r"there is no recipe for the pool glyphs; write one into .*priors\.yaml"):
+    with pytest.raises(UserError, match=r"no recipe for the auxiliary images glyphs; write one into .*priors\.yaml"):
         recipe_for("glyphs", 16)
 
 

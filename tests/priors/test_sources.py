@@ -1,4 +1,4 @@
-"""Where a prior comes from: found, adopted, trained, the hub, somebody's own folder; what is said if nowhere."""
+"""Where a prior comes from: found, imported, trained, the hub, somebody's own folder; what is said if nowhere."""
 
 import json
 import re
@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from dfkd.catalog import ROOT
+from dfkd import artifacts, paths
+from dfkd.artifacts import PRIOR, cards, given_folders
+from dfkd.artifacts.priors import KNOWN, WantedPrior
 from dfkd.errors import UserError
-from dfkd.priors import cards, digests_path, load, provide, training
+from dfkd.files import file_digest
+from dfkd.paths import ROOT
+from dfkd.priors import digests_path, load
+from dfkd.priors.folder import image_digests, write_digests
 from dfkd.priors.recipes import HUB, recipes
-from dfkd.priors.sources import KNOWN, find
 from dfkd.tasks import pool, store
-from dfkd.teachers import file_digest
 from tests.priors.conftest import TINY, pixel_unet, save_pixel
 
 
@@ -29,12 +33,15 @@ def given(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
-    """ask(name): what `provide` gives for an `own` folder, a data root and a work folder of this test's."""
-    monkeypatch.setattr(training, "WORK", tmp_path / "work")
+    """ask(name): what is had for an `own` folder, a data root and a work folder of this test's."""
+    monkeypatch.setattr(paths, "WORK", tmp_path / "work")
+    monkeypatch.setattr(paths, "priors", lambda: tmp_path / "own")
 
     def call(name, **options):
         options = {"say": lambda line: None} | options
-        return provide(name, tmp_path / "own", tmp_path / "data", "cpu", **options)
+        if "/" in name:
+            return artifacts.prior(name, tmp_path / "data", torch.device("cpu"), **options)
+        return WantedPrior(name, tmp_path / "data", torch.device("cpu"), **options).provide()
 
     return call
 
@@ -56,7 +63,7 @@ def test_a_weights_folder_that_is_not_there(ask, tmp_path):
         ask("tiny", source=tmp_path / "nowhere")
 
 
-def test_adoption_without_a_card_says_what_to_write(given, ask, tmp_path):
+def test_an_import_without_a_card_says_what_to_write(given, ask, tmp_path):
     with pytest.raises(UserError, match=r'prior_tiny has no card; write .*card\.json with at least \{"trained_on"'):
         ask("tiny")
     describe(given, trained_on="")
@@ -65,14 +72,14 @@ def test_adoption_without_a_card_says_what_to_write(given, ask, tmp_path):
     assert not (tmp_path / "own").exists()
 
 
-def test_adoption_copies_the_model_card_and_digests(given, ask, tmp_path, arrays):
+def test_an_import_copies_the_model_card_and_digests(given, ask, tmp_path, arrays):
     describe(given, seconds=12, recipe={"steps": 5})
-    cards.write_digests(given / "images.npy", arrays)
+    write_digests(given / "images.npy", arrays)
     folder, card = ask("tiny")
     assert folder == tmp_path / "own" / "tiny"
     assert (card["origin"], card["trained_on"], card["seconds"]) == ("adopted", "a thousand cats", 12)
     assert (card["kind"], card["size"], card["name"]) == ("pixel", 8, "tiny")
-    assert card == cards.read_card(folder)
+    assert card == PRIOR.read(folder)
     assert np.array_equal(np.load(digests_path(folder)), np.load(given / "images.npy"))
     assert load(folder, card, "cpu", "fp32").size == 8
     shutil.rmtree(given)
@@ -83,13 +90,13 @@ def test_a_fresh_clone_keeps_the_committed_card(given, ask):
     describe(given)
     folder, card = ask("tiny")
     kept = card | {"date": "2001-01-01", "trained_on": "cats, as committed"}
-    cards.write_card(folder.parent / "tiny.json", kept)
+    PRIOR.write(folder, kept)
     shutil.rmtree(folder)
     assert ask("tiny") == (folder, kept)
     assert (folder / "config.json").is_file()
 
 
-def test_what_is_no_model_is_not_adopted(given, ask, tmp_path):
+def test_what_is_no_model_is_not_imported(given, ask, tmp_path):
     describe(given)
     for content in (b"nothing", b""):
         (given / "diffusion_pytorch_model.safetensors").write_bytes(content)
@@ -111,7 +118,7 @@ def test_a_model_without_its_schedule_is_refused(given, ask):
 
 def test_known_weights_need_no_card_but_their_pool(given, ask, tmp_path, noise, monkeypatch, arrays):
     facts = KNOWN["2003502f4a524091eb7adcbdbd7c8d10da4a61d1349314f51ef860b49ca4bba5"]
-    digest = file_digest(cards.weights_path(given))
+    digest = file_digest(PRIOR.weights(given))
     monkeypatch.setitem(KNOWN, digest, facts | {"data": "noise"})
     manifest = noise.manifest(tmp_path / "data")
     (tmp_path / "data").rename(tmp_path / "elsewhere")
@@ -125,17 +132,17 @@ def test_known_weights_need_no_card_but_their_pool(given, ask, tmp_path, noise, 
     assert (card["seconds"], card["recipe"], card["data"]) == (7201.0, facts["recipe"], "noise")
     assert card["data_digest"] == store.digest(manifest)
     assert card["images"] == {"count": 20, "height": 8, "width": 8}
-    assert np.array_equal(np.load(digests_path(folder)), np.sort(cards.image_digests(arrays)))
+    assert np.array_equal(np.load(digests_path(folder)), np.sort(image_digests(arrays)))
 
 
 def test_known_weights_have_the_recipe_they_were_trained_by(given, ask, noise, monkeypatch):
     """The recipes of today are those of `noise`, and public32 is not among them."""
     (facts,) = KNOWN.values()
-    monkeypatch.setitem(KNOWN, file_digest(cards.weights_path(given)), facts | {"data": "noise"})
+    monkeypatch.setitem(KNOWN, file_digest(PRIOR.weights(given)), facts | {"data": "noise"})
     assert ask("tiny")[1]["recipe"]["steps"] == 9862
 
 
-def test_other_weights_than_asked_for_are_not_adopted(given, ask, tmp_path):
+def test_other_weights_than_asked_for_are_not_imported(given, ask, tmp_path):
     describe(given, recipe=TINY)
     with pytest.raises(UserError, match="prior_tiny was trained by another recipe; remove it, or take another name"):
         ask("tiny", recipe=TINY | {"steps": 7})
@@ -143,9 +150,9 @@ def test_other_weights_than_asked_for_are_not_adopted(given, ask, tmp_path):
     assert ask("tiny", recipe=TINY)[1]["origin"] == "adopted"
 
 
-def test_an_adoption_that_fails_loses_no_digests(given, ask, tmp_path, noise, arrays):
+def test_an_import_that_fails_loses_no_digests(given, ask, tmp_path, noise, arrays):
     digests = tmp_path / "own" / "tiny.images.npy"
-    cards.write_digests(digests, arrays)
+    write_digests(digests, arrays)
     describe(given, data="public_images")  # which is not there
     with pytest.raises(UserError, match="which images these are must be known"):
         ask("tiny")
@@ -181,18 +188,18 @@ def test_a_second_process_waits_for_the_first(noise, ask, monkeypatch):
 
 @pytest.mark.parametrize("way", ["adopted", "trained"])
 def test_a_kill_before_the_card_leaves_nothing_in_the_way(given, noise, ask, monkeypatch, way):
-    name, write = {"adopted": "tiny", "trained": "noise4"}[way], cards.write_card
+    name, write = {"adopted": "tiny", "trained": "noise4"}[way], cards.replace_file
     describe(given)
 
-    def killed(path, card):
+    def killed(path, content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cards, "write_card", killed)
+    monkeypatch.setattr(cards, "replace_file", killed)
     with pytest.raises(KeyboardInterrupt):
         ask(name)
-    monkeypatch.setattr(cards, "write_card", write)
+    monkeypatch.setattr(cards, "replace_file", write)
     folder, card = ask(name)
-    assert card["origin"] == way and cards.read_card(folder) == card
+    assert card["origin"] == way and PRIOR.read(folder) == card
     assert not folder.with_name(f"{name}.partial").exists()
 
 
@@ -206,9 +213,9 @@ def test_a_name_that_is_none(ask, tmp_path, name):
 def test_a_damaged_prior_is_refused_when_it_is_loaded(given, ask):
     describe(given)
     folder, card = ask("tiny")
-    path = cards.weights_path(folder)
+    path = PRIOR.weights(folder)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=r"is damaged: sha256 .* expected, .* found"):
+    with pytest.raises(UserError, match=r"is damaged, or its card is another's: sha256 .* expected, .* found"):
         load(folder, card, "cpu", "fp32")
 
 
@@ -221,7 +228,7 @@ def spoiled(folder, key, value):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_not_adopted(given, ask, tmp_path, value):
+def test_weights_that_are_no_numbers_are_not_imported(given, ask, tmp_path, value):
     describe(given)
     spoiled(given, "conv_in.weight", value)
     for name in ("tiny", str(given)):
@@ -247,8 +254,8 @@ def test_every_network_of_a_pipeline_is_looked_at(stable_diffusion_folder, tmp_p
 def test_the_card_of_another_prior_is_named(given, ask, tmp_path):
     describe(given)
     folder, card = ask("tiny")
-    cards.write_card(folder.with_suffix(".json"), card | {"name": "other"})
-    with pytest.raises(UserError, match=r"tiny\.json is the card of the prior 'other', not 'tiny'"):
+    PRIOR.write(folder, card | {"name": "other"})
+    with pytest.raises(UserError, match=r"tiny\.json is the card of other, not of tiny"):
         ask("tiny")
 
 
@@ -376,19 +383,20 @@ def test_what_is_nowhere_is_trained_by_its_recipe(noise, ask, monkeypatch):
 
 
 def test_names_are_looked_up_in_the_weights_folder_alone(given, tmp_path):
-    assert find("tiny") == given
-    assert find("other") is None
+    folders = given_folders(tmp_path)[1:]
+    assert PRIOR.find("tiny", folders) == given
+    assert PRIOR.find("other", folders) is None
 
 
 @pytest.mark.data
 def test_the_shared_prior_of_natural_images_is_known(ask, tmp_path):
     try:
-        given = find("public32")
+        given = PRIOR.find("public32", given_folders(tmp_path)[1:])
     except UserError:
         given = None
     if given is None or pool("public_images").problems(store.data_root()):
         pytest.skip("prior_public32 or public_images is not there")
-    folder, card = provide("public32", tmp_path, store.data_root(), "cpu", say=lambda line: None)
+    folder, card = WantedPrior("public32", store.data_root(), torch.device("cpu"), say=lambda line: None).provide()
     assert (card["seconds"], card["data"], card["size"]) == (7201.0, "public_images", 32)
     assert card["images"] == {"count": 7500, "height": 64, "width": 64}
     assert len(np.load(digests_path(folder))) == 7500

@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 import bench
-from dfkd import catalog, paths, records, report
+from dfkd import paths, records, report
 from dfkd.errors import UserError
 from dfkd.identity import Run
 from dfkd.report import commit, current
@@ -178,9 +178,10 @@ def test_a_run_is_not_failed_by_tables_that_cannot_be_written(good, command, mon
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A copy of methods, reference rows and recipes that a test may break."""
-    for folder in (*catalog.FOLDERS, "benchmarks"):
-        shutil.copytree(catalog.ROOT / folder, tmp_path / "project" / folder)
-    monkeypatch.setattr(catalog, "ROOT", tmp_path / "project")
+    for folder in (*paths.METHODS, paths.BENCHMARKS):
+        shutil.copytree(folder, tmp_path / "project" / folder.name)
+    monkeypatch.setattr(paths, "METHODS", tuple(tmp_path / "project" / folder.name for folder in paths.METHODS))
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "project")
     monkeypatch.setattr(paths, "BENCHMARKS", tmp_path / "project" / "benchmarks")
     return tmp_path / "project"
 
@@ -292,5 +293,5 @@ def test_a_process_that_keeps_the_tables_to_itself_does_not_fail_a_run(good, com
     monkeypatch.setattr(report, "PATIENCE", 0.1)
     with FileLock(tmp_path / ".lock"):
         report.after_run(records.read(good) | {"work": "nowhere"})
-        assert command("leaderboard")[0] == 2
+        assert command("leaderboard")[0] == bench.EXIT_PARTIAL
     assert not (tmp_path / "LEADERBOARD.md").exists()

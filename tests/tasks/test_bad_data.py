@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import bench
-from dfkd.catalog import ROOT
 from dfkd.documents import check
 from dfkd.errors import UserError
+from dfkd.paths import ROOT
 from dfkd.tasks import store, task
 from dfkd.tasks.store import SCHEMA
 

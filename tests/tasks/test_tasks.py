@@ -29,7 +29,7 @@ DIGITS_SHA256 = {
 
 
 def test_names_need_no_torch():
-    code = "import sys, dfkd.tasks, dfkd.networks, dfkd.teachers; sys.exit('torch' in sys.modules)"
+    code = "import sys, dfkd.tasks, dfkd.networks, dfkd.artifacts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from dfkd import teachers
+from dfkd import artifacts
+from dfkd.artifacts import TEACHER
 from dfkd.errors import UserError
+from dfkd.files import file_digest
 from dfkd.networks import initialise
 from dfkd.tasks import task
 
@@ -146,7 +148,7 @@ def test_a_file_that_will_not_do_is_named_in_one_line(case, suffix, tmp_path, re
     path = tmp_path / f"theirs{suffix}"
     path.write_bytes(content() if callable(content) else content)
     with pytest.raises(UserError, match=message) as caught:
-        teachers.load_foreign(path, "resnet8", teachers.spec_of(path, SPEC))
+        artifacts.load_any(path, "resnet8", artifacts.spec_of(path, SPEC))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
 
@@ -167,10 +169,10 @@ def test_what_is_no_file_is_named_and_nothing_waits_for_it(kind, tmp_path):
     path = tmp_path / "digits_resnet8.safetensors"
     place(path, kind)
     asked = (
-        lambda: teachers.find("digits", "resnet8", [tmp_path]),
-        lambda: teachers.spec_of(path, SPEC),
-        lambda: teachers.load_foreign(path, "resnet8", SPEC),
-        lambda: teachers.file_digest(path),
+        lambda: TEACHER.find("digits_resnet8", [tmp_path]),
+        lambda: artifacts.spec_of(path, SPEC),
+        lambda: artifacts.load_any(path, "resnet8", SPEC),
+        lambda: file_digest(path),
     )
     for ask in asked:
         with pytest.raises(UserError, match=f"{path.name} is {kind}"):
@@ -181,11 +183,11 @@ def test_a_link_to_itself_is_named(tmp_path):
     path = tmp_path / "digits_resnet8.safetensors"
     place(path, "a circle")
     with pytest.raises(UserError, match=r"digits_resnet8\.safetensors"):
-        teachers.find("digits", "resnet8", [tmp_path])
+        TEACHER.find("digits_resnet8", [tmp_path])
 
 
 def test_what_is_missing_is_named(tmp_path):
-    for ask in (teachers.file_digest, lambda path: teachers.load_foreign(path, "resnet8", SPEC)):
+    for ask in (file_digest, lambda path: artifacts.load_any(path, "resnet8", SPEC)):
         with pytest.raises(UserError, match=r"theirs\.pth is missing"):
             ask(tmp_path / "theirs.pth")
 
@@ -194,14 +196,14 @@ def test_weights_of_either_kind_are_read_whatever_their_name(tmp_path):
     save_file(STATE, tmp_path / "theirs.pth", {"std": "1 2 3"})
     (tmp_path / "theirs.safetensors").write_bytes(packed(OrderedDict(STATE)))
     for name in ("theirs.pth", "theirs.safetensors"):
-        loaded = teachers.load_foreign(tmp_path / name, "resnet8", SPEC).state_dict()
+        loaded = artifacts.load_any(tmp_path / name, "resnet8", SPEC).state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in STATE.items())
-    assert teachers.spec_of(tmp_path / "theirs.pth", SPEC).std == (1.0, 2.0, 3.0)
+    assert artifacts.spec_of(tmp_path / "theirs.pth", SPEC).std == (1.0, 2.0, 3.0)
 
 
 def test_an_encoder_is_looked_at_as_closely(tmp_path):
+    from dfkd.artifacts.weights import load_encoder
     from dfkd.networks import build
-    from dfkd.teachers.weights import load_encoder
 
     network = build("deeplabv3plus_mobilenetv2", 11)
     state = network.encoder.state_dict()
@@ -217,13 +219,13 @@ def test_a_weights_folder_that_is_none(given, message, tmp_path, monkeypatch):
     monkeypatch.setenv("DFKD_WEIGHTS", str(tmp_path / given))
     for option in (None, tmp_path / given):
         with pytest.raises(UserError, match=message):
-            teachers.given_folders(tmp_path, option)
+            artifacts.given_folders(tmp_path, option)
 
 
 def test_a_tilde_is_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for option in ("~", None):
         monkeypatch.setenv("DFKD_WEIGHTS", "~")
-        assert teachers.given_folders(tmp_path / "own", option)[1] == tmp_path
+        assert artifacts.given_folders(tmp_path / "own", option)[1] == tmp_path
     with pytest.raises(UserError, match="~nobody-here"):
-        teachers.given_folders(tmp_path, "~nobody-here/weights")
+        artifacts.given_folders(tmp_path, "~nobody-here/weights")

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dfkd import teachers
+from dfkd import artifacts
+from dfkd.artifacts import TEACHER
+from dfkd.artifacts.teachers import bring
 from dfkd.engine.evaluation import score
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import task
@@ -27,14 +29,14 @@ EXPENSIVE = ("resnet56",)
 
 
 def weights(data, arch):
-    path = teachers.find(data, arch, [Path(os.environ.get("DFKD_WEIGHTS", "nowhere"))])
-    return path or pytest.skip(f"no {teachers.weights_name(data, arch)} in DFKD_WEIGHTS")
+    path = TEACHER.find(f"{data}_{arch}", [Path(os.environ.get("DFKD_WEIGHTS", "nowhere"))])
+    return path or pytest.skip(f"no {data}_{arch}.safetensors in DFKD_WEIGHTS")
 
 
 @pytest.mark.parametrize(("data", "arch"), MEASURED)
 def test_it_fits_and_its_origin_is_known(data, arch, tmp_path):
     given = weights(data, arch)
-    card = teachers.read_card(teachers.adopt(data, arch, given.parent, tmp_path))
+    card = TEACHER.read(bring(data, arch, given, tmp_path / given.name).path)
     assert card["address"].startswith("https://github.com/")
     constants = {"cifar10": [0.4914, 0.4822, 0.4465], "cifar100": [0.5070, 0.4865, 0.4409]}
     assert card["spec"]["mean"] == constants[data]
@@ -48,7 +50,7 @@ def test_it_scores_what_is_written(data, arch):
         pytest.skip(f"no {data} in DFKD_DATA")
     images, labels = task(data).load("test", root)
     count, tolerance = (1000, 5.0) if arch in EXPENSIVE else (len(labels), 0.05)
-    spec = teachers.spec_of(path, task(data).spec)
-    network = Normalised(teachers.load(path, arch, spec), spec)
+    spec = artifacts.spec_of(path, task(data).spec)
+    network = Normalised(artifacts.load(path, arch, spec), spec)
     measured = score(network, task(data), images[:count], labels[:count], "cpu")
     assert measured == pytest.approx(MEASURED[data, arch], abs=tolerance)

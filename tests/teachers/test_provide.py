@@ -10,17 +10,18 @@ import time
 import pytest
 import torch
 
-from dfkd import teachers
-from dfkd.catalog import ROOT
+from dfkd import paths
+from dfkd.artifacts import TEACHER, cards, save, weights
+from dfkd.artifacts import teachers as wanted
 from dfkd.engine import state
 from dfkd.errors import CannotWrite, UserError
-from dfkd.files import replace_file
+from dfkd.files import file_digest, replace_file
 from dfkd.locks import alone
 from dfkd.networks import initialise
+from dfkd.paths import ROOT
 from dfkd.signals import Stopped
 from dfkd.tasks import task
-from dfkd.teachers import cards, training, weights
-from dfkd.teachers import provide as providing
+from dfkd.teachers import training
 
 RECIPE = {"epochs": 3, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
 DIGITS = task("digits")
@@ -29,16 +30,17 @@ NAME = "digits_resnet8.safetensors"
 
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
-    """ask(**options): what `provide` gives of a ResNet-8 for 256 digits, all of it in folders of this test's own."""
+    """ask(**options): what is had of a ResNet-8 for 256 digits, all of it in folders of this test's own."""
     whole = type(DIGITS).load
     monkeypatch.setattr(type(DIGITS), "load", lambda self, *a: tuple(part[:160] for part in whole(self, *a)))
-    monkeypatch.setattr(providing, "WORK", tmp_path / "work")
+    monkeypatch.setattr(paths, "WORK", tmp_path / "work")
     monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
 
     def call(own="own", recipe=RECIPE, **options):
         options = {"say": lambda line: None} | options
-        wanted = ("digits", "resnet8", recipe, tmp_path / own, tmp_path, torch.device("cpu"))
-        return providing.provide(*wanted, **options)
+        monkeypatch.setattr(paths, "teachers", lambda: tmp_path / own)
+        asked = wanted.WantedTeacher("digits", "resnet8", recipe, tmp_path, torch.device("cpu"), **options)
+        return asked.provide()
 
     return call
 
@@ -47,8 +49,8 @@ def ask(tmp_path, monkeypatch):
 def given(tmp_path):
     """A weights folder with that teacher, which has no card."""
     folder = tmp_path / "weights"
-    card = teachers.new_card("digits", "resnet8", DIGITS.spec, "trained", seed=0)
-    teachers.save(initialise("resnet8", DIGITS.spec, 7), folder / NAME, card)
+    card = TEACHER.new("digits", "resnet8", spec=DIGITS.spec.to_dict(), origin="trained", seed=0)
+    save(initialise("resnet8", DIGITS.spec, 7), folder / NAME, card)
     (folder / NAME).with_suffix(".json").unlink()
     return folder
 
@@ -215,7 +217,7 @@ with alone(Path(sys.argv[1]), "it"):
 @pytest.fixture
 def holder(tmp_path):
     """A process that holds the lock of the teacher."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "work" / "digits_resnet8.lock")]
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "work" / "teachers" / "digits_resnet8.lock")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"held\n"
     yield process
@@ -245,16 +247,17 @@ def test_waiting_ends_with_the_time_limit_and_with_a_signal(ask, holder):
 
 
 def test_a_folder_for_locks_that_cannot_be_written(ask, tmp_path):
-    (tmp_path / "work").touch()
-    with pytest.raises(UserError, match=r"cannot write to the work folder .*work: File exists"):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "teachers").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*teachers: File exists"):
         ask()
 
 
 def test_what_is_there_needs_no_lock(ask, tmp_path, given):
     made = ask(source=given)
-    (tmp_path / "work" / "digits_resnet8.lock").unlink()
-    (tmp_path / "work").rmdir()
-    (tmp_path / "work").touch()
+    (tmp_path / "work" / "teachers" / "digits_resnet8.lock").unlink()
+    (tmp_path / "work" / "teachers").rmdir()
+    (tmp_path / "work" / "teachers").touch()
     assert ask() == made
 
 
@@ -281,12 +284,12 @@ def test_a_kill_between_card_and_weights_leaves_nothing_in_the_way(ask, given, m
         replace_file(*arguments)
 
     with monkeypatch.context() as patch:
-        for module, name in ((cards, "replace_file"), (weights, "replace_file"), (weights, "copy_file")):
+        for module, name in ((cards, "replace_file"), (weights, "replace_file"), (wanted, "copy_file")):
             patch.setattr(module, name, killed)
         with pytest.raises(KeyboardInterrupt):
             ask(source=source)
     path, card = ask(source=source)
-    assert card["origin"] == way and card["digest"] == teachers.file_digest(path)
+    assert card["origin"] == way and card["digest"] == file_digest(path)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +304,7 @@ def test_a_kill_between_card_and_weights_leaves_nothing_in_the_way(ask, given, m
 )
 def test_a_card_of_something_else_is_named(ask, given, tmp_path, change, message):
     path, card = ask(source=given)
-    cards.write_card(path, card | change)
+    TEACHER.write(path, card | change)
     with pytest.raises(UserError, match=message) as caught:
         ask()
     assert str(tmp_path / "own") in str(caught.value)
@@ -309,7 +312,7 @@ def test_a_card_of_something_else_is_named(ask, given, tmp_path, change, message
 
 def test_weights_and_cards_that_disagree_are_named(ask, given, tmp_path):
     path, card = ask(source=given)
-    card_file = cards.card_path(path)
+    card_file = TEACHER.card_path(path)
     card_file.write_text(card_file.read_text().replace(card["digest"], "0" * 64))
     with pytest.raises(UserError, match=r"damaged, or its card is another's: .* remove it to have it made anew"):
         ask()
@@ -321,7 +324,8 @@ def test_weights_and_cards_that_disagree_are_named(ask, given, tmp_path):
 
 
 def test_a_card_in_the_weights_folder_is_looked_at(ask, given, tmp_path):
-    cards.write_card(given / NAME, teachers.new_card("digits", "resnet20", DIGITS.spec, "trained"))
+    facts = {"spec": DIGITS.spec.to_dict(), "digest": file_digest(given / NAME)}
+    TEACHER.write(given / NAME, TEACHER.new("digits", "resnet20", origin="trained", **facts))
     with pytest.raises(UserError, match="is the card of digits_resnet20, not of digits_resnet8"):
         ask(source=given)
     assert not (tmp_path / "own").exists()

@@ -5,15 +5,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dfkd import doctor, teachers
+from dfkd import artifacts, doctor, paths
+from dfkd.artifacts import teachers as wanted
 from dfkd.engine.evaluation import on_device, score
 from dfkd.errors import UserError
 from dfkd.networks import build, initialise
 from dfkd.synthesis import losses
 from dfkd.tables.resolve import resolve
 from dfkd.tasks import IGNORE, task
-from dfkd.teachers import provide as providing
-from dfkd.teachers.training import rates, train
+from dfkd.teachers.recipes import check
+from dfkd.teachers.training import train
 
 SCENES = task("digit-scenes")
 RECIPE = {
@@ -73,7 +74,7 @@ def test_the_loss_is_focal_over_labelled_pixels_of_crops(arrays, monkeypatch):
 @pytest.mark.parametrize("wrong", [{"focal": "two"}, {"encoder": 3}, {"focl": 2.0}])
 def test_a_wrong_key_is_named(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        rates(RECIPE | wrong)
+        check(RECIPE | wrong)
 
 
 def test_the_score_is_the_mean_iou_of_whole_images(arrays):
@@ -93,17 +94,18 @@ def test_the_encoder_starts_from_the_named_file_and_the_card_says_so(arrays, tmp
     folder = tmp_path / "weights"
     folder.mkdir()
     save_file(source, folder / "some_encoder.safetensors")
-    monkeypatch.setattr(providing, "train", lambda *arguments, **options: 1.0)
-    monkeypatch.setattr(providing, "WORK", tmp_path / "work")
+    monkeypatch.setattr(wanted, "train", lambda *arguments, **options: 1.0)
+    monkeypatch.setattr(paths, "WORK", tmp_path / "work")
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     recipe = RECIPE | {"encoder": "some_encoder"}
-    wanted = ("digit-scenes", "deeplabv3plus_mobilenetv2", recipe, tmp_path / "own", tmp_path, torch.device("cpu"))
-    path, card = providing.provide(*wanted, source=folder, say=lambda line: None)
+    asked = ("digit-scenes", "deeplabv3plus_mobilenetv2", recipe, tmp_path, torch.device("cpu"))
+    path, card = artifacts.teacher(*asked, source=folder, say=lambda line: None)
     assert card["recipe"]["encoder"] == "some_encoder"
-    encoder = teachers.load(path, "deeplabv3plus_mobilenetv2", SCENES.spec).encoder.state_dict()
+    encoder = artifacts.load(path, "deeplabv3plus_mobilenetv2", SCENES.spec).encoder.state_dict()
     assert all(torch.equal(encoder[key], source[key]) for key in source)
     monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
     with pytest.raises(UserError, match=r"starts from some_encoder\.safetensors"):
-        providing.provide(*wanted[:3], tmp_path / "other", *wanted[4:], say=lambda line: None)
+        artifacts.teacher(*asked, say=lambda line: None, anew=True)
 
 
 @pytest.mark.parametrize(("data", "pair"), [("digits", "resnet8-deeplabv3plus_thin16"), ("nyuv2", "resnet8-resnet8")])

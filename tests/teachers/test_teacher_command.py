@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 
 import bench
-from dfkd import paths, resumable
+from dfkd import artifacts, paths
+from dfkd.artifacts import TEACHER
 from dfkd.tables import definition
 from dfkd.tables.definition import table_of
 from dfkd.tasks import task
-from dfkd.teachers import cards, read_card, training, weights_name
-from dfkd.teachers import provide as providing
+from dfkd.teachers import training
 
-TEACHER = ("teacher", "--data=digits", "--arch=resnet8", "--device=cpu")
+MAKE = ("teacher", "--data=digits", "--arch=resnet8", "--device=cpu")
 
 
 @pytest.fixture
@@ -30,7 +30,6 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(definition, "tables", lambda: shorter)
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(paths, "WORK", tmp_path / "work")
-    monkeypatch.setattr(providing, "WORK", tmp_path / "work" / "teachers")
     monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
     monkeypatch.setenv("DFKD_DATA", str(tmp_path / "data"))
 
@@ -42,14 +41,14 @@ def command(tmp_path, monkeypatch, capsys):
 
 
 def test_a_teacher_is_trained_once(command, tmp_path):
-    status, out, _ = command(*TEACHER)
+    status, out, _ = command(*MAKE)
     path = tmp_path / "results" / "teachers" / "digits_resnet8.safetensors"
     assert status == 0 and "epoch 3/3" in out and f"{path}: trained, top1 " in out
-    assert command(*TEACHER)[1].splitlines() == out.splitlines()[-1:]
-    assert read_card(path)["recipe"]["epochs"] == 3
+    assert command(*MAKE)[1].splitlines() == out.splitlines()[-1:]
+    assert TEACHER.read(path)["recipe"]["epochs"] == 3
 
 
-@pytest.mark.parametrize("verb", [TEACHER, ("run", "--method=template", "--data=digits", "--pair=resnet8-resnet8")])
+@pytest.mark.parametrize("verb", [MAKE, ("run", "--method=template", "--data=digits", "--pair=resnet8-resnet8")])
 def test_a_time_limit_and_a_signal_are_told_by_the_status(command, tmp_path, monkeypatch, verb):
     status, _, err = command(*verb, "--time-limit=1e-9")
     assert (status, err) == (
@@ -71,7 +70,7 @@ def test_a_time_limit_and_a_signal_are_told_by_the_status(command, tmp_path, mon
     assert "going on from epoch 1/3" in out
     assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
     monkeypatch.setattr(training.Supervised, "train_step", train_step)
-    assert command(*TEACHER, "--resume")[0] == 0
+    assert command(*MAKE, "--resume")[0] == 0
 
 
 def test_the_limit_of_a_run_counts_from_its_start(command, monkeypatch):
@@ -82,13 +81,12 @@ def test_the_limit_of_a_run_counts_from_its_start(command, monkeypatch):
         seen["teacher"] = until - time.monotonic()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(providing, "provide", teacher)
+    monkeypatch.setattr(artifacts, "teacher", teacher)
     status, _, _ = command("--method=template", "--data=digits", "--time-limit=5", "--device=cpu")
     assert status == 130 and 0 < seen["teacher"] <= 300
 
 
 def test_the_prior_of_the_tutorial_is_limited_too(command, tmp_path, monkeypatch):
-    monkeypatch.setattr("dfkd.priors.training.WORK", tmp_path / "work" / "priors")
     status, _, err = command("prior", "--data=glyphs", "--size=16", "--device=cpu", "--time-limit=1e-9")
     assert (status, err) == (
         75,
@@ -98,7 +96,7 @@ def test_the_prior_of_the_tutorial_is_limited_too(command, tmp_path, monkeypatch
 
 def test_a_folder_of_teachers_that_cannot_be_written_is_found_before_one_is_trained(command, tmp_path):
     (tmp_path / "results").write_text("")
-    status, out, err = command(*TEACHER)
+    status, out, err = command(*MAKE)
     assert status == 2 and err.startswith(f"bench.py: cannot write to {paths.teachers()}: ") and err.count("\n") == 1
     assert "training" not in out
 
@@ -126,7 +124,7 @@ def test_a_plan_begins_with_the_teachers_and_priors_that_are_missing(command):
     options = bench.parser().parse_args(both[1])
     assert (options.data, options.size, options.name, options.resume) == ("glyphs", 16, None, True)
     paths.teachers().mkdir(parents=True)
-    (paths.teachers() / weights_name("digits", "wrn16_2")).touch()
+    paths.teacher("digits", "wrn16_2").touch()
     assert plan(command, "--data=digits") == both[1:]
     (paths.priors() / "glyphs16").mkdir(parents=True)
     assert plan(command, "--data=digits") == []
@@ -148,9 +146,4 @@ def test_each_shard_makes_what_its_cells_lack(command):
 
 def test_cards_of_the_project_satisfy_their_schemas():
     for path in paths.teachers().glob("*.json"):
-        data, _, arch = path.stem.partition("_")
-        assert cards.card_of(path.with_suffix(".safetensors"), data, arch) == json.loads(path.read_text("utf-8"))
-
-
-def test_states_are_kept_where_work_is():
-    assert resumable.WORK == paths.ROOT / "work"
+        assert TEACHER.read_of(path.with_suffix(".safetensors"), path.stem) == json.loads(path.read_text("utf-8"))

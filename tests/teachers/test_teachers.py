@@ -9,12 +9,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dfkd import teachers
+from dfkd import artifacts
+from dfkd.artifacts import TEACHER
+from dfkd.artifacts.teachers import bring
 from dfkd.errors import UserError
+from dfkd.files import file_digest
 from dfkd.networks import build, initialise
 from dfkd.tasks import task
 
 SPEC = task("digits").spec
+NAMED = ("digits", "resnet8")
 
 
 @pytest.fixture
@@ -30,19 +34,19 @@ def equal(one, other):
 @pytest.fixture
 def saved(network, tmp_path):
     path = tmp_path / "own" / "digits_resnet8.safetensors"
-    card = teachers.new_card("digits", "resnet8", SPEC, "trained", seed=1, accuracy=97.5, seconds=3.0)
-    teachers.save(network.to(memory_format=torch.channels_last), path, card)
+    card = TEACHER.new(*NAMED, spec=SPEC.to_dict(), origin="trained", seed=1, accuracy=97.5, seconds=3.0)
+    artifacts.save(network.to(memory_format=torch.channels_last), path, card)
     return path
 
 
 def test_round_trip(network, saved):
-    loaded = teachers.load(saved, "resnet8", SPEC)
+    loaded = artifacts.load(saved, "resnet8", SPEC)
     assert equal(loaded, network)
     assert not loaded.training
-    card = teachers.read_card(saved)
-    assert card.keys() == teachers.SCHEMA["properties"].keys()
+    card = TEACHER.read(saved)
+    assert card.keys() == TEACHER.schema["properties"].keys()
     assert (card["accuracy"], card["recipe"], card["address"]) == (97.5, None, None)
-    assert card["digest"] == teachers.file_digest(saved)
+    assert card["digest"] == file_digest(saved)
     assert sorted(path.suffix for path in saved.parent.iterdir()) == [".json", ".safetensors"]
     with safe_open(saved, "pt") as file:
         assert file.metadata() == {"mean": "0.5 0.5 0.5", "std": "0.5 0.5 0.5"}
@@ -54,7 +58,7 @@ def test_weights_that_differ_from_their_card_are_refused(saved):
     saved.write_bytes(data)
     message = r"digits_resnet8\.safetensors is damaged, or its card is another's: sha256 .* expected, .* found"
     with pytest.raises(UserError, match=message):
-        teachers.load(saved, "resnet8", SPEC)
+        artifacts.load(saved, "resnet8", SPEC)
 
 
 @pytest.mark.parametrize(
@@ -75,15 +79,15 @@ def test_weights_that_differ_from_their_card_are_refused(saved):
     ],
 )
 def test_a_wrong_card_is_named(saved, change, message):
-    path = teachers.card_path(saved)
+    path = TEACHER.card_path(saved)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message) as caught:
-        teachers.read_card(saved)
+        TEACHER.read(saved)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
 def test_a_missing_or_broken_card_is_named(saved):
-    path = teachers.card_path(saved)
+    path = TEACHER.card_path(saved)
     wrong = {
         "{": "cannot be read",
         "[]": "is not of type 'object'",
@@ -93,53 +97,53 @@ def test_a_missing_or_broken_card_is_named(saved):
     for text, message in wrong.items():
         path.write_text(text)
         with pytest.raises(UserError, match=message):
-            teachers.read_card(saved)
+            TEACHER.read(saved)
     path.unlink()
     with pytest.raises(UserError, match=r"digits_resnet8\.json is missing"):
-        teachers.read_card(saved)
+        TEACHER.read(saved)
 
 
 def test_folders_are_searched_in_order(saved, tmp_path, monkeypatch):
     monkeypatch.setenv("DFKD_WEIGHTS", str(tmp_path / "weights"))
-    folders = teachers.weights_folders(saved.parent)
+    folders = artifacts.weights_folders(saved.parent)
     assert folders == [saved.parent, tmp_path / "weights"]
-    assert teachers.find("digits", "resnet8", folders) == saved
-    assert teachers.find("digits", "wrn16_1", folders) is None
-    assert teachers.weights_folders(saved.parent, tmp_path)[1] == tmp_path
+    assert TEACHER.find("digits_resnet8", folders) == saved
+    assert TEACHER.find("digits_wrn16_1", folders) is None
+    assert artifacts.weights_folders(saved.parent, tmp_path)[1] == tmp_path
     monkeypatch.delenv("DFKD_WEIGHTS")
-    assert teachers.weights_folders(saved.parent) == [saved.parent]
+    assert artifacts.weights_folders(saved.parent) == [saved.parent]
 
 
-def test_adoption_copies_measures_and_takes_the_file_s_normalisation(network, tmp_path):
+def test_an_import_copies_measures_and_takes_the_file_s_normalisation(network, tmp_path):
     (tmp_path / "given").mkdir()
     given = tmp_path / "given" / "digits_resnet8.safetensors"
     save_file(network.state_dict(), given, metadata={"mean": "0.1 0.2 0.3", "std": "1 2 3"})
     seen = []
-    path = teachers.adopt(
-        "digits", "resnet8", given.parent, tmp_path / "own", lambda n: seen.append(n.spec) or 12.5, "abc"
-    )
-    card = teachers.read_card(path)
+    own = tmp_path / "own" / given.name
+    path, card = bring("digits", "resnet8", given, own, lambda n: seen.append(n.spec) or 12.5, "abc")
+    assert path == own and card == TEACHER.read(path)
     assert (card["origin"], card["accuracy"], card["data_digest"]) == ("adopted", 12.5, "abc")
     assert card["address"] is None
-    assert card["digest"] == teachers.file_digest(given)
+    assert card["digest"] == file_digest(given)
     assert card["spec"] == {**SPEC.to_dict(), "mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}
     assert seen[0].mean == (0.1, 0.2, 0.3)
-    assert equal(teachers.load(path, "resnet8", SPEC), network)
+    assert equal(artifacts.load(path, "resnet8", SPEC), network)
 
 
-def test_what_does_not_fit_is_not_adopted(network, tmp_path):
-    save_file(network.state_dict(), tmp_path / "digits_resnet20.safetensors")
+def test_what_does_not_fit_is_not_imported(network, tmp_path):
+    given = tmp_path / "digits_resnet20.safetensors"
+    save_file(network.state_dict(), given)
     with pytest.raises(UserError, match=r"does not fit resnet20 with 10 classes: .* no key 'layer1\.1\.conv1\.weight'"):
-        teachers.adopt("digits", "resnet20", tmp_path, tmp_path / "own")
+        bring("digits", "resnet20", given, tmp_path / "own" / given.name)
     assert not (tmp_path / "own").exists()
 
 
-def test_a_foreign_checkpoint_of_tensors_is_read(network, tmp_path):
+def test_a_user_s_checkpoint_of_tensors_is_read(network, tmp_path):
     path = tmp_path / "theirs.pth"
     state = {f"module.{key}": value for key, value in network.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": state}, path)
-    assert equal(teachers.load_foreign(path, "resnet8", SPEC), network)
-    assert teachers.spec_of(path, SPEC) == SPEC
+    assert equal(artifacts.load_any(path, "resnet8", SPEC), network)
+    assert artifacts.spec_of(path, SPEC) == SPEC
 
 
 class Trap:
@@ -154,12 +158,12 @@ def test_a_pickle_that_runs_code_is_refused_unread(network, tmp_path):
     for write in (lambda: torch.save({"w": Trap()}, path), lambda: path.write_bytes(pickle.dumps(Trap(), 2))):
         write()
         with pytest.raises(UserError, match=r"theirs\.pth is refused: a pickle .* could run code") as caught:
-            teachers.load_foreign(path, "resnet8", SPEC)
+            artifacts.load_any(path, "resnet8", SPEC)
         assert "\n" not in str(caught.value)
     assert not Trap.sprung
     torch.save(network, path)
     with pytest.raises(UserError, match="is refused"):
-        teachers.load_foreign(path, "resnet8", SPEC)
+        artifacts.load_any(path, "resnet8", SPEC)
 
 
 def test_first_weights_depend_on_the_seed_alone():

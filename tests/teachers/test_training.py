@@ -8,7 +8,8 @@ from dfkd.errors import UserError
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
 from dfkd.tasks import task
-from dfkd.teachers.training import rates, train
+from dfkd.teachers.recipes import check
+from dfkd.teachers.training import rate, train
 
 DIGITS = task("digits")
 RECIPE = {
@@ -23,24 +24,27 @@ STEPS = RECIPE | {"schedule": "multistep", "milestones": [2, 3], "gamma": 0.1}
 
 
 def test_learning_rates():
-    assert rates(RECIPE | {"epochs": 4}) == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], abs=1e-7)
-    assert rates(STEPS | {"epochs": 4}) == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    cosine, steps = ([rate(recipe | {"epochs": 4}, epoch) for epoch in range(4)] for recipe in (RECIPE, STEPS))
+    assert cosine == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], abs=1e-7)
+    assert steps == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (RECIPE | {"schedule": "cosin"}, "unknown schedule 'cosin' .nearest: 'cosine'"),
-        (RECIPE | {"weight_decy": 1}, "recipe 'weight_decy' .nearest: 'weight_decay'"),
-        (RECIPE | {"lr": "0.1"}, "'lr' is '0.1', not a float"),
-        (RECIPE | {"epochs": 0}, "'epochs' must be at least 1"),
-        (RECIPE | {"schedule": "multistep"}, "'milestones' is None"),
-        ({}, "unknown schedule 'None'"),
+        (RECIPE | {"schedule": "cosin"}, "schedule: unknown value 'cosin' .nearest: 'cosine'"),
+        (RECIPE | {"weight_decy": 1}, "recipe: unknown key 'weight_decy' .nearest: 'weight_decay'"),
+        (RECIPE | {"lr": "0.1"}, "lr: '0.1' is not of type 'number'"),
+        (RECIPE | {"epochs": 0}, "epochs: 0 is less than the minimum of 1"),
+        (RECIPE | {"batch": 1}, "batch: 1 is less than the minimum of 2"),
+        (RECIPE | {"schedule": "multistep"}, "'milestones' is a required property"),
+        (RECIPE | {"milestones": [2]}, "unknown key 'milestones'"),
+        ({}, "'schedule' is a required property"),
     ],
 )
 def test_a_wrong_recipe_is_named(recipe, message):
     with pytest.raises(UserError, match=message):
-        rates(recipe)
+        check(recipe)
 
 
 @pytest.fixture(scope="module")

@@ -7,45 +7,18 @@ import json
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfkd.artifacts.cards import TEACHER
 from dfkd.errors import UserError
-from dfkd.files import copy_file, replace_file
+from dfkd.files import check_digest, file_there, replace_file
 from dfkd.networks import build
-from dfkd.tasks import InputSpec, task
-from dfkd.teachers.cards import (
-    card_of,
-    card_path,
-    file_digest,
-    new_card,
-    read_card,
-    there,
-    weights_name,
-    write_card,
-)
+from dfkd.tasks import InputSpec
 
 if TYPE_CHECKING:
     from torch import nn
-
-# Public checkpoints known by the sha256 of their safetensors file; a name alone would prove nothing.
-ADDRESSES = {
-    digest: address
-    for address, digests in {
-        "https://github.com/chenyaofo/pytorch-cifar-models": (
-            "2f978aaeac04ede6ae30c3f3db63a014a3f22fb45084c4b07ba06ae7b578c35e",  # cifar10_resnet20
-            "b9482028c37b20b1bfba0d9fe55b7f40c029161dc02e11892e1e2ad4f02ef73f",  # cifar10_resnet56
-            "8c447a4ab4ee53726a16699d04b32bad12634460d235e0f4acdc9d0d9d232d12",  # cifar100_resnet20
-            "d63a829c0f9cf63f6ed65a473c71d60be1c89de38d2de8fc95f5d6edd3d93b33",  # cifar100_resnet56
-        ),
-        "https://github.com/karanchahal/distiller": (
-            "5f4fd58af49f2b060d40822613c0228c7662badd4204b360f2260e7ec58a8425",  # cifar10_wrn16_1
-            "44bf0c21b887b4c7c9e9d3a58b5d32317c336702934a5338ae8b04a24313dc21",  # cifar10_wrn28_1
-        ),
-    }.items()
-    for digest in digests
-}
 
 
 def spec_of(weights: Path, spec: InputSpec) -> InputSpec:
@@ -73,7 +46,8 @@ def save(network: nn.Module, path: Path, card: Mapping[str, Any]) -> dict[str, A
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     metadata = {key: " ".join(map(str, card["spec"][key])) for key in ("mean", "std")}
     content = _in_order(pack(state, metadata))
-    card = write_card(path, card, hashlib.sha256(content).hexdigest())
+    card = {**card, "digest": hashlib.sha256(content).hexdigest()}
+    TEACHER.write(path, card)
     replace_file(path, content)
     return card
 
@@ -95,22 +69,12 @@ def load(path: Path, arch: str, spec: InputSpec) -> nn.Module:
     Raises UserError where the file is missing, differs from the digest on its card (if it has one), or does
     not fit, naming the first mismatching key.
     """
-    if card_path(path).is_file():
-        check_digest(path, read_card(path))
-    return load_foreign(path, arch, spec)
+    if TEACHER.card_path(path).is_file():
+        check_digest(path, TEACHER.read(path)["digest"])
+    return load_any(path, arch, spec)
 
 
-def check_digest(path: Path, card: Mapping[str, Any]) -> None:
-    """Raise UserError where a weights file is not the one of its card."""
-    expected, found = card["digest"], file_digest(path)
-    if found != expected:
-        raise UserError(
-            f"{path} is damaged, or its card is another's: sha256 {expected} expected, {found} found; "
-            "remove it to have it made anew"
-        )
-
-
-def load_foreign(path: Path, arch: str, spec: InputSpec) -> nn.Module:
+def load_any(path: Path, arch: str, spec: InputSpec) -> nn.Module:
     """As `load`, for anybody's safetensors file or PyTorch checkpoint, without a card. An unsafe pickle is refused."""
     network = build(arch, spec.classes, spec.size)
     _fill(network, path, _read_state(path), f"{arch} with {spec.classes} classes")
@@ -154,7 +118,7 @@ def _read_state(path: Path) -> Any:
 
 def _is_safetensors(path: Path) -> bool:
     """Whether a file looks like one, whatever its name: the length of a header, and the header. UserError for none."""
-    if not there(Path(path)):
+    if not file_there(Path(path)):
         raise UserError(f"{path} is missing")
     return _head(path)[8:9] == b"{"
 
@@ -198,40 +162,12 @@ def load_encoder(network: nn.Module, name: str, folders: Iterable[Path]) -> Path
     """
     from dfkd.networks.keys import mobilenetv2_encoder
 
-    path = next((path for path in (folder / f"{name}.safetensors" for folder in folders) if there(path)), None)
+    path = TEACHER.find(name, folders)
     if path is None:
         raise UserError(
             f"the teacher starts from {name}.safetensors, which is in no weights folder (DFKD_WEIGHTS); "
             "see the README of its table"
         )
     state = {k: v for k, v in _read_state(path).items() if not k.startswith(("classifier.", "fc."))}
-    _fill(network.encoder, path, mobilenetv2_encoder(state), "the encoder")
-    return path
-
-
-def adopt(
-    data: str,
-    arch: str,
-    source: Path,
-    own: Path,
-    measure: Callable[[nn.Module], float] | None = None,
-    data_digest: str | None = None,
-) -> Path:
-    """Copy the teacher `<data>_<arch>` from folder `source` to `own`, with a card; returns its new path.
-
-    `measure` takes the network (images in [0, 1] in, logits out) and returns its test accuracy in percent.
-    The file must fit the network before anything is written. Raises UserError as `load` does.
-    """
-    from dfkd.networks.normalised import Normalised
-
-    given = Path(source) / weights_name(data, arch)
-    if card_path(given).is_file():
-        card_of(given, data, arch)
-    spec = spec_of(given, task(data).spec)
-    network = Normalised(load(given, arch, spec), spec).eval()
-    accuracy = measure(network) if measure else None
-    path, digest = Path(own) / given.name, file_digest(given)
-    facts = {"accuracy": accuracy, "address": ADDRESSES.get(digest), "data_digest": data_digest}
-    write_card(path, new_card(data, arch, spec, "adopted", **facts), digest)
-    copy_file(given, path)
+    _fill(network.get_submodule("encoder"), path, mobilenetv2_encoder(state), "the encoder")
     return path

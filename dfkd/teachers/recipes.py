@@ -1,0 +1,34 @@
+"""The recipe by which a teacher is trained. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dfkd import documents
+from dfkd.names import NAME
+from dfkd.optimizers import COUNTS, NOT_NEGATIVE, POSITIVE, SHARE, mapping, one_of
+
+_ALWAYS = "epochs batch lr momentum weight_decay schedule"
+_KEYS = {
+    "epochs": {"type": "integer", "minimum": 1, "maximum": 10**9},
+    "batch": {"type": "integer", "minimum": 2, "maximum": 2**20},
+    "lr": POSITIVE,
+    "momentum": SHARE,
+    "weight_decay": NOT_NEGATIVE,
+    "schedule": {"type": "string"},
+    "focal": NOT_NEGATIVE,  # γ of the focal loss; without it the cross-entropy
+    "encoder": {"type": "string", "pattern": NAME},  # the weights file from which the encoder starts
+}
+SCHEMA = one_of(
+    {
+        "cosine": mapping(_ALWAYS, **_KEYS),
+        "multistep": mapping(f"{_ALWAYS} milestones gamma", **_KEYS, milestones=COUNTS, gamma=SHARE),
+    },
+    "schedule",
+)
+
+
+def check(recipe: Mapping[str, Any]) -> None:
+    """Raise UserError for a missing or unknown key and for a value that cannot be meant."""
+    documents.check(recipe, SCHEMA, "a teacher's recipe")
