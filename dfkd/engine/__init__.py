@@ -1,1 +1,1 @@
-"""What every run shares: the data-free loop under mmengine's Runner, the clock, the guard, exact resume."""
+"""What every run shares: the data-free loop under mmengine's Runner, harness and worker, the clock, exact resume."""
