@@ -1,8 +1,8 @@
 """Reference rows: they see real data, or nothing at all. They are no data-free methods, and marked so.
 
 They use the same loop, student recipe and clock as every method, and their records say `reference`. Those that declare
-`needs_data` find the training split in `ctx.real` (`kd-public` what the table's diffusion prior was trained on) and run
-without the guard; the others run sealed like any method.
+`needs_data` find the training split in `ctx.real`, `kd-public` what the table's diffusion prior was trained on; all are
+confined like any method.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One run: the harness, which has the data and judges, and the worker, which has the method."""
+"""What every run shares: the data-free loop under mmengine's Runner, harness and worker, the clock, exact resume."""
 
 from dfkd.engine import light
 

@@ -56,7 +56,6 @@ def confine(
     write: Iterable[Path],
     deny: Iterable[Path],
     names: Iterable[Path] = (),
-    network: bool = False,
 ) -> bool:
     """Leave this thread, and whatever it starts, the reading of `read` and of `environment()`, the writing of `write`.
 
@@ -67,7 +66,7 @@ def confine(
         return False
     denied = [os.path.realpath(path) for path in deny]
     handled = (1 << min(16, 13 + (has > 1) + (has > 2) + (has > 4))) - 1
-    attributes = struct.pack("QQQ", handled, 0 if network else 0b11, 0b11)[: 24 if has > 5 else 16 if has > 3 else 8]
+    attributes = struct.pack("QQQ", handled, 0b11, 0b11)[: 24 if has > 5 else 16 if has > 3 else 8]
     rules = _checked(_call(_CREATE_RULESET, attributes, len(attributes), 0), "create a Landlock ruleset")
     try:
         for path in map(os.path.realpath, write):
@@ -85,7 +84,7 @@ def confine(
     finally:
         os.close(rules)
     _drop_capabilities()
-    _filter_calls(network)
+    _filter_calls()
     _prove(denied)
     return True
 
@@ -172,7 +171,7 @@ _CALLS = {
 }
 
 
-def _filter_calls(network: bool) -> None:
+def _filter_calls() -> None:
     """Refuse, by seccomp, sockets that are not local and what may outlive the run; where it cannot, nothing."""
     if platform.machine() not in _CALLS:
         return
@@ -181,8 +180,8 @@ def _filter_calls(network: bool) -> None:
     allowed, refused = 0x7FFF0000, 0x00050000 | 13  # EACCES
     code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, refused), (load, 0, 0, 0)]
     code += [line for number in lasting for line in ((equal, 0, 1, number), (end, 0, 0, refused))]
-    if not network:  # of sockets only AF_UNIX, 1
-        code += [(equal, 1, 0, socket), (end, 0, 0, allowed), (load, 0, 0, 16), (equal, 1, 0, 1), (end, 0, 0, refused)]
+    # Of sockets only AF_UNIX, 1.
+    code += [(equal, 1, 0, socket), (end, 0, 0, allowed), (load, 0, 0, 16), (equal, 1, 0, 1), (end, 0, 0, refused)]
     code += [(end, 0, 0, allowed)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in code))
     _prctl(_SET_SECCOMP, 2, ctypes.byref(_Program(len(code), ctypes.addressof(program))))

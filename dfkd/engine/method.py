@@ -80,8 +80,8 @@ class Method:
     """True for reference methods, whose rows records and tables mark."""
 
     needs_data = False
-    """True for reference methods that train on the real training split (`ctx.real`), the only ones for which the guard
-    is not sealed; ignored where `reference` is False."""
+    """True for reference methods that train on the real training split, the only ones that get it (`ctx.real`); ignored
+    where `reference` is False."""
 
     replace = "oldest"
     """Which entries a full buffer overwrites: "oldest" or "lowest" (priority)."""

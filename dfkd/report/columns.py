@@ -205,7 +205,7 @@ RESULTS = (
     ),
     Column(
         "isolation",
-        "`audit-hook`: a hook in Python kept the method from real data; –: Landlock did, or the record is older",
+        "`audit-hook`: only a hook in Python kept the method from real data; –: the kernel did, or an older record",
         LEFT, lambda row: None if row.result.confined else "audit-hook", needed=lambda row: not row.result.confined,
     ),
     Column(

@@ -12,10 +12,10 @@ import time
 import psutil
 import pytest
 
-from dfkd.catalog import ROOT
 from dfkd.engine.judge import Failed
 from dfkd.errors import UserError
 from dfkd.files import file_digest
+from dfkd.paths import ROOT
 from tests.conftest import BUDGET, PAIR, TINY, latest, outcome
 
 # The harness, in a process of its own.
@@ -30,7 +30,8 @@ from dfkd.artifacts import TEACHER
 weights, work, method, changes, pair = Path(sys.argv[1]), Path(sys.argv[2]), *map(json.loads, sys.argv[3:6])
 cell = resolve("digits", "quick", method, pair, 0, changes, sys.argv[6] or None)
 try:
-    record = run(cell, weights, TEACHER.read(weights), Options(work.parent / "data", "cpu", True, work, save_every=0.05))
+    options = Options(work.parent / "data", "cpu", True, work, save_every=0.05)
+    record = run(cell, weights, TEACHER.read(weights), options)
 except Stopped:
     sys.exit(75)
 sys.exit(75 if record["status"] == "partial" else 0)
