@@ -2,10 +2,9 @@
 
 Fang et al., "Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021; baselines.md 1.6 and
 dda.md 1.2.
-Exact, from the published program: losses, views, image features, projection head, memory, best step kept.
-Ours: Fast's generator (the published one is wider); the head's Adam has the generator's betas; features stay on the
-device; a draw from the memory without replacement in each step; crops of the local view not on whole pixels;
-augmentation as the task allows (digits are not flipped).
+Exact, from the published program: losses, views, image features, projection head and its optimizer, memory, best step
+kept. Ours: Fast's generator (the published one is wider); features stay on the device; a draw from the memory without
+replacement in each step; augmentation as the task allows (digits are not flipped).
 """
 
 from __future__ import annotations

@@ -73,8 +73,9 @@ class Method:
     """
 
     prior = "none"
-    """What it knows besides the teacher: "none", "class names" or "diffusion" (the table's prior, `ctx.prior`). A class
-    states the most it may use; a constructor whose arguments ask for less, or more, says so on the instance."""
+    """What it knows besides the teacher: "none", "class names", "diffusion" (the table's prior, `ctx.prior`) or, of a
+    reference row, "public images" (what that prior was trained on, in `ctx.real`). A class states the most it may use;
+    a constructor whose arguments ask for less, or more, says so on the instance."""
 
     reference = False
     """True for reference methods, whose rows records and tables mark."""
