@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dfkd import catalog, records
+import bench
+from dfkd import catalog, paths, records
 from dfkd.networks import initialise
 from dfkd.tables.definition import table_of
 from dfkd.tables.recipes import recipes
@@ -126,6 +127,21 @@ def prior(tmp_path_factory):
     card = PRIOR.new("tiny16", kind="pixel", trained_on="twenty random images", origin="trained", **facts)
     write_digests(folder.with_name("tiny16.images.npy"), np.empty((0, 1, 1, 3), np.uint8))
     return folder, card
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """command(*arguments): (exit status, output, error stream) of bench.py, in folders of this test's own."""
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "WORK", tmp_path / "work")
+    monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
+    monkeypatch.setenv("DFKD_DATA", str(tmp_path / "data"))
+
+    def call(*arguments) -> tuple[int, str, str]:
+        status = bench.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture

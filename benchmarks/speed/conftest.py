@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from contextlib import nullcontext
 
 import pytest
@@ -52,6 +53,24 @@ def world(device):
     priority = torch.rand(SLOTS, generator=ctx.rng("priority"), device=device)
     ctx.buffer.add(Samples(images, ctx.random_labels(SLOTS), {"priority": priority}))
     return ctx
+
+
+@pytest.fixture
+def tell_ratio(benchmark, device, capsys):
+    """tell_ratio(what, ratios, bound, of, **more): keep the median ratio of pairs with its quartiles, and say it."""
+
+    def tell(what: str, ratios: list[float], bound: float, of: str, **more: float) -> None:
+        low, ratio, high = statistics.quantiles(ratios)
+        info = {"ratio": ratio, "lower_quartile": low, "upper_quartile": high, **more}
+        info = {key: round(value, 4) for key, value in info.items()}
+        benchmark.extra_info.update(info, pairs=len(ratios), bound=bound, threads=torch.get_num_threads())
+        if benchmark.enabled:
+            verdict, quartiles = "PASS" if ratio >= bound else "BELOW", f"quartiles {low:.3f} to {high:.3f}"
+            rest = ", ".join(f"{key} {value:.4g}" for key, value in more.items())
+            with capsys.disabled():
+                print(f"\n{what} on {device}: {verdict}: {ratio:.3f} (bound {bound}; {quartiles} of {of}); {rest}")
+
+    return tell
 
 
 @pytest.fixture

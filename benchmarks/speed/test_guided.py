@@ -39,7 +39,7 @@ def prior(device) -> PixelPrior:
 
 
 @pytest.mark.benchmark(group="overhead")
-def test_guided_sampling(world, prior, device, benchmark, capsys):
+def test_guided_sampling(world, prior, device, benchmark, tell_ratio):
     count, steps, pairs = SIZES[device.type] if benchmark.enabled else (2, 2, 2)
     world.prior, world._progress.synthesis_step = prior, 1
     world.budget = type(world.budget)(1, 128, 1, count)
@@ -63,20 +63,10 @@ def test_guided_sampling(world, prior, device, benchmark, capsys):
         return [tuple(seconds(work) for work in both) for _ in range(pairs)]
 
     took = benchmark.pedantic(measure, rounds=1)
+    speed = count / statistics.median(ours for ours, _ in took)
+    of = f"{pairs} pairs of {count} trajectories, {steps} steps"
     ratios = [bare / ours for ours, bare in took]
-    ratio, (low, _, high) = statistics.median(ratios), statistics.quantiles(ratios)
-    ours = count / statistics.median(ours for ours, _ in took)
-    info = {"ratio": ratio, "lower_quartile": low, "upper_quartile": high, "images_per_second": ours}
-    benchmark.extra_info.update(
-        {key: round(value, 4) for key, value in info.items()}, bound=BOUND, threads=torch.get_num_threads()
-    )
-    if benchmark.enabled:
-        verdict = "PASS" if ratio >= BOUND else "BELOW"
-        with capsys.disabled():
-            print(
-                f"\nguided sampling on {device}: {verdict}: method / bare loop = {ratio:.3f} (bound {BOUND}; quartiles "
-                f"{low:.3f} to {high:.3f} of {pairs} pairs of {count} trajectories, {steps} steps); {ours:.2f} images/s"
-            )
+    tell_ratio("guided sampling: method / bare loop", ratios, BOUND, of, images_per_second=speed)
     assert len(took) == pairs
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import BATCH, SPEC
 
 from dfkd.artifacts import TEACHER, save
@@ -33,7 +32,7 @@ def files(tmp_path):
 
 
 @pytest.mark.benchmark(group="overhead")
-def test_harness_overhead(files, device, tmp_path, benchmark, capsys):
+def test_harness_overhead(files, device, tmp_path, benchmark, tell_ratio):
     from dfkd.engine.method import METHODS
     from dfkd.engine.run import Options, run
 
@@ -50,25 +49,10 @@ def test_harness_overhead(files, device, tmp_path, benchmark, capsys):
     measured = METHODS.get("alternating").last
     pairs_measured = list(zip(measured.bare, measured.harness, strict=True))
     ratios = [bare.wall / harness.wall for bare, harness in pairs_measured]
-    ratio = statistics.median(ratios)
-    low, _, high = statistics.quantiles(ratios)
-    info = {
-        "ratio": ratio,
-        "lower_quartile": low,
-        "upper_quartile": high,
+    more = {
         "processor_ratio": statistics.median(b.processor / h.processor for b, h in pairs_measured),
         "harness_ms": 1000 * statistics.median(took.wall for took in measured.harness) / block,
         "bare_ms": 1000 * statistics.median(took.wall for took in measured.bare) / block,
     }
-    info = {key: round(value, 4) for key, value in info.items()}
-    benchmark.extra_info.update(info, pairs=len(ratios), block=block, bound=BOUND, threads=torch.get_num_threads())
-    if benchmark.enabled:
-        verdict = "PASS" if ratio >= BOUND else "BELOW"
-        with capsys.disabled():
-            print(
-                f"\nharness overhead on {device}: {verdict}: run / bare loop = {ratio:.3f} (bound {BOUND}; "
-                f"quartiles {low:.3f} to {high:.3f} of {len(ratios)} pairs of {block} steps; "
-                f"by processor time {info['processor_ratio']:.3f}); "
-                f"{info['harness_ms']:.1f} against {info['bare_ms']:.1f} ms a step"
-            )
+    tell_ratio("harness overhead: run / bare loop", ratios, BOUND, f"{len(ratios)} pairs of {block} steps", **more)
     assert record["status"] == "ok" and len(ratios) == pairs

@@ -14,18 +14,9 @@ from tests.priors.conftest import TINY
 
 
 @pytest.fixture
-def command(noise, tmp_path, monkeypatch, capsys):
-    """command(*arguments): (exit status, output, error stream) of bench.py, writing under tmp_path."""
-    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(paths, "WORK", tmp_path / "work")
-    monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
-    monkeypatch.setenv("DFKD_DATA", str(tmp_path / "data"))
-
-    def call(*arguments):
-        status = bench.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return call
+def command(command, noise):
+    """As everywhere, with the auxiliary images `noise`."""
+    return command
 
 
 TRAIN = ("prior", "--data=noise", "--size=4", "--device=cpu")

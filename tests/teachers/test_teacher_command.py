@@ -20,24 +20,15 @@ MAKE = ("teacher", "--data=digits", "--arch=resnet8", "--device=cpu")
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """command(*arguments): (exit status, output, error stream) of bench.py; a teacher takes three steps."""
+def command(command, monkeypatch):
+    """As everywhere; a teacher takes three steps."""
     digits, whole = type(task("digits")), type(task("digits")).load
     monkeypatch.setattr(digits, "load", lambda self, *a: tuple(part[:64] for part in whole(self, *a)))
     table = table_of("digits")
     quick = replace(table.protocol("quick"), teacher=dict(table.protocol("quick").teacher) | {"epochs": 3})
     shorter = dict(definition.tables()) | {"digits": replace(table, protocols={"quick": quick})}
     monkeypatch.setattr(definition, "tables", lambda: shorter)
-    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(paths, "WORK", tmp_path / "work")
-    monkeypatch.delenv("DFKD_WEIGHTS", raising=False)
-    monkeypatch.setenv("DFKD_DATA", str(tmp_path / "data"))
-
-    def call(*arguments):
-        status = bench.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return call
+    return command
 
 
 def test_a_teacher_is_trained_once(command, tmp_path):
