@@ -2,8 +2,8 @@
 
     python benchmarks/studies/ssdkd.py cifar100 --seed 0,1,2 --reading fast,target,target-uniform
 
-runs what is missing (custom runs, below work/studies/ssdkd) and prints a line for each reading: mean and standard
-deviation over the seeds. Without --reading it prints what there is.
+runs what is missing (custom runs, below work/studies/ssdkd; set OMP_NUM_THREADS=1 and start several) and prints a line
+for each reading: mean and standard deviation over the seeds. Without --reading it prints what there is.
 """
 
 from __future__ import annotations
@@ -20,17 +20,38 @@ sys.path.insert(0, str(ROOT))
 from dfkd import records  # noqa: E402
 
 FOLDER = ROOT / "work" / "studies" / "ssdkd"
-# Budgets at which a cell takes minutes on one core and most images get the class they were made for.
-BUDGETS = {
-    "digits": ["--protocol=quick"],
-    "cifar100": ["--protocol=cpu", "--precision=bf16", "--set=training.steps=750", "--set=rounds=25", "--set=ngf=32"],
+SMALL = ["ngf=32"]  # a generator that one core can afford
+BUDGETS: dict[str, tuple[list[str], list[str]]] = {  # options, and what is set besides
+    "digits": (
+        ["--protocol=quick", "--pair=resnet20-resnet8"],
+        [*SMALL, "bn=1.0", "warmup=20", "rounds=20", "synthesis_batch=64"],
+    ),
+    # Enough to see what the images are like, not for an accuracy.
+    "cifar100": (
+        ["--protocol=cpu", "--pair=resnet20-resnet8", "--precision=bf16"],
+        [*SMALL, "training.steps=250", "rounds=25"],
+    ),
 }
-ARGMAX = ["phi_of=argmax", "normalised=false"]
-NO_PHI = ["diversity=false", "difficulty=false"]
-# By reading: the recipe and what differs from its arguments.
-READINGS: dict[str, tuple[str, list[str]]] = {
-    "fast": ("fast-10", []),
-    "target": ("ssdkd", []),
+FAST = {"digits": "fast-5", "cifar100": "fast-10"}  # as many inner steps as the recipe of SSD-KD has there
+CAPACITY = {"digits": 256, "cifar100": 512}
+RAW = {"importance": "raw"}
+TARGET = {**RAW, "phi_of": "target", "normalised": True}
+ARGMAX = {"phi_of": "argmax", "normalised": False}
+# By reading: what differs from the arguments of the recipe `ssdkd`; None is Fast.
+READINGS: dict[str, dict | None] = {
+    "fast": None,
+    "argmax": {"importance": "max", **ARGMAX},
+    "argmax-normalised": {**RAW, "phi_of": "argmax", "normalised": True},
+    "target-unnormalised": {**TARGET, "normalised": False},
+    "target": TARGET,
+    "target-max": {**TARGET, "importance": "max"},
+    "target-no-phi": {**TARGET, "diversity": False, "difficulty": False},
+    "target-no-diversity": {**TARGET, "diversity": False},
+    "target-no-difficulty": {**TARGET, "difficulty": False},
+    "target-uniform": {**TARGET, "priority": "uniform"},
+    "target-adv": {**TARGET, "phi_on": "oh+adv"},
+    "target-kd-loss": {**TARGET, "phi_kd": "loss"},
+    "target-kd-priority": {**TARGET, "phi_kd": "priority"},
 }
 
 
@@ -41,11 +62,15 @@ def main() -> None:
     parser.add_argument("--reading", default="", help="with commas; none: only print")
     given = parser.parse_args()
     for name in filter(None, given.reading.split(",")):
-        recipe, changes = READINGS[name]
-        options = [f"--data={given.data}", f"--method={recipe}", f"--seed={given.seed}", f"--out={FOLDER / name}"]
-        options += [*BUDGETS[given.data], *(f"--set={change}" for change in changes)]
+        options, changes = BUDGETS[given.data]
+        reading, recipe = READINGS[name], FAST[given.data]
+        if reading is not None:
+            recipe, reading = "ssdkd", {"capacity": CAPACITY[given.data], **reading}
+        changes = [*changes, *(f"{key}={str(value).lower()}" for key, value in (reading or {}).items())]
+        options = [*options, f"--data={given.data}", f"--method={recipe}", f"--seed={given.seed}"]
+        options += [f"--out={FOLDER / name}", *(f"--set={change}" for change in changes)]
         subprocess.run([sys.executable, ROOT / "bench.py", "run", *options], cwd=ROOT, check=True)
-    print("| reading | seeds | last | classes, rarest–commonest | difficulty | agreement | total time |")
+    print("| reading | seeds | last | imbalance | difficulty | agreement | total time |")
     for name in READINGS:
         found = records.read_all(FOLDER / name, f"{given.data}/*/*/*.json").records
         if done := [record for record in found if record["status"] == "ok"]:
@@ -61,13 +86,19 @@ def line(name: str, done: list[dict]) -> str:
 
     images = [record["diagnostics"] for record in done]
     cells = [name, str(len(done)), mean([record["metrics"]["last"] for record in done], ".1f")]
-    shares = [statistics.mean(choose(each["classes"]) for each in images) for choose in (min, max)]
-    cells += [
-        "–".join(f"{100 * share:.2f} %" for share in shares),
-        mean([each["difficulty"] for each in images], ".3f"),
-    ]
+    cells += [mean([imbalance(each) for each in images], ".2f"), mean([each["difficulty"] for each in images], ".3f")]
     cells += [mean([100 * each["agreement"] for each in images], ".0f") + " %"]
     return "| " + " | ".join([*cells, mean([record["time"]["scored"] for record in done], ".0f") + " s"]) + " |"
+
+
+def imbalance(images: dict) -> float:
+    """The classes' standard deviation over their mean, less what chance gives as many images of random classes.
+
+    Squares are subtracted; a set that is more even than chance has 0.
+    """
+    shares = images["classes"]
+    chance = (len(shares) - 1) / images["images"]
+    return max(0.0, (statistics.pstdev(shares) * len(shares)) ** 2 - chance) ** 0.5
 
 
 if __name__ == "__main__":
