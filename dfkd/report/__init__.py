@@ -13,8 +13,8 @@ from dfkd import paths, records
 from dfkd.errors import UserError
 from dfkd.files import copy_file, replace_file
 from dfkd.identity import Run
-from dfkd.report import leaderboard, plots
-from dfkd.report.current import current_digests
+from dfkd.report import leaderboard, papers, plots
+from dfkd.report.current import ablations, current_digests, done, estimate
 from dfkd.report.published import read_published
 from dfkd.report.statistics import Result, gather, tidy
 
@@ -64,10 +64,13 @@ def after_run(record: Mapping, tables: bool = True) -> None:
 def _render() -> tuple[dict[str, str], list[Result], list[UserError]]:
     """Path below `results` → text; what the plots show; which records are broken."""
     found, quotable = records.read_all(paths.records()), read_published(paths.published())
-    runs = tidy(found.records, current_digests(found.records))
-    results = gather(runs)
-    files = leaderboard.render(results, quotable)
-    return files | {"all.csv": runs.to_csv(index=False, lineterminator="\n")}, results, found.problems
+    digests = current_digests(found.records)
+    runs = tidy(found.records, digests)
+    results = gather(runs, ablations(found.records))
+    places = papers.places(results, quotable, done(found.records, digests), estimate)
+    files = leaderboard.render(results, places)
+    files["all.csv"] = runs.drop(columns="curve").to_csv(index=False, lineterminator="\n")
+    return files, results, found.problems
 
 
 def _differing(files: Mapping[str, str]) -> list[str]:
