@@ -29,6 +29,7 @@ from dfkd.synthesis.generators import build_generator
 class DFAD(Method):
     """Adversarial exploration by a generator, without a bank."""
 
+    cites = "fang2019dfad"
     saved = ("generator", "optimizer")
 
     objective: str = "l1"  # minimises −L1; "log": −log(1 + L1)

@@ -62,6 +62,8 @@ class StudentReal(_RealData):
 class KDReal(_RealData):
     """The student distilled on real images: what a data-free method would like to reach."""
 
+    cites = "hinton2015distilling"
+
     temperature: float = 20.0  # τ of the distillation loss
 
 

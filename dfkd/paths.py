@@ -24,6 +24,16 @@ def manifest(data: str) -> Path:
     return BENCHMARKS / "manifests" / f"{data}.json"
 
 
+def references() -> Path:
+    """The bibliography of the methods."""
+    return ROOT / "docs" / "references.bib"
+
+
+def claims() -> Path:
+    """What papers claim, as comparisons between rows of the tables."""
+    return BENCHMARKS / "claims.yaml"
+
+
 def prior_recipes() -> Path:
     return BENCHMARKS / "priors.yaml"
 

@@ -19,6 +19,7 @@ SCHEMAS: dict[str, str] = {
     "recipe": "dfkd.tables.recipes:SCHEMA",
     "priors": "dfkd.priors.recipes:RECIPES",
     "published": "dfkd.report.published:ROW",
+    "claims": "dfkd.report.claims:SCHEMA",
     "manifest": "dfkd.tasks.store:SCHEMA",
     "teacher-card": "dfkd.teachers.cards:SCHEMA",
     "prior-card": "dfkd.priors.cards:SCHEMA",

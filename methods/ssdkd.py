@@ -28,6 +28,8 @@ from dfkd.synthesis.buffer import Batch, Samples
 class SSDKD(Fast):
     """Fast's generator with the modulating function φ, and prioritised replay from a buffer of fixed size."""
 
+    cites = "liu2024ssdkd"
+
     k: int = 10
     lr_g: float = 2e-3
     capacity: int = 5000  # entries N of the replay buffer

@@ -76,6 +76,9 @@ class Method:
     """What it knows besides the teacher: "none", "class names" or "diffusion" (the table's prior, `ctx.prior`). A class
     states the most it may use; a constructor whose arguments ask for less, or more, says so on the instance."""
 
+    cites = ""
+    """The keys of its papers in `docs/references.bib`, parted by spaces."""
+
     reference = False
     """True for reference methods, whose rows records and tables mark."""
 

@@ -257,7 +257,8 @@ COSTS = (
         lambda row: duration(row.cost.per_student), needed=lambda row: row.cost.once,
     ),
     Column(
-        f"to {GOAL:.0%}", f"total time until an evaluation first saw {GOAL:.0%} of the mean score of `{KD}`", RIGHT, _to_goal, needed=lambda row: row.kd is not None,
+        f"to {GOAL:.0%}", f"total time until an evaluation first saw {GOAL:.0%} of the mean score of `{KD}`", RIGHT,
+        _to_goal, needed=lambda row: row.kd is not None,
     ),
     Column(
         "Pareto", "●: no other method of the pair is better in as little time on that hardware", RIGHT,

@@ -57,13 +57,16 @@ HARDWARE = "Several classes of hardware: compare times and memory only between r
 STALE = "Stale: the method or its configuration has changed since the run; run it again."
 
 
-def render(results: Iterable[Result], places: Mapping[str, Mapping[str, Sequence[Place]]]) -> dict[str, str]:
+Sheets = Mapping[tuple[str, str], Sequence[Sequence[Row]]]  # by data and protocol, the rows of each pair
+
+
+def render(sheets: Sheets, places: Mapping[str, Mapping[str, Sequence[Place]]]) -> dict[str, str]:
     """Path below `results/` → text, for the leaderboard and the table of each data set.
 
     `places` are those of the papers' tables: the table of a data set has all of them, the leaderboard has those of
     pairs of which something has been run.
     """
-    sheets, files, sections = _sheets(results), {}, []
+    files, sections = {}, []
     for data in dict.fromkeys([*(data for data, _ in sheets), *places]):
         run, printed = [pairs for key, pairs in sheets.items() if key[0] == data], places.get(data, {})
         files[f"tables/{data}.md"] = TABLE_HEAD.format(data=data) + _body(data, run, printed, "../plots")
@@ -95,7 +98,7 @@ def _across(pairs: Iterable[Sequence[Row]]) -> list[str]:
     return [RANKS, columns.table(ACROSS, groups)] if groups else []
 
 
-def _sheets(results: Iterable[Result]) -> dict[tuple[str, str], list[list[Row]]]:
+def sheets_of(results: Iterable[Result]) -> dict[tuple[str, str], list[list[Row]]]:
     """The rows of the pairs of each data set under each protocol, in the order of the tables.
 
     A method that declines has a row where the same pair has other results.

@@ -23,6 +23,7 @@ from dfkd.report import figure, lines, points
 from dfkd.report.statistics import Result
 
 FORMATS = ("png", "svg")
+GRIDS = "samples"  # the folder of sample grids, beside the figures
 CURVES = "-curves"
 FEW = 6  # figures that are drawn sooner than another process has started
 Pairs = Sequence[Sequence[Result]]
@@ -36,7 +37,7 @@ def name_of(cell: Cell) -> str:
 
 def grid_of(cell: Cell) -> str:
     """Path below `results/plots` of the grid of the cell's synthetic images, which `bench.py run` puts there."""
-    return f"samples/{cell.data}/{cell.protocol}/{cell.teacher}-{cell.student}-{cell.method}.png"
+    return f"{GRIDS}/{cell.data}/{cell.protocol}/{cell.teacher}-{cell.student}-{cell.method}.png"
 
 
 def of(results: Sequence[Result]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import pytest
 
 from dfkd import paths, records, report, units
 from dfkd.identity import Run
-from dfkd.report import leaderboard
+from dfkd.report import leaderboard, papers
 from tests.records.conftest import diagnostics, gathered, prior
 
 FOLDER = Path(__file__).parent
@@ -31,12 +31,13 @@ def published(method, value, *, primary="yes", source="Fast (AAAI 2022), Table 1
     }
 
 
-def render(records, rows=(), current=None):
-    return leaderboard.render(gathered(records, current), list(rows))
+def render(records, rows=(), current=None, ablations=None):
+    results = gathered(records, current, ablations)
+    return leaderboard.render(leaderboard.sheets_of(results), papers.places(results, list(rows)) if rows else {})
 
 
-def page(records, rows=(), current=None):
-    return render(records, rows, current)["LEADERBOARD.md"]
+def page(records, rows=(), current=None, ablations=None):
+    return render(records, rows, current, ablations)["LEADERBOARD.md"]
 
 
 def parts_of(text, protocol="paper"):
