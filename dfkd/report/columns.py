@@ -214,9 +214,8 @@ def _percent(share: float) -> str:
 RESULTS = (
     Column("teacher", "score of the teacher", RIGHT, _score_of("metrics.teacher"), common=True),
     Column(
-        "#", "rank within the pair, by `last`, which methods share that a t-test over seeds cannot tell apart (paired "
-        "over common seeds, else Welch's; 95 %); none with fewer than three seeds; `ref`: a reference row; `abl`: an "
-        "ablation or control of the method above it, not ranked", RIGHT, _place,
+        "#", "rank within the pair; `ref`: a reference row; `abl`: an ablation or control of what is above it", RIGHT,
+        _place,
     ),
     Column("method", "", LEFT, _method),
     Column(

@@ -22,6 +22,8 @@ Generated from `results/records` by `python bench.py leaderboard`; do not edit. 
 each record, `cells.csv` one for each row, with 95 % intervals.
 
 - **`last` ranks**: the student after its last step. Without data there is nothing to choose a better one by.
+- **Methods share a rank** that a t-test over seeds cannot tell apart (paired over common seeds, else Welch's; 95 %).
+  With fewer than three seeds there is an order and no rank. Ablations and controls stand below their method, unranked.
 - **`oracle`** is the best test score seen on the way, which is what papers print. It ranks nothing.
 - **Compare within one table only** (one data set, one protocol), and times only within one class of hardware.
 - *Italic rows marked `ref`* are reference rows, not competitors: teacher, student and KD on real data, KD on noise.

@@ -19,8 +19,7 @@ from dfkd.units import duration
 
 POINT = 0.5  # what counts as equal, in hundredths of the metric's range: half a point of accuracy
 COMPARABLE = (
-    "`other data`: a subset, or data changed in a way that may touch the test images; "
-    "the scores would not be comparable."
+    "`other data`: a subset, or data changed in a way that may touch the test images: the scores do not compare."
 )
 NO_REFERENCE, MATCHES, ABOVE, BELOW, OTHER_DATA = "no reference", "matches", "above", "below", "other data"
 
@@ -129,19 +128,15 @@ def _ours(place: Place) -> str:
 PLACES = (
     Column("method", "", LEFT, lambda place: plain(place.cell.method)),
     Column("paper", "published score [source]; † not verified in the source itself; * see the note", RIGHT, _quoted),
-    Column(
-        "ours", "best test score on the way, which is what papers print; `open`: still to be run; `not run here`: the "
-        "table has no such recipe", RIGHT, _ours,
-    ),
+    Column("ours", "best test score; `open`: to be run; `not run here`: no such recipe in the table", RIGHT, _ours),
     Column(
         "ours − paper", "both chosen on the test set", RIGHT,
         lambda place: columns.signed(place.difference, place.metric),
         needed=lambda place: place.difference is not None,
     ),
     Column(
-        "verdict", "`matches`: within half a point or two standard deviations of our seeds; `no reference`: nothing "
-        "published, or a value that its own source makes doubtful; `other data`: a subset or changed test images", LEFT,
-        lambda place: place.word,
+        "verdict", "`matches`, `above` or `below`; `no reference`: nothing published, or doubtful in its own source",
+        LEFT, lambda place: place.word,
     ),
     Column(
         "to run", "runs that are open × predicted time of one (`bench.py plan`)", RIGHT,

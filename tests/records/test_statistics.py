@@ -137,7 +137,7 @@ def test_seeds_with_other_priors_are_not_averaged(record):
     (result,) = gathered(runs)
     assert (result.last.n, result.status) == (2, "ok, 1 on another teacher, prior or data")
     kd = record("kd-real", 90.0, reference=True)
-    assert statistics.kd_of(result, [result, *gathered([kd])]) == -9.0
+    assert statistics.kd_of(result, [result, *gathered([kd])]).last.mean == 90.0
 
 
 def test_prior_and_shared_stages_are_paid_once_per_teacher(record):
