@@ -59,8 +59,7 @@ def training_options(verb: argparse.ArgumentParser) -> None:
     where.add_argument("--data-root", type=PATH, metavar="DIR", help="of the data (default: DFKD_DATA)")
     where.add_argument("--weights", type=PATH, metavar="DIR", help="of ready teachers, priors (DFKD_WEIGHTS)")
     where.add_argument("--resume", action="store_true", help="continue from the saved state")
-    text = "save the state and stop after so long"
-    where.add_argument("--time-limit", type=MINUTES, metavar="MINUTES", help=text)
+    where.add_argument("--time-limit", type=MINUTES, metavar="MINUTES", help="save the state and stop after so long")
 
 
 def change_option(group: argparse._ActionsContainer, text: str) -> None:
@@ -215,7 +214,9 @@ def do_plan(options: argparse.Namespace) -> int:
 
 
 def leaderboard_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--data", type=NAME, help="write only the table of this data set")
+    verb.add_argument("--data", type=NAME, help="only the table of this data set")
+    verb.add_argument("--format", choices=("csv", "latex"), help="print tables, write nothing; latex with BibTeX")
+    verb.add_argument("--protocol", type=NAME, help="with --format: only the tables of this protocol")
     verb.add_argument("--committed", action="store_true", help="show quick records beside the committed ones")
     verb.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
 
@@ -228,15 +229,18 @@ def do_leaderboard(options: argparse.Namespace) -> int:
         return fail_each(compare_with_commit())
     if options.data:
         table_of(options.data)
-    if not options.check:
+    if options.format:
+        said, problems = report.export(options.format, options.data, options.protocol)
+    elif options.check:
+        differing, problems = report.check()
+        said = [
+            f"results/{name} is not what the records give; run: python bench.py leaderboard\n" for name in differing
+        ]
+    else:
         written, problems = report.write(options.data)
-        for made in written:
-            print(f"wrote {made.relative_to(paths.RESULTS.parent)}")
-        return fail_each(problems)
-    differing, problems = report.check()
-    for name in differing:
-        print(f"results/{name} is not what the records give; run: python bench.py leaderboard")
-    return fail_each(problems) or (1 if differing else 0)
+        said = [f"wrote {made.relative_to(paths.RESULTS.parent)}\n" for made in written]
+    print("".join(said), end="")
+    return fail_each(problems) or (1 if options.check and said else 0)
 
 
 def doctor_options(verb: argparse.ArgumentParser) -> None:

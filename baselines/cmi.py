@@ -38,6 +38,7 @@ class CMI(Method):
     with adversarial calls afterwards (both > 0, the value of the tables).
     """
 
+    cites = "fang2021cmi"
     saved = ("contrast",)  # the generator is drawn anew by every synthesis step
 
     steps: int = 200  # Adam steps of one call

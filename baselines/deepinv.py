@@ -28,6 +28,8 @@ from dfkd.synthesis.buffer import Samples
 class DeepInv(Method):
     """Pixel optimisation against BatchNorm statistics, labels and the student."""
 
+    cites = "yin2020deepinversion"
+
     steps: int = 2000  # of Adam in one synthesis step
     lr: float = 0.1  # of Adam on normalised pixels, as are its betas
     beta1: float = 0.5

@@ -30,6 +30,8 @@ from dfkd.synthesis.generators import redraw
 class DFAD(Adversarial):
     """Adversarial exploration by a generator, without a bank."""
 
+    cites = "fang2019dfad"
+
     objective: str = "l1"  # minimises −L1; "log": −log(1 + L1)
     decay: float = 1.0  # factor on `lr` after each `decay_every` rounds
     decay_every: int = 100

@@ -29,6 +29,7 @@ from dfkd.synthesis.inversion import META, MetaGenerator
 class Fast(Method):
     """Meta-learned generator inversion with a growing bank."""
 
+    cites = "fang2022fast"
     saved = ("generator", "statistics")
 
     k: int = 5  # inner steps of a synthesis step

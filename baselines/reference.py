@@ -64,6 +64,8 @@ class StudentReal(_RealData):
 class KDReal(_RealData):
     """The student distilled on real images: what a data-free method would like to reach."""
 
+    cites = "hinton2015distilling"
+
     share: float = 1.0  # of the training set, drawn at random once for each seed
     temperature: float = 20.0  # τ of the distillation loss
 

@@ -31,6 +31,7 @@ class Entry:
     prior: str
     reference: bool
     needs_data: bool
+    cites: tuple[str, ...]
     summary: str
     arguments: dict[str, object] = field(hash=False)
 
@@ -122,6 +123,7 @@ def _read(path: Path) -> list[Entry]:
                 prior=str(constants.get("prior", "none")),
                 reference=bool(constants.get("reference", False)),
                 needs_data=bool(constants.get("reference", False) and constants.get("needs_data", False)),
+                cites=tuple(str(constants.get("cites", "")).split()),
                 summary=(ast.get_docstring(node) or "").split("\n")[0],
                 arguments=arguments,
             )

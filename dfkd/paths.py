@@ -25,6 +25,16 @@ def pipeline(name: str) -> Path:
     return BENCHMARKS / "pipeline" / f"{name}.yaml"
 
 
+def references() -> Path:
+    """The bibliography of the methods."""
+    return ROOT / "docs" / "references.bib"
+
+
+def claims() -> Path:
+    """What papers claim, as comparisons between rows of the tables."""
+    return BENCHMARKS / "claims.yaml"
+
+
 def prior_recipes() -> Path:
     return BENCHMARKS / "priors.yaml"
 

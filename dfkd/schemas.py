@@ -18,6 +18,7 @@ SCHEMAS: dict[str, str] = {
     "recipe": "dfkd.tables.recipes:SCHEMA",
     "priors": "dfkd.priors.recipes:RECIPES",
     "published": "dfkd.report.published:ROW",
+    "claims": "dfkd.report.claims:SCHEMA",
     "manifest": "dfkd.tasks.store:SCHEMA",
     "teacher-card": "dfkd.artifacts.cards:TEACHER_SCHEMA",
     "prior-card": "dfkd.artifacts.cards:PRIOR_SCHEMA",

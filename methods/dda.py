@@ -71,6 +71,7 @@ def rotations(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 class DDA(CMI):
     """CMI's inversion for a bank, diffusion variants of it that pass a filter, and a self-supervised opponent."""
 
+    cites = "li2024dda"
     prior = "diffusion"
     # The adapter is the student's optimizer's, which the harness saves with it.
     saved = ("contrast", "head", "head_optimizer", "mean", "tally")  # type: ignore[assignment]

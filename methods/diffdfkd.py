@@ -40,6 +40,7 @@ from dfkd.synthesis.cam import msarc
 class DiffDFKD(Method):
     """Diffusion guided by the teacher, then distillation of a fresh student."""
 
+    cites = "qi2025diffdfkd"
     prior = "diffusion"
     saved = ("final", "hits")
 

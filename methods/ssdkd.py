@@ -44,6 +44,8 @@ class SSDKD(Fast):
 
     saved = (*Fast.saved, "seen")
 
+    cites = "liu2024ssdkd"
+
     k: int = 10
     lr_g: float = 2e-3
     capacity: int = 5000  # entries N of the replay buffer

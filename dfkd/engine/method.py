@@ -77,6 +77,9 @@ class Method:
     reference row, "public images" (what that prior was trained on, in `ctx.real`). A class states the most it may use;
     a constructor whose arguments ask for less, or more, says so on the instance."""
 
+    cites = ""
+    """The keys of its papers in `docs/references.bib`, parted by spaces."""
+
     reference = False
     """True for reference methods, whose rows records and tables mark."""
 

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from dfkd import paths, records
 from dfkd.errors import UserError
 from dfkd.files import copy_file, replace_file
 from dfkd.identity import Run
 from dfkd.locks import alone
-from dfkd.report import leaderboard, plots
-from dfkd.report.current import current_digests
+from dfkd.report import cells, claims, leaderboard, ledger, papers, plots
+from dfkd.report.columns import Row
+from dfkd.report.current import ablations, current_digests, done, estimate
+from dfkd.report.papers import Place
 from dfkd.report.published import read_published
 from dfkd.report.statistics import HISTOGRAMS, Result, gather, tidy
 
+if TYPE_CHECKING:
+    import pandas
+
 PATIENCE = 600  # seconds that a process waits for others to write the tables
 RENDER = "python bench.py leaderboard"
+
+
+class Rendered(NamedTuple):
+    """What the records give: path below `results` → text, results, one row for each record, which are broken, the
+    tables' rows pair by pair, and the places of the papers' tables."""
+
+    files: dict[str, str]
+    results: list[Result]
+    runs: pandas.DataFrame
+    found: records.Found
+    pairs: list[Sequence[Row]]
+    places: list[Place]
 
 
 def write(data: str | None = None) -> tuple[list[Path], list[UserError]]:
@@ -27,7 +45,7 @@ def write(data: str | None = None) -> tuple[list[Path], list[UserError]]:
     One process after the other, each with the records that there are when its turn comes.
     """
     with alone(paths.RESULTS / ".lock", "the leaderboard", time.monotonic() + PATIENCE):
-        files, results, problems = _render()
+        files, results, _, found, *_ = render()
         if data is not None:
             files, results = {name: text for name, text in files.items() if name == f"tables/{data}.md"}, []
         changed = [name for name in _differing(files) if data is None or name in files]
@@ -36,14 +54,29 @@ def write(data: str | None = None) -> tuple[list[Path], list[UserError]]:
                 replace_file(paths.RESULTS / name, files[name])
             else:
                 (paths.RESULTS / name).unlink()  # the table of a data set that has no record any more
-        return [paths.RESULTS / name for name in changed] + plots.draw(results, paths.plots()), problems
+        return [paths.RESULTS / name for name in changed] + plots.draw(results, paths.plots()), found.problems
 
 
 def check() -> tuple[list[str], list[UserError]]:
     """The files below `results` that are not what the records give, and which records are broken."""
-    files, results, problems = _render()
+    files, results, _, found, *_ = render()
     outdated = plots.outdated(results, paths.plots())
-    return _differing(files) + [path.relative_to(paths.RESULTS).as_posix() for path in outdated], problems
+    return _differing(files) + [path.relative_to(paths.RESULTS).as_posix() for path in outdated], found.problems
+
+
+def export(kind: str, data: str | None, protocol: str | None) -> tuple[str, list[UserError]]:
+    """The tables of a data set, of a protocol or of all, as text: `csv` or `latex`; and which records are broken.
+
+    Raises UserError where there is no such table.
+    """
+    rendered = render()
+    pairs = cells.chosen(rendered.pairs, data, protocol)
+    if not pairs:
+        raise UserError(
+            f"no record stands in a table{f' of {data}' * bool(data)}{f' under {protocol}' * bool(protocol)}"
+        )
+    text = cells.csv(pairs, rendered.places) if kind == "csv" else cells.latex(pairs)
+    return text, rendered.found.problems
 
 
 def after_run(record: Mapping, tables: bool = True) -> None:
@@ -60,17 +93,21 @@ def after_run(record: Mapping, tables: bool = True) -> None:
         print(f"this run's record is written, but for the tables mend: {problem}; then: {RENDER}", file=sys.stderr)
 
 
-def _render() -> tuple[dict[str, str], list[Result], list[UserError]]:
-    """Path below `results` → text; what the plots show; which records are broken."""
+def render() -> Rendered:
+    """Everything but the plots, of the records that there are now."""
     found, quotable = records.read_all(paths.records()), read_published(paths.published())
-    runs = tidy(found.records, current_digests(found.records))
-    results = gather(runs)
-    files = leaderboard.render(results, quotable)
-    return (
-        files | {"all.csv": runs.drop(columns=[*HISTOGRAMS]).to_csv(index=False, lineterminator="\n")},
-        results,
-        found.problems,
-    )
+    digests = current_digests(found.records)
+    runs = tidy(found.records, digests)
+    results = gather(runs, ablations(found.records))
+    places = papers.places(results, quotable, done(found.records, digests), estimate)
+    sheets = leaderboard.sheets_of(results)
+    pairs = [rows for of in sheets.values() for rows in of]
+    flat = [place for by_pair in places.values() for of in by_pair.values() for place in of]
+    files = leaderboard.render(sheets, places)
+    files["CLAIMS.md"] = ledger.render(claims.judged(results))
+    files["all.csv"] = runs.drop(columns=["curve", *HISTOGRAMS]).to_csv(index=False, lineterminator="\n")
+    files["cells.csv"] = cells.csv(pairs, flat)
+    return Rendered(files, results, runs, found, pairs, flat)
 
 
 def _differing(files: Mapping[str, str]) -> list[str]:

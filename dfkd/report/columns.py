@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dfkd.metrics import Metric
 from dfkd.report import markdown, plots
+from dfkd.report.curves import GOAL, seconds_to
 from dfkd.report.markdown import plain
-from dfkd.report.published import Quoted
-from dfkd.report.statistics import KD, Cost, Result, gap_to_kd
+from dfkd.report.ranking import frontier, ranks
+from dfkd.report.statistics import KD, Cost, Result, Summary, kd_of
 from dfkd.units import duration, memory
 
 REFERENCES = ("teacher", "student-real", KD)  # the order of reference rows; the rest by name
@@ -25,10 +25,19 @@ class Row:
 
     result: Result
     rank: int | None
-    gap: float | None
-    quoted: Quoted | None
+    kd: float | None  # the last score of distillation on real data
+    efficient: frozenset[str]  # classes of hardware on which it is on the Pareto frontier
     cost: Cost | None = None
     plots: str = "plots"  # where they lie as seen from the page
+
+    @property
+    def gap(self) -> float | None:
+        """The last score less that of distillation on real data."""
+        return self.result.last.mean - self.kd if self.kd is not None and self.result.last else None
+
+    def to_goal(self, cost: Cost) -> float | None:
+        """Scored seconds, on one class of hardware, until the mean score was `GOAL` of that on real data."""
+        return None if self.kd is None else seconds_to(cost.curve, GOAL * self.kd)
 
 
 @dataclass(frozen=True)
@@ -79,24 +88,30 @@ def legend(*parts: tuple[Iterable[Column], Sequence[Any]]) -> str:
 
 
 def ordered(results: Iterable[Result]) -> list[Result]:
-    """Reference rows first, then methods by their last score, then those that have none."""
+    """Reference rows first, then methods by their last score, each with its ablations below it, then those that have
+    no score."""
+    results = list(results)
+    by_method = {result.cell.method: result for result in results}
 
     def place(result: Result) -> tuple:
         name = result.cell.method
         if result.reference:
             return (0, REFERENCES.index(name) if name in REFERENCES else len(REFERENCES), name)
-        return (1, -result.last.mean, name) if result.last else (2, result.state == "unsupported", name)
+        own = (1, -result.last.mean, name) if result.last else (2, result.state == "unsupported", name)
+        of = by_method.get(result.ablates or "")
+        return (*place(of), *own) if of and of.ablates is None else own
 
     return sorted(results, key=place)
 
 
-def rows_of(results: Sequence[Result], quoted: dict, plots_folder: str) -> list[Row]:
+def rows_of(results: Sequence[Result]) -> list[Row]:
     """The rows of one pair, ranked."""
-    ranks = itertools.count(1)
+    rank, efficient = ranks(results), frontier(results)
 
     def row(result: Result) -> Row:
-        rank = next(ranks) if result.ranked else None
-        return Row(result, rank, gap_to_kd(result, results), quoted.get(result.cell), plots=plots_folder)
+        classes = frozenset(hardware for cell, hardware in efficient if cell == result.cell)
+        kd = kd_of(result, results)
+        return Row(result, rank.get(result.cell), kd.last.mean if kd else None, classes)
 
     return list(map(row, ordered(results)))
 
@@ -107,49 +122,67 @@ def figure(number: float) -> str:
     return f"{number:,.0f}" if whole else f"{number:.3g}"
 
 
-def _score(value: float | None, metric: Metric) -> str | None:
+def score(value: float | None, metric: Metric) -> str | None:
     return None if value is None else f"{value:.{metric.decimals}f}"
 
 
-def _signed(value: float | None, metric: Metric) -> str | None:
+def signed(value: float | None, metric: Metric) -> str | None:
     """With a sign that is as wide as a plus."""
     return None if value is None else f"{value:+.{metric.decimals}f}".replace("-", "−")
 
 
+def summary(of: Summary, metric: Metric) -> str:
+    """Mean ± sample standard deviation (number of seeds)."""
+    spread = "" if of.std is None else f" ± {score(of.std, metric)}"
+    return f"{score(of.mean, metric)}{spread} ({of.n})"
+
+
 def _last(row: Row) -> str | None:
-    last, metric = row.result.last, row.result.metric
-    if last is None:
+    if row.result.last is None:
         return None
-    spread = "" if last.std is None else f" ± {_score(last.std, metric)}"
-    text = f"{_score(last.mean, metric)}{spread} ({last.n})"
+    text = summary(row.result.last, row.result.metric)
     return f"**{text}**" if row.rank == 1 else text
 
 
-def _last_mean(result: Result | None) -> str | None:
-    return _score(result.last.mean, result.metric) if result and result.last else None
+def _mean_last(row: Row) -> str | None:
+    return score(row.result.last.mean, row.result.metric) if row.result.last else None
 
 
-def _best(pair: Iterable[Result]) -> Result | None:
-    return next((result for result in pair if result.ranked), None)
+def _place(row: Row) -> str | None:
+    if row.result.reference:
+        return "ref"
+    return "abl" if row.result.ablates else row.rank and str(row.rank)
+
+
+def _best(rows: Iterable[Row]) -> list[Row]:
+    """The methods of rank 1; where there are no ranks, the one that comes first."""
+    competing = [row for row in rows if row.result.competes and row.result.last]
+    return [row for row in competing if row.rank == 1] or competing[:1]
+
+
+def _of_best(show: Callable[[Row], str | None]) -> Callable[[Sequence[Row]], str | None]:
+    return lambda rows: next((show(row) for row in _best(rows)), None)
+
+
+def _names_of_best(rows: Sequence[Row]) -> str | None:
+    names = ", ".join(plain(row.result.cell.method) for row in _best(rows))
+    return names and names + ("" if any(row.rank for row in rows) else " (no rank)")
 
 
 def _method(row: Row) -> str:
     name = plain(row.result.cell.method)
+    if row.result.ablates:
+        return f"↳ {name}"
     return f"*{name}*" if row.result.reference else name
 
 
-def _quoted(row: Row) -> str | None:
-    if row.quoted is None:
-        return None
-    marks = ("" if row.quoted.verified else "†") + ("\\*" if row.quoted.note else "")
-    return f"{_score(row.quoted.value, row.result.metric)} [{row.quoted.tag}]{marks}"
+def _to_goal(row: Row) -> str | None:
+    seconds = row.to_goal(row.cost)
+    return None if seconds is None else duration(seconds)
 
 
-def _beyond_quoted(row: Row) -> str | None:
-    oracle = row.result.means.get("metrics.oracle_best")
-    if row.quoted is None or row.quoted.suspect or oracle is None:
-        return None
-    return _signed(oracle - row.quoted.value, row.result.metric)
+def _gap(row: Row) -> str | None:
+    return signed(row.gap, row.result.metric)
 
 
 def _hardware(row: Row) -> str:
@@ -168,7 +201,7 @@ def _mean(key: str, show: Callable[[float], str]) -> Callable[[Row], str | None]
 
 
 def _score_of(key: str) -> Callable[[Row], str | None]:
-    return lambda row: _score(row.result.means.get(key), row.result.metric)
+    return lambda row: score(row.result.means.get(key), row.result.metric)
 
 
 _whole = "{:,.0f}".format
@@ -181,8 +214,8 @@ def _percent(share: float) -> str:
 RESULTS = (
     Column("teacher", "score of the teacher", RIGHT, _score_of("metrics.teacher"), common=True),
     Column(
-        "#", "rank within the pair, by `last`; `ref`: a reference row", RIGHT,
-        lambda row: "ref" if row.result.reference else row.rank and str(row.rank),
+        "#", "rank within the pair; `ref`: a reference row; `abl`: an ablation or control of what is above it", RIGHT,
+        _place,
     ),
     Column("method", "", LEFT, _method),
     Column(
@@ -193,15 +226,11 @@ RESULTS = (
     Column("oracle", "best test score of each run, mean over seeds", RIGHT, _score_of("metrics.oracle_best")),
     Column(
         "gap", f"`last` less the `last` of `{KD}`, which is distillation on the real training data", RIGHT,
-        lambda row: _signed(row.gap, row.result.metric),
+        _gap,
     ),
     Column(
-        "paper", "published score [source]; † not verified in the source itself; * see the note", RIGHT, _quoted,
-        needed=lambda row: row.quoted,
-    ),
-    Column(
-        "oracle − paper", "ours less published, both chosen on the test set", RIGHT, _beyond_quoted,
-        needed=lambda row: row.quoted,
+        "retention", "`last` over the score of the teacher", RIGHT,
+        lambda row: None if row.result.retention is None else _percent(row.result.retention),
     ),
     Column(
         "isolation",
@@ -230,6 +259,14 @@ COSTS = (
     Column(
         "per student", "the rest of `total`, paid again for every further student", RIGHT,
         lambda row: duration(row.cost.per_student), needed=lambda row: row.cost.once,
+    ),
+    Column(
+        f"to {GOAL:.0%}", f"total time until an evaluation first saw {GOAL:.0%} of the mean score of `{KD}`", RIGHT,
+        _to_goal, needed=lambda row: row.kd is not None,
+    ),
+    Column(
+        "Pareto", "●: no other method of the pair is better in as little time on that hardware", RIGHT,
+        lambda row: "●" if row.cost.hardware in row.efficient else None, needed=lambda row: row.efficient,
     ),
     Column("images", "images synthesised", RIGHT, _mean("cost.images_synthesised", _whole)),
     Column("steps", "training steps of the student", RIGHT, _mean("cost.student_steps", _whole)),
@@ -273,19 +310,20 @@ IMAGES = (
         LEFT, lambda row: f"[grid]({row.plots}/{plots.grid_of(row.result.cell)})",
     ),
 )  # fmt: skip
-OVERVIEW = (  # of the ordered results of a pair
-    Column("data", "", LEFT, lambda pair: f"[{pair[0].cell.data}](#{pair[0].cell.data})"),
-    Column("protocol", "", LEFT, lambda pair: pair[0].cell.protocol),
-    Column("pair", "", LEFT, lambda pair: names(pair[0])),
-    Column(KD, "", RIGHT, lambda pair: _last_mean(next((each for each in pair if each.cell.method == KD), None))),
-    Column("best method", "", LEFT, lambda pair: plain(best.cell.method) if (best := _best(pair)) else None),
-    Column("last", "", RIGHT, lambda pair: _last_mean(_best(pair))),
-    Column(
-        "gap",
-        "",
-        RIGHT,
-        lambda pair: _signed(gap_to_kd(best, pair), best.metric) if (best := _best(pair)) else None,
-    ),
+OVERVIEW = (  # of the rows of a pair
+    Column("data", "", LEFT, lambda rows: f"[{rows[0].result.cell.data}](#{rows[0].result.cell.data})"),
+    Column("protocol", "", LEFT, lambda rows: rows[0].result.cell.protocol),
+    Column("pair", "", LEFT, lambda rows: names(rows[0].result)),
+    Column(KD, "", RIGHT, lambda rows: next((_mean_last(row) for row in rows if row.result.cell.method == KD), None)),
+    Column("best method", "", LEFT, _names_of_best),
+    Column("last", "", RIGHT, _of_best(_mean_last)),
+    Column("gap", "", RIGHT, _of_best(_gap)),
+)
+ACROSS = (  # of a method and its ranks in all pairs where it has one
+    Column("method", "", LEFT, lambda group: plain(group[0])),
+    Column("mean rank", "", RIGHT, lambda group: f"{sum(group[1]) / len(group[1]):.2f}"),
+    Column("pairs", "", RIGHT, lambda group: str(len(group[1]))),
+    Column("first in", "", RIGHT, lambda group: str(group[1].count(1))),
 )
 
 

@@ -20,9 +20,13 @@ Digests = Mapping[Cell, tuple[str | None, str | None]]  # of method and configur
 def finished() -> tuple[set[Run], list[UserError]]:
     """Every run that has a finished record of today's code and configuration; and which records are broken."""
     found = records.read_all(paths.records())
-    digests = current_digests(found.records)
-    done = [record for record in found.records if record["status"] in records.FINISHED]
-    return {Run.of(record) for record in done if digests[Run.of(record).cell] == digests_of(record)}, found.problems
+    return done(found.records, current_digests(found.records)), found.problems
+
+
+def done(everything: Iterable[Mapping], digests: Digests) -> set[Run]:
+    """The runs of these records that are finished, and of the code and configuration that `digests` names."""
+    ended = [record for record in everything if record["status"] in records.FINISHED]
+    return {Run.of(record) for record in ended if digests[Run.of(record).cell] == digests_of(record)}
 
 
 def digests_of(record: Mapping) -> tuple[str, str]:
@@ -54,6 +58,18 @@ def _now(cell: Cell) -> tuple[str | None, str | None]:
         return None, None
     now = resolve(cell.data, cell.protocol, cell.method, cell.pair)
     return now.entry.digest, now.digest
+
+
+def ablations(everything: Iterable[Mapping]) -> dict[Cell, str]:
+    """The recipe that the recipe of a recorded cell is an ablation or a control of, where its file says so."""
+    found = {cell: ablated(cell.data, cell.method) for cell in {Run.of(record).cell for record in everything}}
+    return {cell: name for cell, name in found.items() if name is not None}
+
+
+def ablated(data: str, method: str) -> str | None:
+    """The recipe that this one is an ablation or a control of; None for a method of its own or an unknown one."""
+    book = recipes(table_of(data)) if data in datasets() else {}
+    return book.get(method, {}).get("ablates")
 
 
 def estimate(run: Run) -> float:

@@ -7,54 +7,51 @@ a figure is drawn.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dfkd.report import figure
 from dfkd.report.statistics import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-ENDING = "-images"
 CLASSES, CONFIDENCE = "diagnostics.classes", "diagnostics.confidence"
 
 
-def described(result: Result) -> bool:
+def drawable(result: Result) -> bool:
     """Whether there is something to draw: a method whose record has both histograms."""
     return not result.reference and result.histograms.keys() >= {CLASSES, CONFIDENCE}
 
 
-def numbers(shown: list[Result]) -> list:
-    """What the figure shows, to be hashed."""
-    return [[result.cell, result.state, result.histograms] for result in shown]
-
-
-def draw(shown: list[Result], colours: Mapping[str, str]) -> Figure:
-    """A row of two panels for each pair."""
+def render(pairs: Sequence[Sequence[Result]], digest: str) -> tuple[bytes, bytes]:
+    """A row of two panels for each pair, as PNG and as SVG."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    pairs = [list(group) for _, group in itertools.groupby(shown, key=lambda result: result.cell[:4])]
-    figure = Figure(figsize=(11.5, 0.8 + 3.4 * len(pairs)), dpi=120, layout="constrained")
-    for (left, right), pair in zip(figure.subplots(len(pairs), 2, squeeze=False), pairs, strict=True):
-        for result in pair:
-            style = {"color": colours[result.cell.method], "linewidth": 1.4, "alpha": 0.85}
-            style |= {"label": result.cell.method + (" (stale)" if result.state == "stale" else "")}
-            style |= {"linestyle": "--"} if result.state == "stale" else {}
-            shares = sorted(result.histograms[CLASSES], reverse=True)
-            left.stairs(shares, [0.5 + i for i in range(len(shares) + 1)], **style)
-            bins = result.histograms[CONFIDENCE]
-            right.stairs(bins, [i / len(bins) for i in range(len(bins) + 1)], **style)
-        count = len(pair[0].histograms[CLASSES])
-        left.axhline(1 / count, color="0.45", linestyle=":", linewidth=0.9)
-        left.set_title(f"{pair[0].cell.teacher} → {pair[0].cell.student}", fontsize=10)
-        _axes(left, "class, from the commonest to the rarest (dotted: equal shares)")
-        _axes(right, "the teacher's confidence in its decision")
-        right.set_xlim(0, 1)
-        right.legend(frameon=False, fontsize=8, loc="upper left")
-    figure.suptitle(f"{shown[0].cell.data}, protocol {shown[0].cell.protocol}: synthetic images", fontweight="bold")
-    return figure
+    cell = pairs[0][0].cell
+    with matplotlib.rc_context(figure.STYLE):
+        page = Figure(figsize=(11.5, 0.8 + 3.4 * len(pairs)), dpi=120, layout="constrained")
+        for (left, right), pair in zip(page.subplots(len(pairs), 2, squeeze=False), pairs, strict=True):
+            _row(left, right, [result for result in pair if drawable(result)])
+        page.suptitle(f"{cell.data}, protocol {cell.protocol}: synthetic images", fontweight="bold")
+        return figure.saved(page, digest)
+
+
+def _row(left: Axes, right: Axes, shown: Sequence[Result]) -> None:
+    for result in shown:
+        style = {"color": figure.colour_of(result.family), "linestyle": figure.dash_of(result, shown)}
+        style |= {"label": figure.name_of(result), "linewidth": 1.4, "alpha": 0.85}
+        shares = sorted(result.histograms[CLASSES], reverse=True)
+        left.stairs(shares, [0.5 + i for i in range(len(shares) + 1)], **style)
+        bins = result.histograms[CONFIDENCE]
+        right.stairs(bins, [i / len(bins) for i in range(len(bins) + 1)], **style)
+    left.axhline(1 / len(shown[0].histograms[CLASSES]), color="0.45", linestyle=":", linewidth=0.9)
+    left.set_title(f"{shown[0].cell.teacher} → {shown[0].cell.student}", fontsize=10)
+    _axes(left, "class, from the commonest to the rarest (dotted: equal shares)")
+    _axes(right, "the teacher's confidence in its decision")
+    right.set_xlim(0, 1)
+    right.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def _axes(axes: Axes, title: str) -> None:

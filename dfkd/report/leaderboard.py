@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from dfkd.identity import Cell
-from dfkd.report import columns, plots, published
-from dfkd.report.columns import COSTS, IMAGES, RESULTS, Row
+from dfkd.report import columns, papers, plots
+from dfkd.report.columns import ACROSS, COSTS, IMAGES, OVERVIEW, RESULTS, Row
 from dfkd.report.markdown import plain
+from dfkd.report.papers import Place
+from dfkd.report.ranking import SEEDS
 from dfkd.report.statistics import Result
 from dfkd.tables.definition import MEANINGS, tables
 
@@ -17,9 +19,11 @@ HEAD = """\
 # Leaderboard
 
 Generated from `results/records` by `python bench.py leaderboard`; do not edit. `all.csv` beside it has one line for
-each record.
+each record, `cells.csv` one for each row, with 95 % intervals.
 
 - **`last` ranks**: the student after its last step. Without data there is nothing to choose a better one by.
+- **Methods share a rank** that a t-test over seeds cannot tell apart (paired over common seeds, else Welch's; 95 %).
+  With fewer than three seeds there is an order and no rank. Ablations and controls stand below their method, unranked.
 - **`oracle`** is the best test score seen on the way, which is what papers print. It ranks nothing.
 - **Compare within one table only** (one data set, one protocol), and times only within one class of hardware.
 - *Italic rows marked `ref`* are reference rows, not competitors: teacher, student and KD on real data, KD on noise.
@@ -41,33 +45,63 @@ in the teacher's eyes: its decisions, and its pooled penultimate features (a seg
 With several seeds: means.
 
 """
-COMPARABLE = (
-    "No published numbers beside runs on a subset, or on data changed in a way that may touch the test images: the "
-    "scores would not be comparable."
-)
+PUBLISHED = """\
+## Published numbers
+
+Every pair and method of the papers' tables, measured here or open; `matches` is within half a point or two standard
+deviations. The verdicts on what papers claim: [CLAIMS.md](CLAIMS.md).
+"""
+RANKS = """\
+Mean rank of each method over the pairs where it has a rank. Tables span different methods: compare where the numbers of
+pairs are equal.
+"""
 HARDWARE = "Several classes of hardware: compare times and memory only between rows of one class."
 STALE = "Stale: the method or its configuration has changed since the run; run it again."
 
 
-def render(results: Iterable[Result], quotable: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Path below `results/` → text, for the leaderboard and the table of each data set."""
-    sheets, files, sections, shown = _sheets(results), {}, [], []
-    abouts = {data: f"{table.about}\n\n" for table in tables().values() for data in table.data}
-    for data, group in itertools.groupby(sheets, key=lambda key: key[0]):
-        keys, about = list(group), abouts.get(data, "")
-        body = "\n".join(_sheet(sheets[key], quotable, "../plots")[0] for key in keys)
-        files[f"tables/{data}.md"] = TABLE_HEAD.format(data=data) + about + body
-        written = [_sheet(sheets[key], quotable, "plots") for key in keys]
-        sections.append(f"## {data}\n\n{about}" + "\n".join(text for text, _ in written))
-        shown += [row for _, rows in written for row in rows]
-    pairs = [columns.ordered(pair) for key in sheets for pair in sheets[key]]
-    overview = columns.table(columns.OVERVIEW, pairs) if pairs else EMPTY
-    files["LEADERBOARD.md"] = "\n".join([HEAD, overview, *sections, _legend(shown)])
+Sheets = Mapping[tuple[str, str], Sequence[Sequence[Row]]]  # by data and protocol, the rows of each pair
+
+
+def render(sheets: Sheets, places: Mapping[str, Mapping[str, Sequence[Place]]]) -> dict[str, str]:
+    """Path below `results/` → text, for the leaderboard and the table of each data set.
+
+    `places` are those of the papers' tables: the table of a data set has all of them, the leaderboard has those of
+    pairs of which something has been run.
+    """
+    files, sections = {}, []
+    for data in dict.fromkeys([*(data for data, _ in sheets), *places]):
+        run, printed = [pairs for key, pairs in sheets.items() if key[0] == data], places.get(data, {})
+        files[f"tables/{data}.md"] = TABLE_HEAD.format(data=data) + _body(data, run, printed, "../plots")
+        if run:
+            printed = {pair: each for pair, each in printed.items() if any(place.result for place in each)}
+            sections.append(f"## {data}\n\n" + _body(data, run, printed, "plots"))
+    pairs = [rows for of in sheets.values() for rows in of]
+    parts = [HEAD, columns.table(OVERVIEW, pairs) if pairs else EMPTY, *_across(pairs)]
+    parts += [PUBLISHED, papers.summary(places)] if places else []
+    everything = [place for by_pair in places.values() for of in by_pair.values() for place in of]
+    legend = _legend([row for rows in pairs for row in rows], everything)
+    files["LEADERBOARD.md"] = "\n".join([*parts, *sections, legend])
     return files
 
 
-def _sheets(results: Iterable[Result]) -> dict[tuple[str, str], list[list[Result]]]:
-    """The pairs of each data set under each protocol, in the order of the tables.
+def _body(data: str, run: Sequence[Sequence[Sequence[Row]]], printed: Mapping, folder: str) -> str:
+    """What there is of a data set, below its heading: a sheet for each protocol, then what papers print."""
+    about = next((f"{table.about}\n\n" for table in tables().values() if data in table.data), "")
+    parts = [_sheet(pairs, folder) for pairs in run]
+    return about + "\n".join([*parts, papers.section(printed)] if printed else parts)
+
+
+def _across(pairs: Iterable[Sequence[Row]]) -> list[str]:
+    """The mean rank of each method over all pairs of all tables where it has one."""
+    ranks: dict[str, list[int]] = {}
+    for row in (row for rows in pairs for row in rows if row.rank):
+        ranks.setdefault(row.result.cell.method, []).append(row.rank)
+    groups = sorted(ranks.items(), key=lambda group: (sum(group[1]) / len(group[1]), group[0]))
+    return [RANKS, columns.table(ACROSS, groups)] if groups else []
+
+
+def sheets_of(results: Iterable[Result]) -> dict[tuple[str, str], list[list[Row]]]:
+    """The rows of the pairs of each data set under each protocol, in the order of the tables.
 
     A method that declines has a row where the same pair has other results.
     """
@@ -79,12 +113,12 @@ def _sheets(results: Iterable[Result]) -> dict[tuple[str, str], list[list[Result
         known = (owners, cell.data), (protocols, cell.protocol), (pairs, cell.pair)
         return *((_index(names, name), name) for names, name in known), cell
 
-    sheets: dict[tuple[str, str], list[list[Result]]] = {}
+    sheets: dict[tuple[str, str], list[list[Row]]] = {}
     everything = sorted(results, key=lambda result: place(result.cell))
     for (data, protocol, *_), group in itertools.groupby(everything, key=lambda result: result.cell[:4]):
         pair = list(group)
         if any(result.state != "unsupported" for result in pair):
-            sheets.setdefault((data, protocol), []).append(pair)
+            sheets.setdefault((data, protocol), []).append(columns.rows_of(pair))
     return sheets
 
 
@@ -93,21 +127,16 @@ def _index(names: Iterable[str], name: str) -> int:
     return [*names, name].index(name)
 
 
-def _sheet(pairs: Sequence[Sequence[Result]], quotable: Sequence, folder: str) -> tuple[str, list[Row]]:
-    """Heading, pairs, plot and notes of one data set under one protocol; and the rows. `folder` is that of plots."""
-    results = [result for pair in pairs for result in pair]
-    quoted, protocol = published.quote(results, quotable), results[0].cell.protocol
-    rows = [columns.rows_of(pair, quoted, folder) for pair in pairs]
+def _sheet(pairs: Sequence[Sequence[Row]], folder: str) -> str:
+    """Heading, pairs, plots and notes of one data set under one protocol. `folder` is that of plots."""
+    results = [row.result for rows in pairs for row in rows]
+    protocol = results[0].cell.protocol
     meaning = f" {MEANINGS[protocol]}." if protocol in MEANINGS else ""
-    parts = [f"### {protocol}\n\n{results[0].metric.sentence}.{meaning}\n", *map(_pair, rows)]
-    if any(map(plots.drawable, results)):
-        parts.append(f"![accuracy against total time]({folder}/{plots.name_of(results[0].cell)}.png)\n")
-    if plots.has_histograms(results):
-        name = plots.histograms.ENDING
-        parts.append(f"![classes and confidence of the images]({folder}/{plots.name_of(results[0].cell)}{name}.png)\n")
-    notes = _notes(results) + published.notes(quoted)
-    parts += [_list(notes)] if notes else []
-    return "\n".join(parts), [row for pair in rows for row in pair]
+    parts = [f"### {protocol}\n\n{results[0].metric.sentence}.{meaning}\n"]
+    parts += [_pair([replace(row, plots=folder) for row in rows]) for rows in pairs]
+    parts += [f"![{text}]({folder}/{name}.png)\n" for name, text in plots.of(results)]
+    notes = _notes(results)
+    return "\n".join([*parts, _list(notes)] if notes else parts)
 
 
 def _pair(rows: Sequence[Row]) -> str:
@@ -119,6 +148,9 @@ def _pair(rows: Sequence[Row]) -> str:
     parts += ["**Synthetic images**\n", columns.table(IMAGES, images)] if images else []
     notes = [f"`{row.result.cell.method}` does not apply: {plain(row.result.error)}" for row in rows if row.result.error
              and row.result.state == "unsupported"]  # fmt: skip
+    few = [row.result for row in rows if row.result.competes and row.result.last and row.rank is None]
+    seeds = ", ".join(f"`{result.cell.method}` ({result.last.n})" for result in few)
+    notes += [f"No rank, for want of {SEEDS} seeds: {seeds}"] if few else []
     for result in (row.result for row in rows if row.result.report):
         numbers = ", ".join(f"{plain(name)} {columns.figure(value)}" for name, value in result.report.items())
         notes.append(f"`{result.cell.method}` reports {numbers}")
@@ -130,16 +162,14 @@ def _notes(results: Sequence[Result]) -> list[str]:
     notes += sorted({note for result in results for note in result.prior_notes if result.state != "unsupported"})
     said = {(result.cell.method, result.note) for result in results if result.note}
     notes += [f"`{method}`: {plain(note)}" for method, note in sorted(said)]
-    if results[0].cell.protocol == published.PAPER and not all(result.comparable for result in results):
-        notes.append(COMPARABLE)
     notes += [HARDWARE] if len({cost.hardware for result in results for cost in result.costs}) > 1 else []
     return notes + ([STALE] if any("stale" in result.status for result in results) else [])
 
 
-def _legend(rows: Sequence[Row]) -> str:
+def _legend(rows: Sequence[Row], places: Sequence[Place]) -> str:
     """What the columns mean, as far as there are such."""
     images = _of_images(rows)
-    text = COLUMNS + columns.legend((RESULTS, rows), (COSTS, _of_costs(rows)))
+    text = COLUMNS + columns.legend((RESULTS, rows), (COSTS, _of_costs(rows)), (papers.PLACES, places))
     return text + (COLUMNS_OF_IMAGES + columns.legend((IMAGES, images)) if images else "")
 
 

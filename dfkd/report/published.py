@@ -14,7 +14,6 @@ from dfkd.errors import UserError
 from dfkd.identity import Cell
 from dfkd.metrics import METRICS
 from dfkd.report.markdown import link, plain
-from dfkd.report.statistics import Result
 
 PAPER = "paper"  # the only protocol whose numbers may stand beside published ones
 SEPARATORS = ",;\t"
@@ -95,16 +94,14 @@ def _number_in(text: str) -> float | str:
     return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,2})?", text, re.IGNORECASE) else text
 
 
-def quote(results: Iterable[Result], rows: Iterable[Mapping[str, str]]) -> dict[Cell, Quoted]:
-    """The primary published number of each of these results for which there is one, and which it compares with."""
-    fields = ("data", "teacher", "student", "method", "metric")
-    primary = {tuple(row[field] for field in fields): row for row in rows if row["primary"] == "yes"}
+def quote(cells: Iterable[Cell], metric: str, rows: Iterable[Mapping[str, str]]) -> dict[Cell, Quoted]:
+    """The primary published number for each of these cells of the `paper` protocol for which there is one."""
+    primary = {_key(row): row for row in rows if row["primary"] == "yes"}
     quoted: dict[Cell, Quoted] = {}
     tags: dict[str, str] = {}  # by source
-    for result in results:
-        cell = result.cell
-        row = primary.get((cell.data, cell.teacher, cell.student, cell.method, result.metric.name))
-        if row is None or cell.protocol != PAPER or not result.comparable:
+    for cell in cells:
+        row = primary.get((cell.data, cell.teacher, cell.student, cell.method, metric))
+        if row is None or cell.protocol != PAPER:
             continue
         source = row["source"]
         if source not in tags:
@@ -114,6 +111,16 @@ def quote(results: Iterable[Result], rows: Iterable[Mapping[str, str]]) -> dict[
         value, verified = float(row["value"]), row["verified"] == "yes"
         quoted[cell] = Quoted(value, tags[source], source, row["url"], verified, row["note"])
     return quoted
+
+
+def methods_of(data: str, pair: str, rows: Iterable[Mapping[str, str]]) -> list[str]:
+    """The methods for which papers print a number of this pair."""
+    networks = tuple(pair.split("-"))
+    return sorted({row["method"] for row in rows if (row["data"], row["teacher"], row["student"]) == (data, *networks)})
+
+
+def _key(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[field] for field in ("data", "teacher", "student", "method", "metric"))
 
 
 def notes(quoted: Mapping[Cell, Quoted]) -> list[str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfkd.identity import Cell, Run
 from dfkd.metrics import Metric, metric
 from dfkd.records import SCHEMA
 from dfkd.report.current import Digests, digests_of
+from dfkd.report.curves import Point, mean_curve
 from dfkd.report.markdown import code, plain
 from dfkd.units import duration
 
@@ -25,6 +27,7 @@ HARDWARE = "provenance.hardware.class"
 INPUTS = ["provenance.teacher.digest", "provenance.data.digest"]
 ALIKE = [*INPUTS, "prior.digest", "metrics.name"]  # runs that differ in one of these are never averaged
 HISTOGRAMS = ("diagnostics.classes", "diagnostics.confidence")  # lists of shares, for figures
+_OTHERS = ("config.class", "stale", "curve")
 _OF_IMAGES = {"diagnostics.smallest": min, "diagnostics.largest": max}  # shares of a run's rarest, commonest class
 
 
@@ -59,6 +62,9 @@ class Cost:
     hardware: str
     n: int
     means: Means
+    curve: tuple[Point, ...] = ()  # of the finished runs
+    totals: tuple[float, ...] = ()  # scored seconds of each finished run
+    syntheses: tuple[float, ...] = ()  # its seconds of synthesis
 
     @property
     def scored(self) -> float:
@@ -87,7 +93,11 @@ class Result:
     reference: bool
     prior: str
     prior_notes: tuple[str, ...]  # what the prior was trained on, where it comes from and what it cost
+    family: str  # the method that the recipe is of
+    ablates: str | None  # the recipe of which this one is an ablation or a control
+    scores: Mapping[int, float]  # by seed, after the last step
     last: Summary | None
+    oracle: Summary | None  # best on the way
     means: Means
     histograms: Mapping[str, list[float]]  # by one of HISTOGRAMS: mean over the seeds; of images, so of methods only
     costs: tuple[Cost, ...]  # one for each class of hardware
@@ -98,9 +108,15 @@ class Result:
     confined: bool  # no run is known to have had an audit hook alone between its method and real data
 
     @property
-    def ranked(self) -> bool:
-        """Whether the cell has a place among the methods."""
-        return self.state == "ok" and not self.reference
+    def competes(self) -> bool:
+        """Whether the cell has a place among the methods: neither reference row nor control nor ablation."""
+        return self.state == "ok" and not self.reference and self.ablates is None
+
+    @property
+    def retention(self) -> float | None:
+        """The student's last score over the teacher's."""
+        teacher = self.means.get("metrics.teacher")
+        return self.last.mean / teacher if self.last and teacher else None
 
     @property
     def report(self) -> Means:
@@ -109,7 +125,7 @@ class Result:
 
 
 def tidy(records: Iterable[dict], current: Digests | None = None) -> pandas.DataFrame:
-    """One row for each record: every single value by its dotted key, and whether it is stale.
+    """One row for each record: every single value by its dotted key, its curve, and whether it is stale.
 
     `current[cell]` has the digests of method and configuration at hand: a record with others is stale. A cell that is
     not named there, or no mapping at all, is taken as it is.
@@ -118,12 +134,15 @@ def tidy(records: Iterable[dict], current: Digests | None = None) -> pandas.Data
 
     rows = [_row(record, current or {}) for record in sorted(records, key=lambda record: _place(Run.of(record)))]
     reported = {key for row in rows for key in row if key.startswith("report.")}
-    columns = [*KEYS, "stale", *_OF_IMAGES, *sorted(reported), *HISTOGRAMS]
+    columns = [*KEYS, *_OTHERS, *_OF_IMAGES, *sorted(reported), *HISTOGRAMS]
     return pandas.DataFrame(rows, columns=columns, dtype=object)
 
 
-def gather(runs: pandas.DataFrame) -> list[Result]:
-    """One result for each cell of the rows that `tidy` makes; custom records are left out."""
+def gather(runs: pandas.DataFrame, ablations: Mapping[Cell, str] | None = None) -> list[Result]:
+    """One result for each cell of the rows that `tidy` makes; custom records are left out.
+
+    `ablations[cell]` is the recipe of which the cell's is an ablation; a cell that is not there has none.
+    """
     runs = runs[~runs["custom"].astype(bool)]
     if runs.empty:
         return []
@@ -139,32 +158,31 @@ def gather(runs: pandas.DataFrame) -> list[Result]:
     values[finished] = values[finished].where(alike["status"] == "ok")
     keys = [alike[key] for key in CELL]
     means = _known(values.groupby(keys).mean())
-    last = values["metrics.last"].groupby(keys).agg(["mean", "std", "count"]).to_dict("index")
-    by_hardware = values.groupby([*keys, alike[HARDWARE]])
-    counts = by_hardware.size()
-    costs: dict[tuple, list[Cost]] = {}
-    for (*cell, hardware), mean in _known(by_hardware.mean()).items():
-        costs.setdefault(tuple(cell), []).append(Cost(hardware, int(counts[(*cell, hardware)]), mean))
+    costs: dict[tuple, dict[str, Means]] = {}
+    for (*cell, hardware), mean in _known(values.groupby([*keys, alike[HARDWARE]]).mean()).items():
+        costs.setdefault(tuple(cell), {})[hardware] = mean
     states: dict[tuple, Counter] = {}
     for *cell, each in runs[[*CELL, "state"]].itertuples(index=False):
         states.setdefault(tuple(cell), Counter())[each] += 1
     rows: dict[tuple, list[dict]] = {}
     for row in alike.to_dict("records"):
         rows.setdefault(tuple(row[key] for key in CELL), []).append(row)
-    return [_result(Cell(*cell), of, states[cell], last[cell], means[cell], costs[cell]) for cell, of in rows.items()]
+    ablations = ablations or {}
+    return [
+        _result(Cell(*cell), of, states[cell], means[cell], costs[cell], ablations.get(Cell(*cell)))
+        for cell, of in rows.items()
+    ]
 
 
-def gap_to_kd(result: Result, results: Iterable[Result]) -> float | None:
-    """Last score less that of distillation on real data, same table, pair, teacher and data.
+def kd_of(result: Result, results: Iterable[Result]) -> Result | None:
+    """Distillation on real data in the same table, of the same pair, teacher and data, which every gap is taken from.
 
-    None if either lacks, or if the reference row is stale.
+    None if it lacks or is stale, and for that row itself.
     """
     kd = next((other for other in results if other.cell == result.cell._replace(method=KD)), None)
-    if kd is None or kd is result or kd.last is None or result.last is None:
+    if kd is None or kd.cell == result.cell or kd.last is None or kd.inputs != result.inputs or kd.state != "ok":
         return None
-    if kd.inputs != result.inputs or kd.state != "ok":
-        return None
-    return result.last.mean - kd.last.mean
+    return kd
 
 
 def _place(run: Run) -> tuple:
@@ -182,6 +200,7 @@ def _row(record: dict, current: Digests) -> dict[str, Any]:
     row |= {key: found.get(key.removeprefix("diagnostics.")) for key in HISTOGRAMS}
     row |= {key: choose(found["classes"]) for key, choose in _OF_IMAGES.items() if found}
     row |= {f"report.{name}": value for name, value in (record.get("report") or {}).items()}
+    row |= {"config.class": str(record["config"].get("class", row["method"])), "curve": record["metrics"]["curve"]}
     made_with = digests_of(record)
     return row | {"stale": current.get(Run.of(record).cell, made_with) != made_with}
 
@@ -207,13 +226,12 @@ def _known(means: pandas.DataFrame) -> dict[tuple, Means]:
 
 
 def _result(
-    cell: Cell, runs: list[dict], states: Counter, last: Mapping[str, float], means: Means, costs: list[Cost]
+    cell: Cell, runs: list[dict], states: Counter, means: Means, costs: Mapping[str, Means], ablates: str | None
 ) -> Result:
-    first = runs[0]
+    first, finished = runs[0], [run for run in runs if run["status"] == "ok"]
     excluded = states[first["state"]] - len(runs)
     others = [f"{states[state]} {state}" for state in STATUSES if state in states and state != first["state"]]
     others += [f"{excluded} on another teacher, prior or data"] if excluded else []
-    count = int(last["count"])
     return Result(
         cell=cell,
         metric=metric(first["metrics.name"]),
@@ -224,16 +242,31 @@ def _result(
         # `public32`, or the kind where the prior is no model: `class names`, `none`.
         prior=first["prior.kind"].replace("diffusion", first["prior.name"] or "diffusion"),
         prior_notes=tuple(sorted({note for run in runs if (note := _prior_note(run))})),
-        last=Summary(last["mean"], last["std"] if count > 1 else None, count) if count else None,
+        family=first["config.class"],
+        ablates=ablates,
+        scores={run["seed"]: run["metrics.last"] for run in finished},
+        last=_summary([run["metrics.last"] for run in finished]),
+        oracle=_summary([run["metrics.oracle_best"] for run in finished]),
         means=means,
         histograms=_mean_histograms(runs),
-        costs=tuple(costs) if first["state"] != "unsupported" else (),
+        costs=tuple(_cost(name, runs, of) for name, of in costs.items()) if first["state"] != "unsupported" else (),
         changed=tuple(sorted({run["provenance.data.changed"] or "" for run in runs} - {""})),
         note=first["note"],
         error=first["error"],
         comparable=all(map(_is_comparable, runs)),
         confined=all(run["provenance.isolation"] != "audit-hook" for run in runs),
     )
+
+
+def _summary(values: Collection[float]) -> Summary | None:
+    return Summary(fmean(values), stdev(values) if len(values) > 1 else None, len(values)) if values else None
+
+
+def _cost(hardware: str, runs: Iterable[dict], means: Means) -> Cost:
+    on = [run for run in runs if run[HARDWARE] == hardware]
+    finished = [run for run in on if run["status"] == "ok"]
+    totals, syntheses = (tuple(run[key] for run in finished) for key in ("time.scored", "time.synthesis"))
+    return Cost(hardware, len(on), means, mean_curve(run["curve"] for run in finished), totals, syntheses)
 
 
 def _is_comparable(run: Mapping[str, Any]) -> bool:

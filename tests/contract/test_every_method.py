@@ -98,6 +98,7 @@ def test_what_is_read_without_torch_is_what_the_class_says(method, outside):
     import_file(entry.path)
     cls = REGISTRY.get(method)
     assert (entry.prior, entry.reference) == (cls.prior, cls.reference)
+    assert entry.cites == tuple(cls.cites.split())
     defaults = {name: p.default for name, p in signature(cls).parameters.items()}
     assert entry.arguments == (defaults if cls.__init__ is not object.__init__ else {})
     assert entry.summary and entry.summary.endswith((".", ":"))

@@ -103,9 +103,9 @@ def prior(name="public32", trained_on="7,500 images", *, origin="adopted", secon
     return facts | {"origin": origin, "seconds": seconds}
 
 
-def gathered(runs, current=None):
+def gathered(runs, current=None, ablations=None):
     """The results of these records."""
-    return gather(tidy(runs, current))
+    return gather(tidy(runs, current), ablations)
 
 
 @pytest.fixture

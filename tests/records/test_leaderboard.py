@@ -8,7 +8,9 @@ import pytest
 
 from dfkd import paths, records, report, units
 from dfkd.identity import Run
-from dfkd.report import leaderboard
+from dfkd.report import leaderboard, papers
+from dfkd.report.plots import FORMATS
+from dfkd.tables.definition import tables
 from tests.records.conftest import diagnostics, gathered, prior
 
 FOLDER = Path(__file__).parent
@@ -31,12 +33,18 @@ def published(method, value, *, primary="yes", source="Fast (AAAI 2022), Table 1
     }
 
 
-def render(records, rows=(), current=None):
-    return leaderboard.render(gathered(records, current), list(rows))
+def seeds(record, method, last, **table):
+    """Three records whose scores lie .1 apart, the middle one as said."""
+    return [record(method, last + 0.1 * (seed - 1), seed=seed, **table) for seed in range(3)]
 
 
-def page(records, rows=(), current=None):
-    return render(records, rows, current)["LEADERBOARD.md"]
+def render(records, rows=(), current=None, ablations=None):
+    results = gathered(records, current, ablations)
+    return leaderboard.render(leaderboard.sheets_of(results), papers.places(results, list(rows)) if rows else {})
+
+
+def page(records, rows=(), current=None, ablations=None):
+    return render(records, rows, current, ablations)["LEADERBOARD.md"]
 
 
 def parts_of(text, protocol="paper"):
@@ -109,16 +117,13 @@ def test_golden_with_priors_and_diagnostics(record):
 
 def test_the_last_iterate_ranks_and_not_the_oracle(record):
     text = page([record("peaky", 85.0, 99.0), record("steady", 86.0, 86.5)])
-    assert [(row["#"], row["method"], row["oracle"]) for row in rows_of(text)] == [
-        ("1", "steady", "86.50"),
-        ("2", "peaky", "99.00"),
-    ]
+    assert [(row["method"], row["oracle"]) for row in rows_of(text)] == [("steady", "86.50"), ("peaky", "99.00")]
 
 
 def test_reference_rows_come_first_marked_and_without_a_rank(record):
     references = {"kd-noise": 10.0, "kd-real": 92.0, "student-real": 93.0, "teacher": 95.0}
     runs = [record(method, last, reference=True) for method, last in references.items()]
-    rows = rows_of(page([record("ssdkd", 94.0), *runs]))
+    rows = rows_of(page([*seeds(record, "ssdkd", 94.0), *runs]))
     names = [(row["#"], row["method"]) for row in rows]
     order = ["*teacher*", "*student-real*", "*kd-real*", "*kd-noise*"]
     assert names == [*(("ref", name) for name in order), ("1", "ssdkd")]
@@ -138,12 +143,13 @@ def test_the_gap_is_last_less_last_of_the_same_table_and_pair(record):
 def test_seeds_make_mean_and_deviation(record):
     runs = [record("ssdkd", last, seed=seed) for seed, last in enumerate([88.0, 90.0, 92.0])]
     assert row_of(page(runs), "ssdkd")["last"] == "**90.00 ± 2.00 (3)**"
-    assert row_of(page(runs[:1]), "ssdkd")["last"] == "**88.00 (1)**"
+    assert row_of(page(runs[:2]), "ssdkd")["last"] == "89.00 ± 1.41 (2)"  # in bold only what has a rank
+    assert row_of(page(runs[:1]), "ssdkd")["last"] == "88.00 (1)"
 
 
 @pytest.mark.parametrize("digests", [("new", "c1"), ("m1", "new")])
 def test_a_record_of_other_code_or_configuration_is_stale(record, digests):
-    runs = [record("ssdkd", 95.0), record("fast-10", 90.0)]
+    runs = [record("ssdkd", 95.0), *seeds(record, "fast-10", 90.0)]
     current = {Run.of(runs[0]).cell: digests, Run.of(runs[1]).cell: ("m1", "c1")}
     text = page(runs, current=current)
     row = row_of(text, "ssdkd")
@@ -154,9 +160,9 @@ def test_a_record_of_other_code_or_configuration_is_stale(record, digests):
 
 @pytest.mark.parametrize("status", ["diverged", "failed", "partial"])
 def test_what_did_not_finish_stands_last_without_a_rank(record, status):
-    rows = rows_of(page([record("broken", 99.0, status=status), record("ssdkd", 50.0)]))
+    rows = rows_of(page([record("broken", 99.0, status=status), *seeds(record, "ssdkd", 50.0)]))
     assert [(row["#"], row["method"], row["last"], row["status"]) for row in rows] == [
-        ("1", "ssdkd", "**50.00 (1)**", "ok"),
+        ("1", "ssdkd", "**50.00 ± 0.10 (3)**", "ok"),
         ("–", "broken", "–", status),
     ]
 
@@ -173,49 +179,122 @@ def test_custom_records_have_no_place(record):
     assert "tinkered" not in page([record("tinkered", custom=True), record("ssdkd")])
 
 
+def printed(text, method):
+    """The row of a method in the table of what papers print."""
+    (table,) = re.findall(r"#### wrn40_2 → wrn16_1, papers\n\n((?:^\|.*\n)+)", text, re.MULTILINE)
+    (row,) = [row for row in parsed(table) if row["method"] == method]
+    return row
+
+
 def test_the_primary_row_is_joined_and_compared_with_the_oracle(record):
     rows = [published("ssdkd", 91.0, primary="no", source="Other (2025)"), published("ssdkd", 90.5)]
     text = page([record("ssdkd", 89.0, 90.0)], rows)
-    row = row_of(text, "ssdkd")
-    assert (row["paper"], row["oracle − paper"]) == ("90.50 [Fast]", "−0.50")
+    row = printed(text, "ssdkd")
+    assert (row["paper"], row["ours"], row["ours − paper"]) == ("90.50 [Fast]", "90.00 (1)", "−0.50")
+    assert row["verdict"] == "matches"  # within half a point
     assert "- [Fast] Fast (AAAI 2022), Table 1. <https://example.org/paper>" in text
     assert "Other (2025)" not in text
 
 
+@pytest.mark.parametrize(
+    ("scores", "verdict"),
+    [
+        ([90.4], "matches"),
+        ([89.4], "below"),
+        ([91.1], "above"),
+        ([89.0, 91.0], "matches"),  # within two standard deviations, 2.83
+        ([88.9, 89.1], "below"),
+    ],
+)
+def test_a_number_matches_within_half_a_point_or_two_deviations(record, scores, verdict):
+    runs = [record("ssdkd", score, seed=seed) for seed, score in enumerate(scores)]
+    assert printed(page(runs, [published("ssdkd", 90.0)]), "ssdkd")["verdict"] == verdict
+
+
+def test_every_pair_and_method_of_a_papers_table_stands_there_run_or_open(record):
+    runs = [record("fast-10", 89.0)]
+    places = papers.places(gathered(runs), [published("dafl", 65.71)], {Run.of(runs[0])}, lambda run: 7200.0)
+    spanned = {name: table for name, table in tables().items() if "paper" in table.protocols}
+    assert set(places) == {data for table in spanned.values() for data in table.data}
+    for table in spanned.values():
+        protocol = table.protocols["paper"]
+        for data in table.data:
+            assert list(places[data]) == list(protocol.pairs)
+            for pair in places[data].values():
+                assert [place.cell.method for place in pair][: len(protocol.recipes)] == list(protocol.recipes)
+    found = {place.cell.method: place for place in places["cifar10"]["wrn40_2-wrn16_1"]}
+    assert (found["fast-10"].open, found["ssdkd"].open, found["ssdkd"].seconds) == (2, 3, 7200.0)
+    recipes = tables()["cifar10"].protocols["paper"].recipes
+    assert found["dafl"].quoted.value == 65.71 and found["dafl"].spanned is ("dafl" in recipes)
+    text = render(runs, [published("ssdkd", 90.0)])["tables/cifar10.md"]
+    assert (printed(text, "ssdkd")["ours"], printed(text, "ssdkd")["paper"]) == ("open", "90.00 [Fast]")
+    assert printed(text, "cmi")["verdict"] == "no reference"
+
+
 def test_two_sources_of_one_name_have_two_tags(record):
-    rows = [published("a", 90.0), published("b", 80.0, source="Fast (AAAI 2022), Table 7", verified="no")]
-    text = page([record("a"), record("b")], rows)
-    assert row_of(text, "a")["paper"] == "90.00 [Fast]"
-    assert row_of(text, "b")["paper"] == "80.00 [Fast 2]†"
+    rows = [published("ssdkd", 90.0), published("cmi", 80.0, source="Fast (AAAI 2022), Table 7", verified="no")]
+    text = page([record("ssdkd"), record("cmi")], rows)
+    assert printed(text, "ssdkd")["paper"] == "90.00 [Fast]"
+    assert printed(text, "cmi")["paper"] == "80.00 [Fast 2]†"
     assert "- [Fast 2] Fast (AAAI 2022), Table 7." in text
 
 
 def test_a_suspect_number_is_shown_with_its_note_and_nothing_is_measured_by_it(record):
     rows = [published("kd-real", 95.2, note="suspect: a copying error")]
     text = page([record("kd-real", reference=True)], rows)
-    row = row_of(text, "kd-real")
-    assert (row["paper"], row["oracle − paper"]) == ("95.20 [Fast]\\*", "–")
+    row = printed(text, "kd-real")
+    assert (row["paper"], row["verdict"], "ours − paper" in row) == ("95.20 [Fast]\\*", "no reference", False)
     assert "\\* `kd-real`: suspect: a copying error" in text
 
 
 @pytest.mark.parametrize("data", [{"changed": CHANGED}, {"changed": None, "subset": True}])
-def test_published_numbers_do_not_join_changed_data(record, data):
+def test_nothing_is_measured_by_published_numbers_on_changed_data(record, data):
     text = page([record("ssdkd", **data)], [published("ssdkd", 90.5)])
-    assert "paper" not in row_of(text, "ssdkd")
-    assert "90.50" not in text
-    assert "No published numbers beside" in text
+    row = printed(text, "ssdkd")
+    assert (row["verdict"], "ours − paper" in row) == ("other data", False)
+    assert "`other data`: a subset" in text
     if data["changed"]:
         assert f"- Data: {CHANGED}" in text
 
 
-def test_published_numbers_join_where_only_training_images_changed(record):
+def test_published_numbers_compare_where_only_training_images_changed(record):
     text = page([record("ssdkd", changed=CHANGED, test_changed=False)], [published("ssdkd", 90.5)])
-    assert row_of(text, "ssdkd")["paper"] == "90.50 [Fast]"
+    assert printed(text, "ssdkd")["verdict"] == "matches"
 
 
 def test_published_numbers_belong_to_the_paper_protocol(record):
-    text = page([record("ssdkd", protocol="cpu")], [published("ssdkd", 90.5)])
-    assert "paper" not in row_of(text, "ssdkd", "cpu")
+    files = render([record("ssdkd", protocol="cpu")], [published("ssdkd", 90.5)])
+    assert "90.50" not in files["LEADERBOARD.md"]
+    assert printed(files["tables/cifar10.md"], "ssdkd")["ours"] == "open"
+
+
+def test_ranks_are_groups_and_three_seeds_make_one(record):
+    runs = seeds(record, "best", 90.0) + seeds(record, "worse", 80.0)
+    runs += [record("as-good", last, seed=seed) for seed, last in enumerate([90.2, 89.6, 89.9])]
+    runs += [record("lone", 85.0)]
+    text = page(runs)
+    ranks = [(row["#"], row["method"]) for row in rows_of(text)]
+    assert ranks == [("1", "best"), ("1", "as-good"), ("–", "lone"), ("3", "worse")]
+    assert "- No rank, for want of 3 seeds: `lone` (1)\n" in text
+    assert "best, as-good" in text.split("## ")[0]
+    assert re.search(r"\| as-good +\| +1\.00 \| +1 \| +1 \|", text)  # mean rank over tables
+
+
+def test_an_ablation_stands_below_its_method_without_a_rank(record):
+    runs = seeds(record, "ssdkd", 90.0) + seeds(record, "fast-10", 85.0) + seeds(record, "ssdkd-no-phi", 95.0)
+    ablation = Run.of(runs[-1]).cell
+    text = page(runs, ablations={ablation: "ssdkd"})
+    ranks = [(row["#"], row["method"]) for row in rows_of(text)]
+    assert ranks == [("1", "ssdkd"), ("abl", "↳ ssdkd-no-phi"), ("2", "fast-10")]
+
+
+def test_time_to_nine_tenths_of_real_data_retention_and_the_frontier(record):
+    runs = [record("kd-real", 100.0, reference=True), record("slow", 92.0, 93.0, synthesis=500.0)]
+    runs += [record("poor", 80.0, synthesis=10.0), record("bad", 70.0, synthesis=600.0)]
+    rows = {row["method"]: row for row in rows_of(page(runs))}
+    assert [rows[name]["to 90%"] for name in ("slow", "poor")] == ["5 m 30 s", "–"]
+    assert [rows[name]["Pareto"] for name in ("slow", "poor", "bad")] == ["●", "●", "–"]
+    assert rows["slow"]["retention"] == "97.0 %"  # of the teacher's 94.87
 
 
 def test_each_class_of_hardware_has_its_own_times(record):
@@ -228,7 +307,7 @@ def test_each_class_of_hardware_has_its_own_times(record):
     assert [row["method"] for row in parts_of(text)["wrn40_2 → wrn16_1"][1][0]] == ["ssdkd"]
     assert (first["synthesis"], first["hardware"]) == ("10.0 s", "CPU 2 cores (1 seed)")
     assert (second["synthesis"], second["hardware"]) == ("2.0 s", "NVIDIA H200 (1 seed)")
-    assert first["last"] == "**91.00 ± 1.41 (2)**" and "last" not in second
+    assert first["last"] == "91.00 ± 1.41 (2)" and "last" not in second
     assert "compare times and memory only between rows of one class" in text
 
 
@@ -247,7 +326,7 @@ def test_a_method_that_declines_gives_its_reason(record):
 
 def test_miou_is_a_fraction_with_three_decimals(record):
     text = page([record("ssdkd", 0.3841, data="nyuv2", metric="miou")])
-    assert row_of(text, "ssdkd")["last"] == "**0.384 (1)**"
+    assert row_of(text, "ssdkd")["last"] == "0.384 (1)"
 
 
 def test_a_bar_in_a_text_does_not_break_the_table(record):
@@ -366,8 +445,10 @@ def test_write_is_idempotent_and_check_notices_an_edit(record, results):
     for made in (record("ssdkd"), record("fast-10", protocol="cpu")):
         records.write(made, paths.records())
     written = {path.relative_to(results).as_posix() for path in report.write()[0]}
-    plots = {f"plots/cifar10-{name}" for name in ("cpu.png", "cpu.svg", "paper.png", "paper.svg")}
-    assert written == {"LEADERBOARD.md", "all.csv", "tables/cifar10.md"} | plots
+    plots = {
+        f"plots/cifar10-{name}.{end}" for name in ("cpu", "cpu-curves", "paper", "paper-curves") for end in FORMATS
+    }
+    assert written >= {"LEADERBOARD.md", "CLAIMS.md", "all.csv", "cells.csv", "tables/cifar10.md"} | plots
     assert report.write() == ([], [])
     assert report.check() == ([], [])
 

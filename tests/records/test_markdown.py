@@ -3,7 +3,7 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from dfkd.report import leaderboard, markdown, plots
+from dfkd.report import leaderboard, markdown, papers, plots
 from tests.records.conftest import diagnostics, gathered, prior
 from tests.records.test_leaderboard import published
 
@@ -32,7 +32,8 @@ def pages(record, text):
     runs[0] |= {"note": text}
     runs += [record("cmi", status="unsupported") | {"error": text}]
     rows = [published("ssdkd", 91.0, source=text, note=text), published("fast-10", 90.0)]
-    return runs, leaderboard.render(gathered(runs), rows)
+    results = gathered(runs)
+    return runs, leaderboard.render(leaderboard.sheets_of(results), papers.places(results, rows))
 
 
 def shape(page):

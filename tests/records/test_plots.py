@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dfkd import paths, report
-from dfkd.report import histograms, plots
+from dfkd.report import figure, histograms, lines, plots, points
 from tests.records.conftest import diagnostics, gathered
 
 
@@ -18,7 +18,7 @@ def table(record):
 
 
 def test_a_figure_is_drawn_once_and_again_only_for_other_numbers(record, table, tmp_path):
-    expected = [tmp_path / "cifar10-paper.png", tmp_path / "cifar10-paper.svg"]
+    expected = [tmp_path / f"cifar10-paper{name}.{end}" for name in ("", "-curves") for end in ("png", "svg")]
     assert plots.outdated(gathered(table), tmp_path) == expected
     assert plots.draw(gathered(table), tmp_path) == expected
     assert expected[0].read_bytes().startswith(b"\x89PNG")
@@ -33,23 +33,83 @@ def test_a_figure_is_drawn_once_and_again_only_for_other_numbers(record, table, 
 
 
 def test_the_part_paid_once_per_teacher_is_a_line_up_to_the_point(record):
-    from matplotlib.figure import Figure
-
     runs = [record("dda", 90.0, shared=400.0, synthesis=450.0), record("ssdkd", 80.0)]
-    panel = Figure().subplots()
-    style = {"dda": "C0", "ssdkd": "C1"}, {"NVIDIA H200": "o"}
-    plots._panel(panel, gathered(runs), *style)
-    lines = [tuple(line.get_xdata()) for line in panel.get_lines() if len(line.get_xdata()) == 2]
-    assert lines == [(652.0, 1052.0)]
+    markers = {"NVIDIA H200": "o"}
+    panel = axes()
+    points.panel(panel, gathered(runs), markers)
+    drawn = [[tuple(x for x, _ in segment) for segment in each.get_segments()] for each in segments(panel)]
+    assert [(652.0, 1052.0)] in drawn
     assert "once per teacher" in panel.get_xlabel()
     assert panel.get_xlim()[0] < 652 and panel.get_xlim()[1] > 1052
-    panel = Figure().subplots()
-    plots._panel(panel, gathered(runs[1:]), *style)
+    panel = axes()
+    points.panel(panel, gathered(runs[1:]), markers)
     assert panel.get_xlabel() == "total time without evaluation (log scale)"
 
 
+def axes():
+    """An empty panel that can measure texts."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    return FigureCanvasAgg(Figure()).figure.subplots()
+
+
+def segments(panel):
+    from matplotlib.collections import LineCollection
+
+    return [each for each in panel.collections if isinstance(each, LineCollection)]
+
+
+def test_the_frontier_passes_through_what_nothing_beats(record):
+    runs = [record("fast", 80.0, synthesis=10.0), record("beaten", 79.0, synthesis=20.0)]
+    runs += [record("good", 90.0, synthesis=500.0)]
+    panel = axes()
+    points.panel(panel, gathered(runs), {"NVIDIA H200": "o"})
+    (line,) = [line for line in panel.get_lines() if line.get_linewidth() == points.FRONTIER["linewidth"]]
+    assert list(line.get_xydata()[:-1, 0]) == [612.0, 1102.0] and list(line.get_ydata()) == [80.0, 90.0, 90.0]
+
+
+def test_curves_have_a_band_over_seeds_and_the_line_that_time_is_measured_to(record):
+    from matplotlib.collections import PolyCollection
+
+    runs = [record("ssdkd", last, last - 1, seed=seed) for seed, last in enumerate([88.0, 90.0, 92.0])]
+    for run in runs:
+        run["metrics"]["curve"][0]["value"] = run["metrics"]["last"] - 10
+    runs += [record("kd-real", 95.0, reference=True), record("cmi", 80.0)]
+    panel = axes()
+    lines.panel(panel, gathered(runs))
+    curves = {tuple(map(tuple, segment)) for each in segments(panel) for segment in each.get_segments()}
+    assert ((330.0, 80.0), (660.0, 90.0)) in curves and ((330.0, 80.0), (660.0, 80.0)) in curves
+    (bands,) = [each for each in panel.collections if isinstance(each, PolyCollection)]
+    (band,) = bands.get_paths()
+    assert {tuple(corner) for corner in band.vertices} == {(330, 78), (660, 88), (660, 92), (330, 82)}
+    assert 0.9 * 95.0 in [line.get_ydata()[0] for line in panel.get_lines()]
+
+
+def test_a_method_has_one_colour_and_its_recipes_differ_in_dashes(record):
+    runs = [record(name, protocol=protocol) for name in ("fast-2", "fast-10", "mine") for protocol in ("cpu", "paper")]
+    for run in runs:
+        run["config"]["class"] = run["identity"]["method"].split("-")[0]
+    results = gathered(runs)
+    assert {figure.colour_of(result.family) for result in results if result.family == "fast"} == {"#D55E00"}
+    dashes = {result.cell.method: figure.dash_of(result, results) for result in results}
+    assert dashes["fast-2"] != dashes["fast-10"]
+    assert figure.colour_of("mine") in figure.COLOURS.values()
+    assert len(set(figure.COLOURS.values())) == len(figure.COLOURS)
+
+
+def test_many_figures_are_drawn_by_several_processes_to_the_same_bytes(record, tmp_path, monkeypatch):
+    results = gathered([record(data=f"set{i}") for i in range(2)])
+    alone = plots.draw(results, tmp_path / "alone")
+    monkeypatch.setattr(plots, "FEW", 2)
+    monkeypatch.setattr(plots.os, "cpu_count", lambda: 2)
+    shared = plots.draw(results, tmp_path / "shared")
+    assert [path.name for path in alone] == [path.name for path in shared]
+    assert [path.read_bytes() for path in alone] == [path.read_bytes() for path in shared]
+
+
 def test_a_figure_is_drawn_again_where_other_time_is_paid_once_per_teacher(record):
-    one, other = (plots._digest(gathered([record(shared=shared)])) for shared in (10.0, 20.0))
+    one, other = (plots._digest("x", [gathered([record(shared=shared)])]) for shared in (10.0, 20.0))
     assert one != other
 
 
@@ -91,8 +151,8 @@ def test_a_table_of_reference_rows_or_of_broken_runs_has_no_figure(record, tmp_p
 
 
 def test_labels_that_would_cover_each_other_are_moved_apart():
-    assert plots._apart([0.5, 0.5, 0.51], line=0.1) == pytest.approx([0.5, 0.6, 0.7])
-    assert plots._apart([0.9, 0.95, 1.0], line=0.1) == pytest.approx([0.8, 0.9, 1.0])
+    assert figure.apart([0.5, 0.5, 0.51], line=0.1) == pytest.approx([0.5, 0.6, 0.7])
+    assert figure.apart([0.9, 0.95, 1.0], line=0.1) == pytest.approx([0.8, 0.9, 1.0])
 
 
 def test_nothing_heavy_is_imported_until_a_figure_is_drawn():

@@ -64,13 +64,13 @@ def test_only_finished_runs_of_todays_code_count_where_there_are_some(record):
     ]
     (result,) = gathered(runs, {Run.of(runs[0]).cell: ("m1", "c1")})
     assert (result.last, result.state, result.status) == ((90.0, None, 1), "ok", "ok, 2 stale, 1 diverged")
-    assert result.ranked
+    assert result.competes
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed", "partial"])
 def test_what_did_not_finish_has_costs_but_no_accuracy(record, status):
     (result,) = gathered([record(status=status)])
-    assert (result.last, result.status, result.ranked) == (None, status, False)
+    assert (result.last, result.status, result.competes) == (None, status, False)
     assert "metrics.oracle_best" not in result.means
     assert result.costs[0].means["time.distillation"] == 600.0
 
@@ -137,7 +137,7 @@ def test_seeds_with_other_priors_are_not_averaged(record):
     (result,) = gathered(runs)
     assert (result.last.n, result.status) == (2, "ok, 1 on another teacher, prior or data")
     kd = record("kd-real", 90.0, reference=True)
-    assert statistics.gap_to_kd(result, [result, *gathered([kd])]) == -9.0
+    assert statistics.kd_of(result, [result, *gathered([kd])]).last.mean == 90.0
 
 
 def test_prior_and_shared_stages_are_paid_once_per_teacher(record):
@@ -183,9 +183,9 @@ def test_seeds_with_other_teachers_are_not_averaged(record):
 def test_no_gap_to_a_reference_row_of_another_teacher_or_a_stale_one(record):
     run, kd = record("fast-10", 80.0), record("kd-real", 90.0, reference=True)
     results = gathered([run, kd])
-    assert statistics.gap_to_kd(results[0], results) == -10.0
+    assert statistics.kd_of(results[0], results).last.mean == 90.0
     stale = gathered([run, kd], {Run.of(kd).cell: ("m2", "c1")})
-    assert statistics.gap_to_kd(stale[0], stale) is None
+    assert statistics.kd_of(stale[0], stale) is None
     kd["provenance"]["data"]["digest"] = "another"
     results = gathered([run, kd])
-    assert statistics.gap_to_kd(results[0], results) is None
+    assert statistics.kd_of(results[0], results) is None
