@@ -73,8 +73,7 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     what.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
     what.add_argument("--pair", type=NAME, metavar="T-S", help="teacher and student (default: the table's first)")
     what.add_argument("--seed", type=WHOLES, default=[0], help="repetitions, with commas (default 0)")
-    text = f"{', '.join(MEANINGS)} (default: by device and data)"
-    what.add_argument("--protocol", type=NAME, help=text)
+    what.add_argument("--protocol", type=NAME, help=f"{', '.join(MEANINGS)} (default: by device and data)")
     what.add_argument("--import", dest="extra", metavar="FILE", help="a method from outside, a file or module")
     what.add_argument("--again", action="store_true", help="repeat a finished run from the start")
     custom = verb.add_argument_group("custom runs, left out of the tables")
@@ -83,11 +82,9 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     custom.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=text)
     custom.add_argument("--teacher-weights", type=PATH, metavar="FILE", help="your own checkpoint")
     out = verb.add_argument_group("output")
-    text = "folder of the record (default: results/records)"
-    out.add_argument("--out", type=PATH, help=text)
+    out.add_argument("--out", type=PATH, help="folder of the record (default: results/records)")
     out.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
-    text = "print the configuration as YAML, run nothing"
-    out.add_argument("--dry-run", action="store_true", help=text)
+    out.add_argument("--dry-run", action="store_true", help="print the configuration as YAML, run nothing")
     training_options(verb)
 
 
@@ -233,6 +230,14 @@ def do_leaderboard(options: argparse.Namespace) -> int:
     return fail_each(problems) or (1 if differing else 0)
 
 
+def do_site(options: argparse.Namespace) -> int:
+    from dfkd.report import site
+
+    page, problems = site.write()
+    print(f"wrote {page.relative_to(paths.RESULTS.parent)}")
+    return fail_each(problems)
+
+
 def doctor_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--data-root", type=PATH, help="folder of the data sets (default: DFKD_DATA, else a cache)")
 
@@ -255,6 +260,7 @@ VERBS = {
     "list": ("methods, tables and recipes, with the status of each", list_options, do_list),
     "plan": ("runs of the tables that have no valid record, with an estimated time", plan_options, do_plan),
     "leaderboard": ("write the tables and plots from the records", leaderboard_options, do_leaderboard),
+    "site": ("write results/site/index.html, the records as one page", lambda verb: None, do_site),
     "doctor": ("check the installation, the device, the data and the folders", doctor_options, do_doctor),
 }
 

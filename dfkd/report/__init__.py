@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -18,8 +19,20 @@ from dfkd.report.current import current_digests
 from dfkd.report.published import read_published
 from dfkd.report.statistics import Result, gather, tidy
 
+if TYPE_CHECKING:
+    import pandas
+
 PATIENCE = 600  # seconds that a process waits for others to write the tables
 RENDER = "python bench.py leaderboard"
+
+
+class Rendered(NamedTuple):
+    """What the records give: path below `results` → text, results, one row for each record, and which are broken."""
+
+    files: dict[str, str]
+    results: list[Result]
+    runs: pandas.DataFrame
+    found: records.Found
 
 
 def write(data: str | None = None) -> tuple[list[Path], list[UserError]]:
@@ -28,7 +41,7 @@ def write(data: str | None = None) -> tuple[list[Path], list[UserError]]:
     One process after the other, each with the records that there are when its turn comes.
     """
     with _alone():
-        files, results, problems = _render()
+        files, results, _, found = render()
         if data is not None:
             files, results = {name: text for name, text in files.items() if name == f"tables/{data}.md"}, []
         changed = [name for name in _differing(files) if data is None or name in files]
@@ -37,14 +50,14 @@ def write(data: str | None = None) -> tuple[list[Path], list[UserError]]:
                 replace_file(paths.RESULTS / name, files[name])
             else:
                 (paths.RESULTS / name).unlink()  # the table of a data set that has no record any more
-        return [paths.RESULTS / name for name in changed] + plots.draw(results, paths.plots()), problems
+        return [paths.RESULTS / name for name in changed] + plots.draw(results, paths.plots()), found.problems
 
 
 def check() -> tuple[list[str], list[UserError]]:
     """The files below `results` that are not what the records give, and which records are broken."""
-    files, results, problems = _render()
+    files, results, _, found = render()
     outdated = plots.outdated(results, paths.plots())
-    return _differing(files) + [path.relative_to(paths.RESULTS).as_posix() for path in outdated], problems
+    return _differing(files) + [path.relative_to(paths.RESULTS).as_posix() for path in outdated], found.problems
 
 
 def after_run(record: Mapping, tables: bool = True) -> None:
@@ -61,13 +74,14 @@ def after_run(record: Mapping, tables: bool = True) -> None:
         print(f"this run's record is written, but for the tables mend: {problem}; then: {RENDER}", file=sys.stderr)
 
 
-def _render() -> tuple[dict[str, str], list[Result], list[UserError]]:
-    """Path below `results` → text; what the plots show; which records are broken."""
+def render() -> Rendered:
+    """Everything but the plots, of the records that there are now."""
     found, quotable = records.read_all(paths.records()), read_published(paths.published())
     runs = tidy(found.records, current_digests(found.records))
     results = gather(runs)
     files = leaderboard.render(results, quotable)
-    return files | {"all.csv": runs.to_csv(index=False, lineterminator="\n")}, results, found.problems
+    files |= {"all.csv": runs.to_csv(index=False, lineterminator="\n")}
+    return Rendered(files, results, runs, found)
 
 
 def _differing(files: Mapping[str, str]) -> list[str]:

@@ -27,6 +27,7 @@ COLOURS = (
 )
 MARKERS = "osD^vPX"
 FORMATS = ("png", "svg")
+GRIDS = "samples"  # the folder of sample grids, beside the figures
 TICKS = (
     *((second, f"{second:g} s") for second in (0.01, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30)),
     *((60 * minute, f"{minute} m") for minute in (1, 2, 5, 10, 20, 30)),
@@ -48,7 +49,7 @@ def name_of(cell: Cell) -> str:
 
 def grid_of(cell: Cell) -> str:
     """Path below `results/plots` of the grid of the cell's synthetic images, which `bench.py run` puts there."""
-    return f"samples/{cell.data}/{cell.protocol}/{cell.teacher}-{cell.student}-{cell.method}.png"
+    return f"{GRIDS}/{cell.data}/{cell.protocol}/{cell.teacher}-{cell.student}-{cell.method}.png"
 
 
 def drawable(result: Result) -> bool:
