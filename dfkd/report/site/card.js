@@ -15,7 +15,7 @@ function fillCard(dialog, run, siblings, data) {
         `seed ${identity.seed}${record.reference ? " · reference row" : ""}`),
       seeds),
     el("button", { type: "button", "aria-label": "Close", onclick: () => dialog.close() }, "✕"));
-  const body = el("div", { class: "body" }, ...notes(run), facts(record, data), runCurve(run, data),
+  const body = el("div", { class: "body" }, facts(record, data), ...notes(run), runCurve(run, data),
     el("h3", {}, "Run it again"), ...command(run),
     el("div", { class: "two" },
       el("section", {}, el("h3", {}, "Times"), times(record.time, data)),
@@ -30,7 +30,7 @@ function notes(run) {
   if (run.state === "stale") said.push("Stale: the method or its configuration has changed since this run.");
   if (run.record.note) said.push(run.record.note);
   if (run.record.provenance.data.changed) said.push(`Data: ${run.record.provenance.data.changed}`);
-  const made = said.map((text) => el("p", { class: "note" }, text));
+  const made = said.length ? [el("ul", { class: "notes" }, ...said.map((text) => el("li", {}, text)))] : [];
   if (run.record.error) made.unshift(el("p", { class: "note bad" }, run.record.error));
   return made;
 }
@@ -58,7 +58,7 @@ function runCurve(run, data) {
   return chart({
     title: `Score over time: ${score(points[0].value, metric)} to ${score(points.at(-1).value, metric)}${metric.unit}`,
     hint: `Last: ${text(points.at(-1))}`,
-    xlabel: "scored seconds of the run", metric, levels: [], ticks: data.ticks, log: false,
+    xlabel: "time without evaluation", metric, levels: [], ticks: data.ticks, log: false,
     series: [{ name: run.record.identity.method, look: data.looks[run.record.identity.method] ?? ["#777777", ""],
       href: `#run/${run.name}`, points: line, lines: [line], lined: true, text: text(points.at(-1)) }],
   });
@@ -112,7 +112,7 @@ function provenance(run) {
   return el("dl", { class: "pairs" }, ...pairs({
     hardware: of.hardware.class, date: of.date.slice(0, 16).replace("T", " "),
     prior: prior.kind === "none" ? "none" : [prior.name ?? prior.kind, prior.origin && `(${prior.origin})`].filter(Boolean).join(" "),
-    "prior trained on": prior.trained_on, "teacher came": of.teacher.origin,
+    "prior trained on": prior.trained_on, "teacher’s origin": of.teacher.origin,
     "teacher forwards": `${cost.teacher_forwards.toLocaleString("en")} images`,
     commit: short(of.commit), method: short(of.code.method), configuration: short(of.config),
     "teacher weights": short(of.teacher.digest), data: short(of.data.digest),

@@ -26,9 +26,7 @@ function chart(given) {
 
 function drawn(given, width, say) {
   const height = Math.round(Math.min(340, Math.max(240, width * 0.62)));
-  const names = given.series.filter((each) => each.lined && given.series.length > 1);
-  const margin = { left: 46, right: names.length ? 16 + SIGN * Math.max(...names.map((each) => each.name.length)) : 14 };
-  const box = { x0: margin.left, x1: width - Math.min(margin.right, width * 0.35), y0: 14, y1: height - 40 };
+  const box = { x0: 46, x1: width - 14, y0: 14, y1: height - 40 };
   const x = timeScale(given, box), y = scoreScale(given, box);
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": given.title });
   for (const [value, text] of y.ticks) {
@@ -41,7 +39,7 @@ function drawn(given, width, say) {
   picture.append(svg("text", { x: (box.x0 + box.x1) / 2, y: height - 5, "text-anchor": "middle" }, given.xlabel));
   picture.append(...levels(given, box, y));
   if (given.frontier) picture.append(frontier(given.series, x, y));
-  const labels = given.series.length > 1 ? (names.length ? besides(names, box, y) : near(given.series, box, x, y)) : {};
+  const labels = given.series.length > 1 ? near(given.series, box, x, y) : {};
   for (const each of given.series) picture.append(series(each, x, y, labels[each.name], say));
   return picture;
 }
@@ -70,14 +68,6 @@ function series(each, x, y, label, say) {
   return node;
 }
 
-/** Names at the right ends of lines, moved apart. */
-function besides(all, box, y) {
-  const ends = all.filter((each) => each.lines.length).map((each) => [each.name, y(each.lines[0].at(-1)[1])]);
-  ends.sort((one, other) => one[1] - other[1]);
-  const places = apart(ends.map(([, place]) => place), box);
-  return Object.fromEntries(ends.map(([name], i) => [name, { x: box.x1 + 8, y: places[i] + 4 }]));
-}
-
 /** Rising places, moved apart until a line of text fits between any two, as far as there is room. */
 function apart(places, box) {
   const moved = [...places];
@@ -89,16 +79,17 @@ function apart(places, box) {
   return moved;
 }
 
-/** Names next to points, each where it covers least. */
+/** Names next to points, or to the ends of lines, each where it covers least. */
 function near(all, box, x, y) {
-  const taken = all.flatMap((each) => each.points.map(([seconds, value]) => square(x(seconds), y(value), 8)));
+  const taken = all.flatMap((each) => [...each.points, ...between(each.lines.flat())]
+    .map(([seconds, value]) => square(x(seconds), y(value), each.lined ? 4 : 8)));
   taken.push(...all.flatMap((each) => (each.tails ?? []).map(([from, to, value]) =>
     [x(from), y(value) - 3, x(to), y(value) + 3])));
   const covers = (a, b) => Math.max(0, Math.min(a[2], b[2]) - Math.max(a[0], b[0])) *
     Math.max(0, Math.min(a[3], b[3]) - Math.max(a[1], b[1]));
   const found = {};
   for (const each of all) {
-    const [seconds, value] = each.points[0];
+    const [seconds, value] = each.points[0] ?? each.lines[0].at(-1);
     const wide = SIGN * each.name.length, px = x(seconds), py = y(value);
     let best = null;
     for (const [dx, dy, anchor] of PLACES) {
@@ -119,6 +110,11 @@ const PLACES = [
   ...[4, -12, 20].flatMap((dy) => [[10, dy, "start"], [-10, dy, "end"]]), [0, -12, "middle"], [0, 22, "middle"],
   ...[-28, 36, -44, 52].flatMap((dy) => [[10, dy, "start"], [-10, dy, "end"], [0, dy, "middle"]]),
 ];
+
+/** Points with those halfway to the next. */
+function between(points) {
+  return points.flatMap((each, i) => (i ? [[(each[0] + points[i - 1][0]) / 2, (each[1] + points[i - 1][1]) / 2], each] : [each]));
+}
 
 function square(x, y, half) {
   return [x - half, y - half, x + half, y + half];

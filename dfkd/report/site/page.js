@@ -70,40 +70,47 @@ function sortable(view) {
     table.search.fixed("references", (_, __, row) =>
       references.checked || !table.row(row).node().querySelector("td.method em"));
   }
-  view.querySelector("h2").after(el("div", { class: "tools" }, words, el("label", {}, references, "reference rows")));
+  view.querySelector("section").before(el("div", { class: "tools" }, words, el("label", {}, references, "reference rows")));
 }
 
 function tableOfRuns() {
   const text = (key) => ({ title: key, data: (run) => run.record.identity[key], render: DataTable.render.text() });
+  const shows = (kind) => kind === "display" || kind === "filter";
   const number = (title, of, shown) => ({
     title, type: "num", className: "dt-right", orderSequence: ["desc", "asc", ""],
-    data: of, render: (value, kind) => (kind === "display" || kind === "filter" ? (value === null ? "–" : shown(value)) : (value ?? -Infinity)),
+    data: of, render: (value, kind) => (shows(kind) ? shown(value) : value),
   });
   const metric = (run) => data.metrics[run.record.metrics.name];
   const columns = [
     { ...text("method"), className: "method" }, text("data"), text("protocol"),
+    { ...number("last", (run) => run.record.metrics.last, String),
+      render: (value, kind, run) => (shows(kind) ? score(value, metric(run)) : (value ?? -Infinity)) },
+    number("total", (run) => run.record.time.scored, duration),
+    { title: "state", data: "state", className: "state-of", render: DataTable.render.text() },
     { title: "pair", data: (run) => `${run.record.identity.teacher} → ${run.record.identity.student}`, render: DataTable.render.text() },
     number("seed", (run) => run.record.identity.seed, String),
-    { title: "state", data: "state", render: DataTable.render.text() },
-    { ...number("last", (run) => run.record.metrics.last, String),
-      render: (value, kind, run) => (kind === "display" || kind === "filter" ? score(value, metric(run)) : (value ?? -Infinity)) },
-    number("total", (run) => run.record.time.scored, duration),
     { title: "hardware", data: (run) => run.record.provenance.hardware.class, render: DataTable.render.text() },
     { title: "date", data: (run) => run.record.provenance.date.slice(0, 10), render: DataTable.render.text() },
   ];
-  const listed = [1, 2, 3, 5, 8];
-  new DataTable(document.getElementById("all"), {
-    data: data.runs, columns, order: [], pageLength: 25, autoWidth: false, deferRender: true,
-    columnDefs: listed.map((target) => ({ targets: target, columnControl: ["order", ["searchList"]] })),
-    columnControl: ["order"], ordering: { indicators: false, handler: true },
+  const listed = columns.flatMap(({ title }, i) => (["data", "protocol", "state", "pair", "hardware"].includes(title) ? [i] : []));
+  const home = document.getElementById("all");
+  home.append(el("thead", {}, el("tr", {}, ...columns.map((column) =>
+    el("th", { scope: "col", class: column.className ?? null }, column.title)))));
+  new DataTable(home, {
+    data: data.runs, columns, order: [], pageLength: 25, autoWidth: false, ordering: { indicators: true, handler: true }, deferRender: true,
+    columnDefs: listed.map((target) => ({ targets: target, columnControl: [
+      { extend: "dropdown", icon: "search", text: `Choose by ${columns[target].title}`, content: ["searchList"] }] })),
     layout: { topStart: "search", topEnd: "pageLength", bottomStart: "info", bottomEnd: "paging" },
     language: { search: "", searchPlaceholder: "Filter runs …", lengthMenu: "_MENU_ a page", info: "_START_–_END_ of _TOTAL_ runs",
       infoFiltered: "(of _MAX_)", infoEmpty: "no runs", emptyTable: "no records yet", zeroRecords: "no such run" },
+    initComplete() {
+      this.api().table().container().querySelector(".dt-layout-table").classList.add("scroll");
+    },
     createdRow(row, run) {
       const cell = row.querySelector("td.method");
       cell.replaceChildren(el("a", { href: `#run/${run.name}` },
         run.record.reference ? el("em", {}, run.record.identity.method) : run.record.identity.method));
-      row.cells[5].replaceChildren(el("span", { class: `state ${run.state}` }, run.state));
+      row.querySelector("td.state-of").replaceChildren(el("span", { class: `state ${run.state}` }, run.state));
     },
   });
 }
@@ -173,11 +180,16 @@ card.addEventListener("close", () => {
 });
 card.addEventListener("click", (event) => event.target === card && card.close()); // beside it
 pick.addEventListener("change", () => { if (pick.value) location.hash = pick.value; });
+// The table library knows dark by a class.
+const system = matchMedia("(prefers-color-scheme: dark)"), root = document.documentElement;
+const isDark = () => (root.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
+const paint = () => root.classList.toggle("dark", isDark());
+system.addEventListener("change", paint);
 document.getElementById("theme").addEventListener("click", () => {
-  const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
+  root.dataset.theme = isDark() ? "light" : "dark";
+  paint();
 });
+paint();
 addEventListener("hashchange", route);
 route();
-document.documentElement.dataset.ready = "";
+root.dataset.ready = ""; // for whoever drives a browser
