@@ -1,7 +1,13 @@
 """Hand-made records: the smallest that the schema accepts, with what a test wants to say about them."""
 
+import json
+import random
+from pathlib import Path
+
 import pytest
 
+from dfkd import paths
+from dfkd.identity import Run
 from dfkd.report.statistics import gather, tidy
 
 CATEGORIES = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
@@ -101,6 +107,41 @@ def prior(name="public32", trained_on="7,500 images", *, origin="adopted", secon
     """A diffusion model."""
     facts = {"kind": "diffusion", "name": name, "trained_on": trained_on, "digest": digest}
     return facts | {"origin": origin, "seconds": seconds}
+
+
+def place(*made):
+    """Put records where the reports look for them."""
+    for record in made:
+        path = Run.of(record).path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record), encoding="utf-8")
+
+
+def two_thousand():
+    """As many records as a large campaign has, each as large as a published protocol's: 20 tables of three pairs, 11
+    methods of three seeds, 50 evaluations."""
+    draw = random.Random(0)
+    for number in range(1980):
+        seed, method, pair, data = number % 3, number // 3 % 11, number // 33 % 3, number // 99
+        cell = {"data": f"set{data}", "student": f"student{pair}", "method": f"method{method}", "seed": seed}
+        classes = [draw.random() for _ in range(100)]
+        record = make(**cell, diagnostics=diagnostics(draw.random(), classes, draw.random(), draw.uniform(1, 9)))
+        values = sorted(round(draw.uniform(10, 95), 2) for _ in range(50))
+        record["metrics"]["curve"] = [
+            {"step": 1600 * i, "seconds": round(13.2 * i + draw.random(), 4), "value": value}
+            for i, value in enumerate(values, 1)
+        ]
+        record["metrics"] |= {"last": values[-1], "oracle_best": values[-1]}
+        record["config"] = {"args": {f"argument{i}": draw.random() for i in range(20)}}
+        yield record
+
+
+def results_in(folder: Path, monkeypatch):
+    """An empty folder of results, with a table of published numbers that has no line."""
+    monkeypatch.setattr(paths, "RESULTS", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    head = "data,teacher,student,method,metric,value,source,url,verified,primary,note\n"
+    paths.published().write_text(head, encoding="utf-8")
 
 
 def gathered(runs, current=None):
