@@ -118,21 +118,23 @@ def place(*made):
 
 
 def two_thousand():
-    """As many records as a large campaign has, each as large as a published protocol's: 20 tables of three pairs, 11
-    methods of three seeds, 50 evaluations."""
+    """As many records as a large campaign has: 20 tables of three pairs, 11 methods and three seeds, half of them of
+    the published protocol, with 50 evaluations and 100 classes, the rest with 5 and 10."""
     draw = random.Random(0)
     for number in range(1980):
         seed, method, pair, data = number % 3, number // 3 % 11, number // 33 % 3, number // 99
+        protocol, evaluations, classes = ("paper", 50, 100) if data % 2 else ("cpu", 5, 10)
         cell = {"data": f"set{data}", "student": f"student{pair}", "method": f"method{method}", "seed": seed}
-        classes = [draw.random() for _ in range(100)]
-        record = make(**cell, diagnostics=diagnostics(draw.random(), classes, draw.random(), draw.uniform(1, 9)))
-        values = sorted(round(draw.uniform(10, 95), 2) for _ in range(50))
+        shares = [round(draw.random(), 6) for _ in range(classes)]
+        images = diagnostics(round(draw.random(), 6), shares, round(draw.random(), 6), round(draw.uniform(1, 9), 6))
+        record = make(**cell, protocol=protocol, diagnostics=images)
+        values = sorted(round(draw.uniform(10, 95), 2) for _ in range(evaluations))
         record["metrics"]["curve"] = [
             {"step": 1600 * i, "seconds": round(13.2 * i + draw.random(), 4), "value": value}
             for i, value in enumerate(values, 1)
         ]
         record["metrics"] |= {"last": values[-1], "oracle_best": values[-1]}
-        record["config"] = {"args": {f"argument{i}": draw.random() for i in range(20)}}
+        record["config"] = {"args": {f"argument{i}": round(draw.random(), 3) for i in range(20)}}
         yield record
 
 

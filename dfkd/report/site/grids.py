@@ -14,7 +14,7 @@ from dfkd.errors import UserError
 from dfkd.identity import Cell
 from dfkd.report import plots
 
-BOUND = 3 * 2**20  # bytes of all grids together
+BOUND = 2 * 2**20  # bytes of all grids together
 BYTES = 0.35  # a pixel, of busy pictures at this quality
 QUALITY = 60
 WIDTH = 800  # pixels at most
