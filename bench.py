@@ -147,8 +147,7 @@ def do_teacher(options: argparse.Namespace) -> int:
 
 
 def prior_options(verb: argparse.ArgumentParser) -> None:
-    text = f"auxiliary images that it is trained on: {', '.join(POOLS)}"
-    verb.add_argument("--data", type=NAME, required=True, help=text)
+    verb.add_argument("--data", type=NAME, required=True, help=f"images that it is trained on: {', '.join(POOLS)}")
     verb.add_argument("--size", type=WHOLE, required=True, help="side of its images, in pixels")
     verb.add_argument("--name", type=NAME, help="default: that of the images and the size, such as public32")
     change_option(verb, "change its recipe (benchmarks/priors.yaml); the prior then needs a --name of its own")

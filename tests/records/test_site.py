@@ -84,11 +84,14 @@ def test_what_comes_from_records_is_no_markup(record, results):
     page = Page(written())
     assert sum(tag == "script" for tag, _ in page.tags) == 3
     assert not [attrs for tag, attrs in page.tags if tag == "img" or any(name.startswith("on") for name in attrs)]
-    assert [run["record"] for run in data_of(page)["runs"] if run["record"]["note" if "note" in run["record"] else "error"]]
+    said = {run["record"].get("note") or run["record"]["error"] for run in data_of(page)["runs"]}
+    assert said == {HOSTILE}
 
 
 def test_claims_are_no_markup_either(results):
-    paths.RESULTS.joinpath("CLAIMS.md").write_text(f"# Claims\n\nof it\n\n## One\n\n{HOSTILE} [x](javascript:alert(1))\n")
+    paths.RESULTS.joinpath("CLAIMS.md").write_text(
+        f"# Claims\n\nof it\n\n## One\n\n{HOSTILE} [x](javascript:alert(1))\n"
+    )
     page = Page(written())
     assert "claims-one" in page.ids
     assert sum(tag == "script" for tag, _ in page.tags) == 3 and not [tag for tag, _ in page.tags if tag == "img"]
@@ -119,10 +122,12 @@ def test_every_link_within_the_page_leads_somewhere(record, results):
 
 def test_links_of_the_generated_files_stay_within_the_page():
     text = (
-        "[a](tables/cifar10.md#published-numbers) [b](records/digits/p/m/quick-seed0.json) [c](../LEADERBOARD.md#columns) "
-        "[d](https://example.org/x) [e](../docs/protocol.md) [f](plots/samples/a/b/c.png) [g](javascript:x) [h](CLAIMS.md)"
+        "[a](tables/cifar10.md#published-numbers) [b](records/digits/p/m/quick-seed0.json) "
+        "[c](../LEADERBOARD.md#columns) "
+        "[d](https://example.org/x) [e](../docs/protocol.md) [f](plots/samples/a/b/c.png) "
+        "[g](javascript:x) [h](CLAIMS.md) [i](plots/samples/none.png)"
     )
-    body = document(text, "x").body
+    body = document(text, "x", {"samples/a/b/c"}).body
     links = re.findall(r'href="([^"]*)"[^>]*>(\w)<', body)
     assert links == [
         ("#cifar10-published-numbers", "a"),

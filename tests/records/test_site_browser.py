@@ -8,7 +8,6 @@ import shutil
 
 import pytest
 
-from dfkd import paths
 from dfkd.report import site
 from tests.records.conftest import diagnostics, make, place, results_in
 from tests.records.test_site import HOSTILE
@@ -29,12 +28,12 @@ def page(tmp_path_factory):
         runs += [make("fast-10", 65.5, synthesis=500.0, diagnostics=diagnostics(), **table)]
         runs += [make("dafl", 9.25, synthesis=20.0, hardware=HOSTILE, changed=HOSTILE, **table) | {"note": HOSTILE}]
         runs += [make("kd-real", 92.0, reference=True, **table), make("cmi", status="diverged", **table)]
-        runs += [make(f"method{i}", 50.0 + i, data="digits", protocol="quick", report={HOSTILE: 1.0}) for i in range(30)]
+        runs += [
+            make(f"method{i}", 50.0 + i, data="digits", protocol="quick", report={HOSTILE: 1.0}) for i in range(30)
+        ]
         place(*runs)
         path, problems = site.write()
-        assert not problems
-        grid = paths.plots()
-        assert not grid.exists()
+    assert not problems
     return path.as_uri()
 
 
@@ -80,7 +79,9 @@ def show(driver, page):
 
 def column(driver, table, number):
     """The texts of a column as they stand."""
-    script = "return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map(r => r.cells[arguments[1]].innerText)"
+    script = (
+        "return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map(r => r.cells[arguments[1]].innerText)"
+    )
     return driver.execute_script(script, table, number)
 
 
@@ -118,7 +119,7 @@ def test_times_sort_as_times(show):
     falling = shown()
     assert falling[0] == "2 h 00 m" and falling[-1] == "20.0 s"
     heads[number].click()
-    assert shown() == falling[::-1] or sorted(shown()) == sorted(falling) and shown()[0] == "20.0 s"
+    assert shown() == falling[::-1]
 
 
 def test_one_filter_serves_all_tables_of_a_view(show):

@@ -44,9 +44,11 @@ def write() -> tuple[Path, list[UserError]]:
 
 def _page(rendered: report.Rendered) -> str:
     shown = [record for record in rendered.found.records if not record["custom"]]
-    known = {_cell_name(Run.of(record)) for record in shown}
+    galleries = _galleries(rendered.results)
+    anchors = {picture["anchor"] for pictures in galleries.values() for picture in pictures}
+    places = {_cell_name(Run.of(record)) for record in shown} | anchors
     sheets = {Path(name).stem: text for name, text in rendered.files.items() if name.startswith("tables/")}
-    board = document(rendered.files["LEADERBOARD.md"], "Overview", anchored=False)
+    board = document(rendered.files["LEADERBOARD.md"], "Overview", places, anchored=False)
     claims = rendered.files.get(CLAIMS) or _text(paths.RESULTS / CLAIMS)
     script = "\n".join(_asset(name) for name in SCRIPTS)
     environment = Environment(
@@ -56,9 +58,9 @@ def _page(rendered: report.Rendered) -> str:
         board=board,
         overview=[part for part in itertools.takewhile(lambda part: part.title not in sheets, board.parts)],
         guide=_after(board.parts, sheets),
-        sheets=[document(text, data, known) for data, text in sheets.items()],
-        claims=document(claims, "Claims") if claims else None,
-        grids=_galleries(rendered.results),
+        sheets=[document(text, data, places) for data, text in sheets.items()],
+        claims=document(claims, "Claims", places) if claims else None,
+        grids=galleries,
         counts={
             "runs": len(shown),
             "methods": len({result.cell.method for result in rendered.results if not result.reference}),
@@ -124,6 +126,7 @@ def _looks(results: Iterable[Result]) -> dict[str, list]:
 def _galleries(results: Iterable[Result]) -> dict[tuple[str, str, str], list[dict[str, str]]]:
     """By place of a pair: the grids of samples of its methods."""
     found: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    results = sorted(results, key=lambda result: result.state != "ok")  # not all fit if there are many
     for cell, image in grids(result.cell for result in results if not result.reference).items():
         anchor = plots.grid_of(cell).removesuffix(".png")
         picture = {"method": cell.method, "anchor": anchor, "image": image}

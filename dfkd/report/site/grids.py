@@ -18,14 +18,15 @@ BOUND = 2 * 2**20  # bytes of all grids together
 BYTES = 0.35  # a pixel, of busy pictures at this quality
 QUALITY = 60
 WIDTH = 800  # pixels at most
+MOST = 200  # grids; of more, each would be too small to see anything
 
 
 def grids(cells: Iterable[Cell]) -> dict[Cell, str]:
-    """The grid of each cell that has one, as a data address; those beyond the bound are left out.
+    """The grid of each cell that has one, as a data address; of many the first, as far as the bound allows.
 
     UserError names a file that is no picture.
     """
-    found = [(cell, path) for cell in cells if (path := paths.plots() / plots.grid_of(cell)).is_file()]
+    found = [(cell, path) for cell in cells if (path := paths.plots() / plots.grid_of(cell)).is_file()][:MOST]
     share, left, shown = BOUND / max(1, len(found)), BOUND, {}
     with ThreadPoolExecutor() as pool:  # decoding and encoding leave the interpreter
         for (cell, _), content in zip(found, pool.map(lambda each: _small(each[1], share), found), strict=True):

@@ -41,17 +41,18 @@ class Part:
     place: tuple[str, str, str] | None
 
 
-def document(text: str, title: str, runs: Collection[str] = (), anchored: bool = True) -> Part:
+def document(text: str, title: str, places: Collection[str] = (), anchored: bool = True) -> Part:
     """A Markdown file under this title; its own, and its first paragraph, which speaks of the file, are left out.
 
-    The anchors of its headings begin with the title if `anchored`. `runs` names the cells that have records, as `data/pair/method/protocol`: their methods link to them.
+    The anchors of its headings begin with the title if `anchored`. `places` has what there is to link to: cells with
+    records, as `data/pair/method/protocol`, and the anchors of grids.
     """
     tokens = _markdown().parse(text)
     if tokens and tokens[0].tag == "h1":
         tokens = tokens[3:]
         if tokens and tokens[0].type == "paragraph_open":
             tokens = tokens[3:]
-    return _part(tokens, (title,), _slug(title), _slug(title) if anchored else "", runs)
+    return _part(tokens, (title,), _slug(title), _slug(title) if anchored else "", places)
 
 
 @functools.cache
@@ -60,7 +61,7 @@ def _markdown() -> MarkdownIt:
     return MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
-def _part(tokens: list[Token], path: tuple[str, ...], anchor: str, prefix: str, runs: Collection[str]) -> Part:
+def _part(tokens: list[Token], path: tuple[str, ...], anchor: str, prefix: str, places: Collection[str]) -> Part:
     """The tokens below a heading; `path` has its title after those of the headings above, `prefix` begins the anchors
     of those below."""
     place = _place(path)
@@ -70,8 +71,8 @@ def _part(tokens: list[Token], path: tuple[str, ...], anchor: str, prefix: str, 
     for begin, end in itertools.pairwise([*starts, len(tokens)]):
         title = _text(tokens[begin + 1])
         below = "-".join(filter(None, (prefix, _slug(title))))
-        parts.append(_part(tokens[begin + 3 : end], (*path, title), below, below, runs))
-    return Part(path[-1], anchor, _html(own, place, runs), tuple(parts), place)
+        parts.append(_part(tokens[begin + 3 : end], (*path, title), below, below, places))
+    return Part(path[-1], anchor, _html(own, place, places), tuple(parts), place)
 
 
 def _place(path: Sequence[str]) -> tuple[str, str, str] | None:
@@ -85,14 +86,14 @@ def _slug(title: str) -> str:
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
-def _html(tokens: Sequence[Token], place: tuple | None, runs: Collection[str]) -> Markup:
+def _html(tokens: Sequence[Token], place: tuple | None, places: Collection[str]) -> Markup:
     tokens = list(_without_images(tokens))
     heading = place[2].replace("-", ARROW) if place else ""
     for i, token in enumerate(tokens):
         children = token.children or []
         for child in children:
             if child.type == "link_open":
-                _lead(child, children)
+                _lead(child, children, places)
         if [child.type for child in children] == ["strong_open", "text", "strong_close"] and tokens[i - 1].type == (
             "paragraph_open"
         ):
@@ -101,7 +102,7 @@ def _html(tokens: Sequence[Token], place: tuple | None, runs: Collection[str]) -
             token.children = children[1:2]
         elif token.type == "table_open":
             token.attrSet("aria-label", heading)
-            _cells(tokens[i : _end(tokens, i)], place, runs)
+            _cells(tokens[i : _end(tokens, i)], place, places)
     html = _markdown().renderer.render(tokens, _markdown().options, {})
     html = html.replace("<table", '<div class="scroll" tabindex="0" role="region" aria-label="table"><table')
     return Markup(html.replace("</table>", "</table></div>"))  # the only tags of that name: text is escaped
@@ -124,12 +125,12 @@ def _end(tokens: Sequence[Token], start: int) -> int:
     return next(i for i in range(start, len(tokens)) if tokens[i].type == "table_close")
 
 
-def _lead(link: Token, children: Sequence[Token]) -> None:
+def _lead(link: Token, children: Sequence[Token], places: Collection[str]) -> None:
     """Point a link to its place within the page, or make it text."""
     href = unquote(str(link.attrGet("href") or ""))
     found = ((re.fullmatch(pattern, href), lead) for pattern, lead in _TARGETS)
     target = next((lead(match) for match, lead in found if match), None)
-    if target is not None:
+    if target is not None and (not target.startswith(f"#{GRIDS}/") or target[1:] in places):
         link.attrs = {"href": target} | ({} if target[0] == "#" else {"rel": "noreferrer"})
         return
     closing = children[list(map(id, children)).index(id(link)) :]
@@ -137,7 +138,7 @@ def _lead(link: Token, children: Sequence[Token]) -> None:
         token.tag, token.attrs = "span", {}
 
 
-def _cells(table: Sequence[Token], place: tuple | None, runs: Collection[str]) -> None:
+def _cells(table: Sequence[Token], place: tuple | None, places: Collection[str]) -> None:
     """Tell the cells of a table what they sort by, and link methods to their records."""
     headers, column = [], 0
     for i, token in enumerate(table):
@@ -153,16 +154,16 @@ def _cells(table: Sequence[Token], place: tuple | None, runs: Collection[str]) -
                 token.attrSet("data-order", "-" if number is None else f"{number:.12g}")
             if headers[column] == "method":
                 token.attrSet("class", "method")
-                _link(table[i + 1], text, place, runs)
+                _link(table[i + 1], text, place, places)
             column += 1
 
 
-def _link(cell: Token, text: str, place: tuple | None, runs: Collection[str]) -> None:
+def _link(cell: Token, text: str, place: tuple | None, places: Collection[str]) -> None:
     if place is None or not text:
         return
     data, protocol, pair = place
     name = f"{data}/{pair}/{text.split()[0]}/{protocol}"
-    if name in runs:
+    if name in places:
         opening, closing = Token("link_open", "a", 1, attrs={"href": f"#run/{name}"}), Token("link_close", "a", -1)
         cell.children = [opening, *(cell.children or []), closing]
 
