@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 
 from dfkd import paths, records, report
 from dfkd.errors import UserError
@@ -56,7 +55,7 @@ def _page(rendered: report.Rendered) -> str:
     )
     return environment.get_template("page.html").render(
         board=board,
-        overview=[part for part in itertools.takewhile(lambda part: part.title not in sheets, board.parts)],
+        overview=list(itertools.takewhile(lambda part: part.title not in sheets, board.parts)),
         guide=_after(board.parts, sheets),
         sheets=[document(text, data, places) for data, text in sheets.items()],
         claims=document(claims, "Claims", places) if claims else None,
@@ -68,8 +67,8 @@ def _page(rendered: report.Rendered) -> str:
         },
         newest=max((record["provenance"]["date"][:10] for record in shown), default=None),
         problems=[str(problem) for problem in rendered.found.problems],
-        style=Markup(_bundle("css") + _asset("page.css")),
-        script=Markup(script),
+        style=_bundle("css") + _asset("page.css"),
+        script=script,
         digest=base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode(),
         library=_packed(_bundle("js")),
         data=_packed(json.dumps(_data(shown, rendered), separators=(",", ":"), allow_nan=False)),

@@ -11,7 +11,6 @@ from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from markupsafe import Markup
 
 from dfkd.report.plots import GRIDS
 from dfkd.units import magnitude
@@ -32,11 +31,11 @@ _TARGETS: tuple[tuple[str, Callable[[re.Match], str]], ...] = (
 
 @dataclass(frozen=True)
 class Part:
-    """A heading with what stands below it; `place` is (data, protocol, pair) below the heading of a pair, else None."""
+    """A heading with what stands below it; `place` is (data, protocol, pair) below the heading of a pair, else None. `body` is HTML."""
 
     title: str
     anchor: str
-    body: Markup
+    body: str
     parts: tuple[Part, ...]
     place: tuple[str, str, str] | None
 
@@ -86,7 +85,7 @@ def _slug(title: str) -> str:
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
-def _html(tokens: Sequence[Token], place: tuple | None, places: Collection[str]) -> Markup:
+def _html(tokens: Sequence[Token], place: tuple | None, places: Collection[str]) -> str:
     tokens = list(_without_images(tokens))
     heading = place[2].replace("-", ARROW) if place else ""
     for i, token in enumerate(tokens):
@@ -105,7 +104,7 @@ def _html(tokens: Sequence[Token], place: tuple | None, places: Collection[str])
             _cells(tokens[i : _end(tokens, i)], place, places)
     html = _markdown().renderer.render(tokens, _markdown().options, {})
     html = html.replace("<table", '<div class="scroll" tabindex="0" role="region" aria-label="table"><table')
-    return Markup(html.replace("</table>", "</table></div>"))  # the only tags of that name: text is escaped
+    return html.replace("</table>", "</table></div>")  # the only tags of that name: text is escaped
 
 
 def _without_images(tokens: Sequence[Token]) -> Iterator[Token]:
