@@ -74,8 +74,7 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     what.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
     what.add_argument("--pair", type=NAME, metavar="T-S", help="teacher and student (default: the table's first)")
     what.add_argument("--seed", type=WHOLES, default=[0], help="repetitions, with commas (default 0)")
-    text = f"{', '.join(MEANINGS)} (default: by device and data)"
-    what.add_argument("--protocol", type=NAME, help=text)
+    what.add_argument("--protocol", type=NAME, help=f"{', '.join(MEANINGS)} (default: by device and data)")
     what.add_argument("--import", dest="extra", metavar="FILE", help="a method from outside, a file or module")
     what.add_argument("--again", action="store_true", help="repeat a finished run from the start")
     custom = verb.add_argument_group("custom runs, left out of the tables")
@@ -84,11 +83,9 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     custom.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=text)
     custom.add_argument("--teacher-weights", type=PATH, metavar="FILE", help="your own checkpoint")
     out = verb.add_argument_group("output")
-    text = "folder of the record (default: results/records)"
-    out.add_argument("--out", type=PATH, help=text)
+    out.add_argument("--out", type=PATH, help="folder of the record (default: results/records)")
     out.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
-    text = "print the configuration as YAML, run nothing"
-    out.add_argument("--dry-run", action="store_true", help=text)
+    out.add_argument("--dry-run", action="store_true", help="print the configuration as YAML, run nothing")
     training_options(verb)
     text = "of silence after which a method hangs (default 30)"
     verb.add_argument("--patience", type=MINUTES, default=30, metavar="MINUTES", help=text)
@@ -155,8 +152,7 @@ def do_teacher(options: argparse.Namespace) -> int:
 
 
 def prior_options(verb: argparse.ArgumentParser) -> None:
-    text = f"auxiliary images that it is trained on: {', '.join(POOLS)}"
-    verb.add_argument("--data", type=NAME, required=True, help=text)
+    verb.add_argument("--data", type=NAME, required=True, help=f"images that it is trained on: {', '.join(POOLS)}")
     verb.add_argument("--size", type=WHOLE, required=True, help="side of its images, in pixels")
     verb.add_argument("--name", type=NAME, help="default: that of the images and the size, such as public32")
     change_option(verb, "change its recipe (benchmarks/priors.yaml); the prior then needs a --name of its own")
@@ -243,6 +239,14 @@ def do_leaderboard(options: argparse.Namespace) -> int:
     return fail_each(problems) or (1 if options.check and said else 0)
 
 
+def do_site(options: argparse.Namespace) -> int:
+    from dfkd.report import site
+
+    page, problems = site.write()
+    print(f"wrote {page.relative_to(paths.RESULTS.parent)}")
+    return fail_each(problems)
+
+
 def doctor_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--data-root", type=PATH, help="folder of the data sets (default: DFKD_DATA, else a cache)")
 
@@ -295,6 +299,7 @@ VERBS = {
     "leaderboard": ("write the tables and plots from the records", leaderboard_options, do_leaderboard),
     "check": ("compare a device with the CPU: every method, two tiny rounds", check_options, do_check),
     "profile": ("show where the time of a method's steps goes", profile_options, do_profile),
+    "site": ("write results/site/index.html, the records as one page", lambda verb: None, do_site),
     "doctor": ("check the installation, the device, the data and the folders", doctor_options, do_doctor),
 }
 

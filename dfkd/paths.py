@@ -69,6 +69,11 @@ def plots() -> Path:
     return RESULTS / "plots"
 
 
+def site() -> Path:
+    """The records as one page."""
+    return RESULTS / "site" / "index.html"
+
+
 def custom(digest: str) -> Path:
     """The record folder of runs that have no place in the tables."""
     return WORK / "custom" / digest[:12]

@@ -160,6 +160,11 @@ def validate(record: Any, where: object = "record") -> None:
         documents.sane(record)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
+    _check(record, where)
+
+
+def _check(record: dict, where: object) -> None:
+    """`validate`, of what a file held: that is plain JSON."""
     documents.check(record, SCHEMA, where)
     for key, problem in (*_clock(record["time"]), *_curve(**record["metrics"])):
         raise UserError(f"{where}: {key}: {problem}")
@@ -200,7 +205,7 @@ def keep(record: dict, root: Path) -> Path | None:
 def read(path: str | Path) -> dict:
     """The record in this file. Raises UserError, naming the file and the key that is wrong; FileNotFoundError."""
     record = documents.read_json(path)
-    validate(record, f"{path}: record")
+    _check(record, f"{path}: record")
     return record
 
 

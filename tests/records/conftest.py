@@ -1,7 +1,13 @@
 """Hand-made records: the smallest that the schema accepts, with what a test wants to say about them."""
 
+import json
+import random
+from pathlib import Path
+
 import pytest
 
+from dfkd import paths
+from dfkd.identity import Run
 from dfkd.report.statistics import gather, tidy
 
 CATEGORIES = ("setup", "prior", "synthesis", "buffer", "distillation", "evaluation", "bookkeeping")
@@ -101,6 +107,43 @@ def prior(name="public32", trained_on="7,500 images", *, origin="adopted", secon
     """A diffusion model."""
     facts = {"kind": "diffusion", "name": name, "trained_on": trained_on, "digest": digest}
     return facts | {"origin": origin, "seconds": seconds}
+
+
+def place(*made):
+    """Put records where the reports look for them."""
+    for record in made:
+        path = Run.of(record).path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record), encoding="utf-8")
+
+
+def two_thousand():
+    """As many records as a large campaign has: 20 tables of three pairs, 11 methods and three seeds, half of them of
+    the published protocol, with 50 evaluations and 100 classes, the rest with 5 and 10."""
+    draw = random.Random(0)
+    for number in range(1980):
+        seed, method, pair, data = number % 3, number // 3 % 11, number // 33 % 3, number // 99
+        protocol, evaluations, classes = ("paper", 50, 100) if data % 2 else ("cpu", 5, 10)
+        cell = {"data": f"set{data}", "student": f"student{pair}", "method": f"method{method}", "seed": seed}
+        shares = [round(draw.random(), 6) for _ in range(classes)]
+        images = diagnostics(round(draw.random(), 6), shares, round(draw.random(), 6), round(draw.uniform(1, 9), 6))
+        record = make(**cell, protocol=protocol, diagnostics=images)
+        values = sorted(round(draw.uniform(10, 95), 2) for _ in range(evaluations))
+        record["metrics"]["curve"] = [
+            {"step": 1600 * i, "seconds": round(13.2 * i + draw.random(), 4), "value": value}
+            for i, value in enumerate(values, 1)
+        ]
+        record["metrics"] |= {"last": values[-1], "oracle_best": values[-1]}
+        record["config"] = {"args": {f"argument{i}": round(draw.random(), 3) for i in range(20)}}
+        yield record
+
+
+def results_in(folder: Path, monkeypatch):
+    """An empty folder of results, with a table of published numbers that has no line."""
+    monkeypatch.setattr(paths, "RESULTS", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    head = "data,teacher,student,method,metric,value,source,url,verified,primary,note\n"
+    paths.published().write_text(head, encoding="utf-8")
 
 
 def gathered(runs, current=None, ablations=None):
