@@ -112,6 +112,17 @@ def _make(
     return train(name, recipe, own, data_root, device, resume=resume, until=until, say=say)
 
 
+def check_known(name: str, own: Path, source: Path | None = None) -> None:
+    """Raise UserError for a name, or the path of a folder, that `provide` could not turn into a prior."""
+    if "/" in name:
+        _folder(names.path(name))
+        return
+    names.check_name(name, "a prior's name")
+    known = {*recipes(), *HUB, *(path.stem for path in own.glob("*.json"))}
+    if name not in known and not _is_folder(own / name) and find(name, source) is None:
+        raise unknown("prior", name, known)
+
+
 def find(name: str, source: Path | None = None) -> Path | None:
     """The folder of a ready prior in `source` or `DFKD_WEIGHTS`, or None. UserError where that folder is missing."""
     folders = (folder / f"prior_{name}" for folder in given_folders(Path(), source)[1:])
@@ -180,10 +191,14 @@ def _adopt(
     return target, card
 
 
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}; a prior's name has no slash")
+    return path
+
+
 def _foreign(folder: Path) -> tuple[Path, dict[str, Any]]:
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; a prior's name has no slash")
-    return folder, _card_of(folder.name, folder, "foreign")
+    return _folder(folder), _card_of(folder.name, folder, "foreign")
 
 
 def _card_of(name: str, folder: Path, origin: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dfkd import documents, paths
 from dfkd.errors import UserError, shown, unknown
-from dfkd.files import stamps
+from dfkd.files import find, stamps
 from dfkd.names import LARGEST, NAME
 from dfkd.networks import fitting, network
 from dfkd.optimizers import COUNTS, NOT_NEGATIVE, PARTS, POSITIVE, SHARE, mapping, one_of
@@ -141,7 +141,7 @@ class Table:
 
 def tables() -> dict[str, Table]:
     """Every table by its family. Raises UserError naming the file and key that are wrong, in whichever it is."""
-    return _tables(stamps(sorted(paths.BENCHMARKS.glob("[!.]*/table.yaml"))))
+    return _tables(stamps(find(paths.BENCHMARKS, "[!.]*/table.yaml")))
 
 
 def table_of(data: str) -> Table:

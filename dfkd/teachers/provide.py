@@ -54,6 +54,7 @@ def provide(
         return path and (path, _fitting(path, data, arch, recipe, seed, digest))
 
     def make() -> tuple[Path, dict]:
+        cards.there(cards.card_path(own / cards.weights_name(data, arch)))  # what is no file cannot be replaced either
         given = cards.find(data, arch, folders[1:])
         if given is not None:
             tell(f"adopting {given.name} from the weights folder")
