@@ -159,7 +159,7 @@ def datasets() -> list[str]:
 
 @lru_cache(maxsize=4)
 def _tables(files: tuple) -> dict[str, Table]:
-    texts = {path.parent.name: documents.read_yaml(path) for path, *_ in files}
+    texts = {path.parent.name: documents.read_checked(path, {}) for path, *_ in files}
     found = {family: _table(family, content, texts) for family, content in texts.items()}
     owners: dict[str, str] = {}
     for family, table in found.items():
