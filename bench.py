@@ -22,7 +22,7 @@ from typing import NoReturn
 from tabulate import tabulate
 
 from dfkd import __version__, paths
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError, shown, unknown
 from dfkd.names import check_name, device, minutes, option, path, several, whole
 from dfkd.signals import Stopped, stopping
 from dfkd.tables import planning
@@ -101,6 +101,7 @@ def do_run(options: argparse.Namespace) -> int:
         resolve(options.data, protocol, method, options.pair, seed, *given)
         for method, seed in itertools.product(options.method, options.seed)
     ]
+    session.check_priors(chosen, options.weights)
     if options.dry_run:
         for resolved in chosen:
             print(resolved.document(), end="")
@@ -324,6 +325,8 @@ def main(arguments: list[str] | None = None) -> int:
             return fail(unknown("verb", arguments[0], VERBS))
         arguments.insert(0, "run")
     try:
+        if (word := next((word for word in arguments if word.endswith("=--")), None)) is not None:
+            raise UserError(f"argument {shown(word)}: -- is no value")  # argparse would pass on an empty list
         options = parser().parse_args(arguments or ["--help"])
         options.arguments = arguments
         return VERBS[options.verb][2](options)
@@ -334,6 +337,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # the system refuses a file or folder, in whatever place
+        return fail(UserError(f"{error.filename or 'the system'}: {error.strerror or error}"))
     except KeyboardInterrupt:
         return fail(KeyboardInterrupt("interrupted"), 130)
 

@@ -17,9 +17,12 @@ from typing import Any
 
 from dfkd import paths
 from dfkd.errors import UserError, shown, unknown
-from dfkd.files import stamps
+from dfkd.files import find, stamps
 from dfkd.names import check_name
 from dfkd.names import path as typed_path
+
+# A value of each type that an argument may have.
+EXAMPLES: dict[str, object] = {"int": 0, "float": 0.0, "bool": False, "str": "", "list": [], "tuple": ()}
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Entry:
     cites: tuple[str, ...]
     summary: str
     arguments: dict[str, object] = field(hash=False)
+    examples: dict[str, object] = field(hash=False)  # a value of each argument's type: its default, unless that is None
 
     @property
     def external(self) -> bool:
@@ -68,7 +72,7 @@ def _entries(stamped: tuple) -> dict[str, Entry]:
 
 def files() -> list[Path]:
     """The repository's method files."""
-    return [path for folder in paths.METHODS for path in sorted(folder.glob("[!.]*.py"))]
+    return [path for folder in paths.METHODS for path in find(folder, "[!.]*.py")]
 
 
 def entry(name: str, extra: str | None = None) -> Entry:
@@ -111,10 +115,11 @@ def _read(path: Path) -> list[Entry]:
         lineage = _lineage(node, classes)
         constants = {k: v for cls in reversed(lineage) for k, v in _constants(cls).items()}
         try:
-            arguments = {k: v for cls in reversed(lineage) for k, v in _fields(cls).items()}
+            fields = {k: v for cls in reversed(lineage) for k, v in _fields(cls).items()}
         except ValueError:
             raise UserError(
-                f"{path}: the hyper-parameters of {name!r} must be dataclass fields with literal defaults"
+                f"{path}: the hyper-parameters of {name!r} must be dataclass fields with literal defaults, None "
+                "with a type such as `float | None`"
             ) from None
         found.append(
             Entry(
@@ -125,7 +130,8 @@ def _read(path: Path) -> list[Entry]:
                 needs_data=bool(constants.get("reference", False) and constants.get("needs_data", False)),
                 cites=tuple(str(constants.get("cites", "")).split()),
                 summary=(ast.get_docstring(node) or "").split("\n")[0],
-                arguments=arguments,
+                arguments={key: default for key, (default, _) in fields.items()},
+                examples={key: example for key, (_, example) in fields.items()},
             )
         )
     return found
@@ -191,18 +197,26 @@ def _constants(node: ast.ClassDef) -> dict[str, object]:
     return found
 
 
-def _fields(node: ast.ClassDef) -> dict[str, object]:
-    """The dataclass fields of a class with their defaults. Raises ValueError where one is missing or no literal, and
-    for a constructor written by hand, whose arguments nobody could know."""
+def _fields(node: ast.ClassDef) -> dict[str, tuple[object, object]]:
+    """The dataclass fields of a class: default, and an example of the type. Raises ValueError where a default is
+    missing or no literal, and for a constructor written by hand, whose arguments nobody could know."""
     if any(isinstance(item, ast.FunctionDef) and item.name == "__init__" for item in node.body):
         raise ValueError("a constructor")
-    found = {}
-    for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            if item.value is None:
-                raise ValueError("a field without a default")
-            found[item.target.id] = ast.literal_eval(item.value)
-    return found
+    fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+    return {item.target.id: _default(item) for item in fields if isinstance(item.target, ast.Name)}
+
+
+def _default(item: ast.AnnAssign) -> tuple[object, object]:
+    """The default of a field and a value of its type, which None does not tell: `float | None` does."""
+    if item.value is None:
+        raise ValueError("a field without a default")
+    default = ast.literal_eval(item.value)
+    if default is not None:
+        return default, default
+    names = {name.strip() for name in ast.unparse(item.annotation).strip("'\"").split("|")} - {"None"}
+    if len(names) != 1 or not names <= EXAMPLES.keys():
+        raise ValueError("a default of no type")
+    return default, EXAMPLES[names.pop()]
 
 
 def code_digest(*files: Path) -> str:

@@ -24,23 +24,26 @@ def parse_changes(changes: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def value_of(key: str, text: str, default: object) -> object:
-    """What follows `key=`, as the type of `default`: a text as it stands or quoted, all else as YAML 1.2 has it."""
+def value_of(key: str, text: str, example: object, optional: bool = False) -> object:
+    """What follows `key=`, as the type of `example` (or None): a text as it stands or quoted, all else as YAML 1.2."""
     try:
-        literal = isinstance(default, str) and text[:1] not in ("'", '"')
+        literal = isinstance(example, str) and text[:1] not in ("'", '"')
         value = documents.sane(text) if literal else documents.parse_yaml(text)
     except ValueError as error:
         raise UserError(f"--set {key}: {shown(text)} is not a value: {error}") from None
     if not text and not literal:
         raise UserError(f"--set {key} lacks a value")
-    return coerce(f"--set {key}", value, default, text)
+    return coerce(f"--set {key}", value, example, optional, text)
 
 
-def coerce(key: str, value: object, default: object, given: object = None) -> object:
-    """`value` as the type of `default`, a whole number also as a fraction; `given` is how it was written."""
-    if default is None or type(value) is type(default):
+def coerce(key: str, value: object, example: object, optional: bool = False, given: object = None) -> object:
+    """`value` as the type of `example`, a whole number also as a fraction; `given` is how it was written.
+
+    Where it is `optional` None will do, too.
+    """
+    if type(value) is type(example) or (optional and value is None):
         return value
-    if isinstance(default, float) and type(value) is int:
+    if isinstance(example, float) and type(value) is int:
         return float(value)
     given = value if given is None else given
-    raise UserError(f"{key} takes a value of type {type(default).__name__}, not {shown(given)}")
+    raise UserError(f"{key} takes a value of type {type(example).__name__}, not {shown(given)}")

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 from packaging.specifiers import SpecifierSet
 
 from dfkd import paths
@@ -25,6 +24,7 @@ from dfkd.metrics import metric
 from dfkd.networks import NETWORKS
 from dfkd.priors.recipes import HUB, recipes
 from dfkd.tasks import POOLS, TASKS, task
+from dfkd.tasks.store import below
 
 PACKAGES = {
     "torch": "torch",
@@ -116,9 +116,7 @@ def _data_root(root: Path) -> Iterator[tuple[bool | None, str]]:
         good, line = _writable(root)
         yield None if good else False, f"data root {root}: not there yet" if good else f"data root {line}"
         return
-    own = {"the project": paths.ROOT, "Python": Path(os.__file__).parent, "its packages": Path(np.__file__).parent}
-    held = [f"{what} ({path})" for what, path in own.items() if path.resolve().is_relative_to(root.resolve())]
-    # The guard refuses everything below the data root.
+    held = below(root)
     yield (
         not held,
         f"data root {root}" + (f" holds {', '.join(held)}: no data-free run could open that" if held else ""),

@@ -82,6 +82,8 @@ def parse_yaml(text: str) -> Any:
         raise _Refused(" ".join(str(error).split())[:200]) from None
     except RecursionError:
         raise _Refused("nested too deeply") from None
+    except (LookupError, TypeError, AttributeError) as error:  # a value that its explicit tag does not fit
+        raise _Refused(f"a value that is not of its tag's type ({type(error).__name__}: {error})") from None
 
 
 def sane(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import hashlib
 import os
@@ -59,6 +60,26 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def find(root: Path, pattern: str, problems: list[UserError] | None = None) -> Iterator[Path]:
+    """What `sorted(root.glob(pattern))` gives, but broken links too, and no folder that cannot be read is passed over.
+
+    Such a one is added to `problems`, or raises UserError where there are none.
+    """
+    first, _, rest = pattern.partition("/")
+    try:
+        names = sorted(fnmatch.filter(os.listdir(root), first))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        problem = UserError(f"{root} cannot be read: {error.strerror}")
+        if problems is None:
+            raise problem from None
+        problems.append(problem)
+        return
+    for name in names:
+        yield from find(root / name, rest, problems) if rest else [root / name]
 
 
 def stamps(files: Iterable[Path]) -> tuple[tuple[Path, int, int], ...]:

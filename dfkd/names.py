@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -38,13 +39,18 @@ def device(text: str) -> str:
 
 
 def path(text: str) -> Path:
-    """A path, `~` and `~user` being home folders. Raises UserError for what none can be."""
+    """A path, `~` and `~user` being home folders. Raises UserError for what none can be, or cannot be looked at: a link
+    to itself, a name too long for the system, a folder that may not be entered."""
     if not text or "\0" in text:
         raise UserError(f"{shown(text)} is no path")
     try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{shown(text)} is no path: {error}") from None
+        found = Path(text).expanduser()
+        os.stat(found)
+    except (FileNotFoundError, NotADirectoryError):  # whoever reads it or writes to it will see
+        return found
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{shown(text)} is no path: {getattr(error, 'strerror', None) or error}") from None
+    return found
 
 
 def minutes(text: str) -> float:

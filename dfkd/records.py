@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from dfkd import documents
 from dfkd.errors import UserError
-from dfkd.files import replace_file
+from dfkd.files import find, replace_file
 from dfkd.identity import Run
 from dfkd.metrics import METRICS
 
@@ -215,7 +215,7 @@ def read_all(root: Path, pattern: str = "*/*/*/*.json") -> Found:
     Hidden files are passed over: macOS and editors leave such beside others.
     """
     found = Found([], [])
-    for path in sorted(Path(root).glob(pattern)):
+    for path in find(Path(root), pattern, found.problems):
         if any(part.startswith(".") for part in path.relative_to(root).parts):
             continue
         try:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from dfkd.files import check_writable
 from dfkd.metrics import metric
 from dfkd.report import current
 from dfkd.tasks import task
-from dfkd.tasks.store import data_root
+from dfkd.tasks.store import below, data_root
 from dfkd.units import duration, memory
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     from dfkd.engine.run import Options, declined, run
 
     root, device = data_root(options.data_root), device_of(options.device)
+    if not resolved.entry.needs_data and (held := below(root)):
+        raise UserError(f"the data root {root} holds {', '.join(held)}, which a data-free run could not open")
     resolved = settled(resolved, device)
     seconds = current.estimate(resolved.run)
     about = f", about {duration(seconds)}" if seconds else ""
@@ -71,6 +73,14 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     if kept[-1] is not None and out == paths.records().resolve():
         report.after_run(record, tables=not in_stage())  # there the tables have a stage of their own
     return record
+
+
+def check_priors(runs: Iterable[Resolved], weights: Path | None) -> None:
+    """Raise UserError for a diffusion prior that nobody knows, before a teacher is trained for it."""
+    from dfkd.artifacts.priors import check_known
+
+    for name in {run.prior for run in runs if run.prior is not None}:
+        check_known(name, weights)
 
 
 def make_teacher(options: argparse.Namespace, recipe: Mapping, until: float) -> str:
@@ -129,7 +139,10 @@ def _out(resolved: Resolved, option: Path | None) -> Path:
     out = (option or (paths.custom(resolved.digest) if resolved.custom else own)).resolve()
     if resolved.custom and out == own:
         raise UserError("a custom run has no place in results/records; pass another --out, or none")
-    check_writable(out)
+    path = resolved.run.path(out)
+    check_writable(path.parent)
+    if path.is_dir():
+        raise UserError(f"cannot write the record {path}: it is a folder")
     return out
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfkd import names, paths
-from dfkd.artifacts.cards import IMPORTED, PRIOR, TRAINED, USER_PROVIDED, Artifact
+from dfkd.artifacts.cards import IMPORTED, PRIOR, TRAINED, USER_PROVIDED, Artifact, given_folders
 from dfkd.artifacts.wanted import Wanted
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file, file_digest
@@ -155,11 +155,27 @@ def _seen(images: np.ndarray, manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {"data_digest": store.digest(manifest), "images": shape}
 
 
-def user_provided(folder: Path) -> Artifact:
-    """Somebody's own folder, used where it lies."""
+def check_known(name: str, source: Path | None = None) -> None:
+    """Raise UserError for a name, or the path of a folder, that could not become a prior of a run."""
+    if "/" in name:
+        _folder(names.path(name))
+        return
+    names.check_name(name, "a prior's name")
+    known = {*recipes(), *HUB, *(path.stem for path in paths.priors().glob("*.json"))}
+    there = name in known or PRIOR.there(paths.prior(name))
+    if not there and PRIOR.find(name, given_folders(paths.priors(), source)[1:]) is None:
+        raise unknown("prior", name, known)
+
+
+def _folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; a prior's name has no slash")
-    return Artifact(folder, _card_of(folder.name, folder, USER_PROVIDED))
+    return folder
+
+
+def user_provided(folder: Path) -> Artifact:
+    """Somebody's own folder, used where it lies."""
+    return Artifact(_folder(folder), _card_of(folder.name, folder, USER_PROVIDED))
 
 
 def _card_of(name: str, folder: Path, origin: str) -> dict[str, Any]:

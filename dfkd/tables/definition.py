@@ -11,7 +11,7 @@ from typing import Any
 
 from dfkd import documents, paths
 from dfkd.errors import UserError, shown, unknown
-from dfkd.files import stamps
+from dfkd.files import find, stamps
 from dfkd.names import LARGEST, NAME
 from dfkd.networks import fitting, network
 from dfkd.optimizers import NOT_NEGATIVE, PARTS, mapping, one_of
@@ -127,7 +127,7 @@ class Table:
 
 def tables() -> dict[str, Table]:
     """Every table by its family. Raises UserError naming the file and key that are wrong, in whichever it is."""
-    return _tables(stamps(sorted(paths.BENCHMARKS.glob("[!.]*/table.yaml"))))
+    return _tables(stamps(find(paths.BENCHMARKS, "[!.]*/table.yaml")))
 
 
 def table_of(data: str) -> Table:
@@ -145,7 +145,7 @@ def datasets() -> list[str]:
 
 @lru_cache(maxsize=4)
 def _tables(files: tuple) -> dict[str, Table]:
-    texts = {path.parent.name: documents.read_yaml(path) for path, *_ in files}
+    texts = {path.parent.name: documents.read_checked(path, {}) for path, *_ in files}
     found = {family: _table(family, content, texts) for family, content in texts.items()}
     owners: dict[str, str] = {}
     for family, table in found.items():

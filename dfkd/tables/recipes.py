@@ -13,6 +13,7 @@ from typing import Any
 from dfkd import catalog, documents, paths
 from dfkd.changes import coerce
 from dfkd.errors import UserError, unknown
+from dfkd.files import find as find_files
 from dfkd.files import stamps
 from dfkd.names import check_name
 from dfkd.optimizers import PARTS, mapping
@@ -82,7 +83,7 @@ def find(table: Table, name: str, extra: str | None = None) -> tuple[dict, catal
 
 def _files(table: Table) -> dict[str, Path]:
     folders = (paths.table(family).parent / "recipes" for family in table.families)
-    found = {path.stem: path for folder in folders for path in sorted(folder.glob("[!.]*.yaml"))}
+    found = {path.stem: path for folder in folders for path in find_files(folder, "[!.]*.yaml")}
     for name, path in found.items():
         with naming(path):
             check_name(name, "a recipe's name")
@@ -130,14 +131,12 @@ def _check(recipe: dict, path: Path, table: Table, entry: catalog.Entry | None) 
             table.protocol(name)
     for key, arguments in parts.items():
         with naming(path, key):
-            for name, value in arguments.items():
-                if entry is None:
-                    break
-                coerce(name, value, default_of(name, entry))
+            for name, value in arguments.items() if entry else ():
+                coerce(name, value, *kind_of(name, entry))
 
 
-def default_of(key: str, entry: catalog.Entry) -> object:
-    """The default of a method's argument."""
+def kind_of(key: str, entry: catalog.Entry) -> tuple[object, bool]:
+    """A value of the type of a method's argument, and whether it may be None, as `coerce` takes them."""
     if key not in entry.arguments:
         raise unknown(f"argument of {entry.name}", key, entry.arguments)
-    return entry.arguments[key]
+    return entry.examples[key], entry.arguments[key] is None

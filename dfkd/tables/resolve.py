@@ -32,7 +32,7 @@ from dfkd.tables.definition import (
     merge,
     table_of,
 )
-from dfkd.tables.recipes import default_of, find
+from dfkd.tables.recipes import find, kind_of
 from dfkd.tasks import Task, task
 
 
@@ -115,7 +115,7 @@ def resolve(
     changed = _changes(changes, precision, settings)
     _apply(changed, arguments, settings, entry)
     runs_in = precision if settings["precision"] == AUTO and precision else settings["precision"]
-    arguments = {key: coerce(key, value, default_of(key, entry)) for key, value in arguments.items()}
+    arguments = {key: coerce(key, value, *kind_of(key, entry)) for key, value in arguments.items()}
     steps, rounds = settings["training"]["steps"], settings["rounds"]
     if steps % rounds:
         raise UserError(f"{method}: {steps} student steps do not divide into {rounds} rounds")
@@ -168,7 +168,7 @@ def _apply(changed: Mapping[str, str], arguments: dict, settings: dict, entry: c
     known = _keys(settings)
     for key, text in changed.items():
         if key in entry.arguments:
-            arguments[key] = value_of(key, text, entry.arguments[key])
+            arguments[key] = value_of(key, text, *kind_of(key, entry))
         elif key in known:
             *path, last = key.split(".")
             functools.reduce(dict.__getitem__, path, settings)[last] = value_of(key, text, known[key])

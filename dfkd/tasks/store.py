@@ -22,6 +22,7 @@ from dfkd import names
 from dfkd.documents import check, read_json
 from dfkd.errors import UserError
 from dfkd.files import replacing
+from dfkd.paths import ROOT
 
 Splits = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -54,6 +55,12 @@ def data_root(option: str | Path | None = None) -> Path:
     Raises UserError where nobody has such a home folder.
     """
     return names.path(str(option or os.environ.get("DFKD_DATA") or "~/.cache/dfkd/data"))
+
+
+def below(root: Path) -> list[str]:
+    """What of the program itself lies below a data root, where the guard of a data-free run opens nothing."""
+    own = {"the project": ROOT, "Python": Path(os.__file__).parent, "its packages": Path(np.__file__).parent}
+    return [f"{what} ({path})" for what, path in own.items() if path.resolve().is_relative_to(root.resolve())]
 
 
 def describe(name: str, splits: Splits, classes: Sequence[str], changed: str = "") -> dict[str, Any]:

@@ -47,7 +47,8 @@ BROKEN: dict[str, str | bytes] = {
     "empty": "",
     "nothing": "{}",
 }
-FOLDER, PIPE = "<a folder>", "<a pipe>"  # in place of a file
+# In place of a file.
+FOLDER, PIPE, BROKEN_LINK, LOOP = "<a folder>", "<a pipe>", "<a link to nowhere>", "<a link to itself>"
 _SPLIT = {"images": [4, 32, 32, 3], "images_sha256": "0" * 64, "labels": [4], "labels_sha256": "0" * 64}
 MANIFEST = {
     "name": "cifar10",
@@ -100,7 +101,8 @@ def names(base: tuple[str, ...], option: str, unknown: str, nearest: str) -> dic
 
 def paths(base: tuple[str, ...], option: str, **more: tuple[str, str]) -> dict[str, Row]:
     """Rows for an option that takes a path."""
-    return each(base, option, empty=("", option), nul=("x\0y", option), nobody=("~no-such-user/x", option), **more)
+    bad = dict(empty="", nul="x\0y", nobody="~no-such-user/x", long="x" * 300, deep="x/" * 3000)
+    return each(base, option, **{name: (value, option) for name, value in bad.items()}, **more)
 
 
 def wholes(base: tuple[str, ...], option: str) -> dict[str, Row]:
@@ -261,10 +263,24 @@ ROWS: dict[str, Row] = {
     "run --set prior of nobody": row(
         *QUICK, "--method=diffdfkd", *SMALL[1:], "--set=prior=nowhere/at-all", part="nowhere/at-all"
     ),
+    "run --set prior of no name": row(
+        *QUICK,
+        "--method=diffdfkd",
+        *SMALL[1:],
+        "--set=prior=glyphs61",
+        part="unknown prior 'glyphs61' (nearest: 'glyphs16'",
+    ),
+    **each(
+        (*QUICK, "--method=diffdfkd"),
+        "--set",
+        word_where_none_is_the_default=("cap=much", "--set cap takes a value of type float, not 'much'"),
+        list_where_none_is_the_default=("cap=[1]", "--set cap takes a value of type float, not '[1]'"),
+        truth_where_none_is_the_default=("cap=true", "--set cap takes a value of type float, not 'true'"),
+    ),
     "run --precision unknown": row(*RUN, "--precision=fp64", part="argument --precision: invalid choice"),
     "run --precision and --set": row(*RUN, "--precision=bf16", "--set=precision=fp32", part="pass one of them"),
     **paths(RUN, "--out", below_a_file=("file/out", "cannot write to"), a_file=("file", "cannot write to")),
-    "run --out long": row(*RUN, f"--out={LONG}", part="cannot write to"),
+    "run --out very long": row(*RUN, f"--out={LONG}", part="File name too long"),
     "run --out records": row(*RUN, *SMALL, "--out=results/records", part="a custom run has no place in"),
     **paths((*RUN, *SMALL), "--teacher-weights", missing=("no.pth", "no.pth"), folder=("results", "results")),
     **paths(
@@ -309,6 +325,7 @@ ROWS: dict[str, Row] = {
         for base in ((*RUN, *SMALL), TEACHER, PRIOR)
         for name, found in paths(base, "--weights", missing=("nowhere", "nowhere"), file=("file", "file")).items()
     },
+    "run --data-root that holds the project": row(*RUN, *SMALL, "--data-root=/", part="holds the project"),
     **paths(CIFAR, "--data-root", missing=("nowhere", "make it with: python bench.py data cifar10")),
     # --- teacher
     **names(TEACHER, "--data", "digitz", "unknown data 'digitz' (nearest: 'digits'"),
@@ -366,6 +383,13 @@ ROWS: dict[str, Row] = {
     "recipe: aliases": recipe(BILLION, "mine.yaml cannot be read: too many entries"),
     "recipe: huge": recipe(b" " * (33 * 2**20), "mine.yaml cannot be read: more than"),
     "recipe: a key twice": recipe("note: a\nnote: b", "mine.yaml cannot be read: 'note' stands there twice"),
+    **{
+        f"recipe: a tag that does not fit, {value}": recipe(f"note: {value}", "not of its tag's type")
+        for value in ("!!bool x", "!!map [1]", "!!timestamp x")
+    },
+    "recipe: an argument whose default is None": recipe(
+        "method: diffdfkd\nargs: {cap: much}", "mine.yaml: args: cap takes a value of type float, not 'much'"
+    ),
     "recipe: code": recipe("note: !!python/name:os.getcwd", "mine.yaml cannot be read"),
     "recipe: its own base": recipe("base: mine", "mine.yaml: base: unknown recipe 'mine'"),
     "recipe: two bases of each other": Row(
@@ -520,7 +544,7 @@ ROWS: dict[str, Row] = {
     "image: a folder of none": Row(("data", "nyuv2", "--from=images"), "images", {"images/notes.txt": "x"}),
     **{
         f"{content}: {name}": Row(arguments, Path(name).stem, {name: content})
-        for content in (FOLDER, PIPE)
+        for content in (FOLDER, PIPE, BROKEN_LINK, LOOP)
         for name, arguments in {
             "benchmarks/digits/recipes/mine.yaml": RUN,
             TABLE: ("plan",),
@@ -532,6 +556,21 @@ ROWS: dict[str, Row] = {
             "own.pth": (*RUN, *SMALL, "--teacher-weights=own.pth"),
             "guest.py": (*RUN, "--import=guest.py"),
         }.items()
+    },
+    "a folder where the record belongs": Row(
+        RUN, "it is a folder", {"results/records/digits/resnet8-resnet8/template/quick-seed0.json": FOLDER}
+    ),
+    "a folder where the card of a teacher to be trained belongs": Row(
+        TEACHER,
+        "digits_resnet8.json is a folder",
+        {"results/teachers/digits_resnet8.safetensors": None, "results/teachers/digits_resnet8.json": FOLDER},
+    ),
+    "a folder of tables that cannot be read": Row(("plan",), "benchmarks/x cannot be read", {"benchmarks/x": LOOP}),
+    **{
+        f"a folder of records that cannot be read, for {' '.join(verb)}": Row(
+            verb, "digits/x cannot be read", {"results/records/digits/x": LOOP}, 1
+        )
+        for verb in (("leaderboard",), ("list",), ("plan",))
     },
     "checkpoint: empty": checkpoint(b"", "own.pth"),
     "checkpoint: a text": checkpoint("no weights", "own.pth"),
@@ -552,6 +591,14 @@ ROWS |= {
     f"{verb} {action.option_strings[0]}": row(verb, f"{action.option_strings[0]}=1", part="ignored explicit argument")
     for verb, action in options()
     if action.nargs == 0
+}
+
+
+# argparse takes such a value for none at all.
+ROWS |= {
+    f"{verb} {action.option_strings[0]} --": row(verb, f"{action.option_strings[0]}=--", part="-- is no value")
+    for verb, action in options()
+    if action.nargs != 0 and action.option_strings
 }
 
 
@@ -611,6 +658,8 @@ def test_bad_input_is_told_in_one_line(name, with_teacher, capsys, monkeypatch):
             path.mkdir()
         elif content == PIPE:
             os.mkfifo(path)
+        elif content in (BROKEN_LINK, LOOP):
+            path.symlink_to("nowhere" if content == BROKEN_LINK else path.name)
         elif content is not None:
             path.write_bytes(content.encode() if isinstance(content, str) else content)
     before = left(with_teacher)
