@@ -73,7 +73,7 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     what.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
     what.add_argument("--pair", type=NAME, metavar="T-S", help="teacher and student (default: the table's first)")
     what.add_argument("--seed", type=WHOLES, default=[0], help="repetitions, with commas (default 0)")
-    text = f"{', '.join(MEANINGS)} (default: by device and data)"
+    text = f"{', '.join(MEANINGS)} (by device and data)"
     what.add_argument("--protocol", type=NAME, help=text)
     what.add_argument("--import", dest="extra", metavar="FILE", help="a method from outside, a file or module")
     what.add_argument("--again", action="store_true", help="repeat a finished run from the start")
@@ -91,7 +91,7 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     training_options(verb)
     text = "of silence after which a method hangs (default 30)"
     verb.add_argument("--patience", type=MINUTES, default=30, metavar="MINUTES", help=text)
-    verb.add_argument("--debug", action="store_true", help="one process, for breakpoints in a method; no record")
+    verb.add_argument("--debug", action="store_true", help="in one process, without a record")
 
 
 def do_run(options: argparse.Namespace) -> int:
