@@ -89,7 +89,7 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     training_options(verb)
     text = "of silence after which a method hangs (default 30)"
     verb.add_argument("--patience", type=MINUTES, default=30, metavar="MINUTES", help=text)
-    verb.add_argument("--debug", action="store_true", help="one process, for breakpoints in a method; no record")
+    verb.add_argument("--debug", action="store_true", help="in one process, without a record")
 
 
 def do_run(options: argparse.Namespace) -> int:

@@ -51,7 +51,7 @@ class Worker:
         command = [sys.executable, "-P", "-m", "dfkd.engine.worker"]
         self._process = subprocess.Popen(command, **pipes, env=environment, cwd=inside, start_new_session=True)
         self._channel = Channel(self._process.stdout, self._process.stdin)
-        self._lines: deque[bytes] = deque(maxlen=LAST_LINES)
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._listen, self._pass_on)]
         for thread in self._threads:
             thread.start()
@@ -70,7 +70,8 @@ class Worker:
             self._last = time.monotonic()
             sys.stderr.write(content.decode("utf-8", "replace"))
             sys.stderr.flush()
-            self._lines.extend(line for line in content.splitlines() if line.strip())
+            lines = content.decode("utf-8", "replace").splitlines()
+            self._lines.extend(line for line in lines if line.strip() and " · " not in line)  # progress tells nothing
 
     def say(self, kind: str, values: dict | None = None, tensors: dict | None = None) -> None:
         with suppress(Closed):  # it is heard of where its next message is waited for
@@ -111,8 +112,7 @@ class Worker:
         return f"{how} before its last message{self._told()}"
 
     def _told(self) -> str:
-        lines = [line.decode("utf-8", "replace") for line in self._lines]
-        return f"; its last lines: {' | '.join(lines)}" if lines else ""
+        return f"; its last lines: {' | '.join(self._lines)}" if self._lines else ""
 
     def end(self) -> None:
         """It, and all that it started, is no more."""
