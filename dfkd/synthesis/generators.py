@@ -39,10 +39,14 @@ class Generator(nn.Sequential):
 class DeepGenerator(nn.Sequential):
     """The DCGAN-like generator (baselines.md 1.5), for images of 64 pixels and more: z (N×nz) → N×channels×size×size.
 
+    It doubles its maps by "transposed" convolutions, or by "nearest" upsampling before a convolution: untrained, the
+    first puts most of an image's variance into blocks of 2×2 pixels, and a few hundred steps do not take it out.
     `size` is 8·2^k; 128 gives widths 512, 256, 128, 64, 64. Weights N(0, .02), BatchNorm gain N(1, .02).
     """
 
-    def __init__(self, nz: int = 256, ngf: int = 64, size: int = 128, channels: int = 3) -> None:
+    def __init__(
+        self, nz: int = 256, ngf: int = 64, size: int = 128, channels: int = 3, upsampling: str = "transposed"
+    ) -> None:
         doublings = (size // 8).bit_length() - 1
         if size != 8 << doublings:
             raise ValueError(f"the generator makes images of 8·2^k pixels, not {size}")
@@ -53,11 +57,11 @@ class DeepGenerator(nn.Sequential):
             nn.BatchNorm2d(widths[0]),
         ]
         for before, after in itertools.pairwise(widths):
-            layers += [
-                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.LeakyReLU(0.2),
-            ]
+            if upsampling == "nearest":
+                layers += [nn.Upsample(scale_factor=2), *_convolution(before, after)]
+            else:
+                double = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
+                layers += [double, nn.BatchNorm2d(after), nn.LeakyReLU(0.2)]
         super().__init__(*layers, nn.Conv2d(widths[-1], channels, 3, padding=1), nn.Sigmoid())
         self.nz = nz
         for module in self.modules():
@@ -70,9 +74,16 @@ class DeepGenerator(nn.Sequential):
         return self[0], self[2]
 
 
-def build_generator(nz: int, ngf: int, size: int, channels: int) -> Generator | DeepGenerator:
-    """The generator the field uses at this image size (pixels)."""
-    return (Generator if size < 64 else DeepGenerator)(nz, ngf, size, channels)
+UPSAMPLING = ("transposed", "nearest")
+
+
+def build_generator(
+    nz: int, ngf: int, size: int, channels: int, upsampling: str = "transposed"
+) -> Generator | DeepGenerator:
+    """The generator the field uses at this image size (pixels); `upsampling` is of the deep one."""
+    if size < 64:
+        return Generator(nz, ngf, size, channels)
+    return DeepGenerator(nz, ngf, size, channels, upsampling)
 
 
 def _convolution(before: int, after: int) -> list[nn.Module]:
