@@ -20,7 +20,7 @@ from dfkd.engine.method import METHODS, Budget, Method, Stage
 from dfkd.synthesis import losses
 from dfkd.synthesis.batchnorm import BatchNormLoss
 from dfkd.synthesis.buffer import Samples
-from dfkd.synthesis.generators import build_generator
+from dfkd.synthesis.generators import UPSAMPLING, build_generator
 from dfkd.synthesis.inversion import META, MetaGenerator
 
 
@@ -42,6 +42,7 @@ class Fast(Method):
     bn_momentum: float = 0.9  # β of L_bn
     nz: int = 256  # size of the latent code
     ngf: int = 64  # width of the generator
+    upsampling: str = "transposed"  # or "nearest": how the generator of larger images doubles its maps
     # Synthesis steps before the first student step. L_adv is on from synthesis step `warmup` (1-based), one before the
     # student has seen an image, as published.
     warmup: int = 20
@@ -51,6 +52,8 @@ class Fast(Method):
     def __post_init__(self) -> None:
         if self.meta not in META:
             raise ValueError(f"meta must be one of {META}, not {self.meta!r}")
+        if self.upsampling not in UPSAMPLING:
+            raise ValueError(f"upsampling must be one of {UPSAMPLING}, not {self.upsampling!r}")
 
     def schedule(self, budget: Budget) -> list[Stage]:
         return [
@@ -59,7 +62,8 @@ class Fast(Method):
         ]
 
     def setup(self, ctx: Context) -> None:
-        generator = build_generator(self.nz, self.ngf, ctx.spec.size, ctx.spec.channels, ctx.per_pixel)
+        size, channels = ctx.spec.size, ctx.spec.channels
+        generator = build_generator(self.nz, self.ngf, size, channels, ctx.per_pixel, self.upsampling)
         generator = generator.to(ctx.device).to(memory_format=torch.channels_last)
         self.generator = MetaGenerator(generator, self.k, self.lr_g, self.lr_z, self.meta)
         self.statistics = BatchNormLoss(ctx.teacher, self.bn_momentum)

@@ -41,10 +41,14 @@ class Generator(nn.Sequential):
 class DeepGenerator(nn.Sequential):
     """The DCGAN-like generator (baselines.md 1.5), for larger images: z (N×nz) → N×channels×size×size.
 
+    It doubles its maps by "transposed" convolutions, or by "nearest" upsampling before a convolution: untrained, the
+    first puts most of an image's variance into blocks of 2×2 pixels, and a few hundred steps do not take it out.
     `size` is 7 to 13 pixels times 2^k; 128 gives widths 512, 256, 128, 64, 64.
     """
 
-    def __init__(self, nz: int = 256, ngf: int = 64, size: int = 128, channels: int = 3) -> None:
+    def __init__(
+        self, nz: int = 256, ngf: int = 64, size: int = 128, channels: int = 3, upsampling: str = "transposed"
+    ) -> None:
         start, doublings = size, 0
         while start % 2 == 0 and start >= 14:
             start, doublings = start // 2, doublings + 1
@@ -57,11 +61,11 @@ class DeepGenerator(nn.Sequential):
             nn.BatchNorm2d(widths[0]),
         ]
         for before, after in itertools.pairwise(widths):
-            layers += [
-                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.LeakyReLU(0.2),
-            ]
+            if upsampling == "nearest":
+                layers += [nn.Upsample(scale_factor=2), *_convolution(before, after)]
+            else:
+                double = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
+                layers += [double, nn.BatchNorm2d(after), nn.LeakyReLU(0.2)]
         super().__init__(*layers, nn.Conv2d(widths[-1], channels, 3, padding=1), nn.Sigmoid())
         self.nz = nz
 
@@ -69,15 +73,20 @@ class DeepGenerator(nn.Sequential):
         return self[0], self[2]
 
 
+UPSAMPLING = ("transposed", "nearest")
 Generators = Generator | DeepGenerator
 
 
-def build_generator(nz: int, ngf: int, size: int, channels: int, per_pixel: bool = False) -> Generators:
+def build_generator(
+    nz: int, ngf: int, size: int, channels: int, per_pixel: bool = False, upsampling: str = "transposed"
+) -> Generators:
     """The generator the field uses for images of this size (pixels), with torch's initial weights.
 
-    That of 1.3 up to 64 pixels; the deep one beyond, and where labels are maps.
+    That of 1.3 up to 64 pixels; the deep one, whose `upsampling` it is, beyond and where labels are maps.
     """
-    return (DeepGenerator if per_pixel or size > 64 else Generator)(nz, ngf, size, channels)
+    if not per_pixel and size <= 64:
+        return Generator(nz, ngf, size, channels)
+    return DeepGenerator(nz, ngf, size, channels, upsampling)
 
 
 def _convolution(before: int, after: int) -> list[nn.Module]:

@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfkd.synthesis.generators import DeepGenerator, Generator, build_generator, redraw, reset
+from dfkd.synthesis.generators import UPSAMPLING, DeepGenerator, Generator, build_generator, redraw, reset
 
 
 def size_of(network):
@@ -74,6 +75,29 @@ def test_images_have_the_asked_size_and_range(size, channels):
     assert images.shape == (3, channels, size, size)
     assert images.min() >= 0 and images.max() <= 1
     assert images.std() > 1e-4
+
+
+def test_only_transposed_convolutions_begin_as_checkerboards():
+    """Share of an image's variance inside blocks of 2×2 pixels; .05 in photographs of rooms."""
+    shares = {}
+    for upsampling in UPSAMPLING:
+        torch.manual_seed(0)
+        generator = build_generator(64, 16, 128, 3, upsampling=upsampling)
+        images = generator(torch.randn(8, 64)).detach()
+        assert images.shape == (8, 3, 128, 128)
+        means = F.avg_pool2d(images, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        shares[upsampling] = ((images - means).var((1, 2, 3)) / images.var((1, 2, 3))).mean().item()
+    assert shares["transposed"] > 0.4 and shares["nearest"] < 0.2
+
+
+def test_nearest_upsampling_has_a_3x3_convolution_for_each_transposed_one():
+    with torch.device("meta"):
+        deep, other = (DeepGenerator(upsampling=upsampling) for upsampling in UPSAMPLING)
+    widths = [(c.in_channels, c.out_channels) for c in layers(deep, nn.ConvTranspose2d)]
+    convolutions = layers(other, nn.Conv2d)
+    assert [(c.in_channels, c.out_channels) for c in convolutions[:-1]] == widths
+    assert {c.kernel_size for c in convolutions} == {(3, 3)} and not layers(other, nn.ConvTranspose2d)
+    assert len(layers(other, nn.Upsample)) == len(widths) == 4
 
 
 @pytest.mark.parametrize(

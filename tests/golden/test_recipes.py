@@ -35,6 +35,7 @@ COMMON = {
     "bn_momentum": 0.9,
     "nz": 256,
     "ngf": 64,
+    "upsampling": "transposed",
     "warmup": 20,
     "reset_at": 140,
     "temperature": 20.0,
