@@ -98,7 +98,7 @@ def render(pairs: Sequence[Sequence[Result]], panel: Panel, legend: Sequence[Any
         columns = min(3, len(pairs))
         rows = -(-len(pairs) // columns)
         size = columns * (LEFT + WIDTH + RIGHT), HEAD + FOOT + rows * (ABOVE + HEIGHT + BELOW)
-        figure = Figure(figsize=size, dpi=120)
+        figure = Figure(figsize=size, dpi=110)
         FigureCanvasAgg(figure)  # measures text, so that labels can be kept apart
         for index, pair in enumerate(pairs):
             panel(_axes(figure, index, columns, pair[0]), pair)
