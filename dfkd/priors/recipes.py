@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any
 
 from dfkd import documents, paths
 from dfkd.changes import EXAMPLES, parse_changes, value_of
 from dfkd.errors import UserError, unknown
+from dfkd.files import stamps
 from dfkd.names import NAME, check_name
 from dfkd.optimizers import NOT_NEGATIVE, POSITIVE, SHARE, mapping
 from dfkd.tasks import pool
@@ -61,9 +64,16 @@ RECIPES = {
 
 def recipes() -> dict[str, dict[str, Any]]:
     """Every recipe by the prior's name."""
-    found = documents.read_checked(paths.prior_recipes(), RECIPES)
+    return deepcopy(_recipes(stamps([paths.prior_recipes()])))
+
+
+@lru_cache(maxsize=4)
+def _recipes(files: tuple) -> dict[str, dict[str, Any]]:
+    """A plan asks for them once for each of its cells."""
+    ((path, *_),) = files
+    found = documents.read_checked(path, RECIPES)
     for name, recipe in found.items():
-        _check_size(recipe, f"{paths.prior_recipes()}: {name}")
+        _check_size(recipe, f"{path}: {name}")
     return found
 
 

@@ -65,7 +65,7 @@ class Label(NamedTuple):
     x: float
     y: float
     text: str
-    colour: str  # of the line that leads to it where it stands far off
+    colour: str  # darkened that of the text, and of the line that leads to it where it stands far off
 
 
 Panel = Callable[["Axes", Sequence[Result]], None]
@@ -98,7 +98,7 @@ def render(pairs: Sequence[Sequence[Result]], panel: Panel, legend: Sequence[Any
         columns = min(3, len(pairs))
         rows = -(-len(pairs) // columns)
         size = columns * (LEFT + WIDTH + RIGHT), HEAD + FOOT + rows * (ABOVE + HEIGHT + BELOW)
-        figure = Figure(figsize=size, dpi=120)
+        figure = Figure(figsize=size, dpi=110)
         FigureCanvasAgg(figure)  # measures text, so that labels can be kept apart
         for index, pair in enumerate(pairs):
             panel(_axes(figure, index, columns, pair[0]), pair)
@@ -197,7 +197,7 @@ def place_labels(axes: Axes, labels: Iterable[Label], taken: Iterable[tuple], he
     boxes, offsets = np.array(list(taken), float).reshape(-1, 4), np.array(OFFSETS)
     leaders: list[tuple[np.ndarray, str]] = []
     for label, point in zip(labels, pixels, strict=True):
-        text = axes.text(*label[:3], va="center", fontsize=8.5, color="0.1", zorder=4)
+        text = axes.text(*label[:3], va="center", fontsize=8.5, color=_ink(label.colour), zorder=4)
         moved = _moved(text.get_window_extent(renderer).extents, offsets, scale)
         best = int(np.argmin(_badness(moved, boxes, lines, axes.bbox.extents) + np.hypot(*offsets[:, :2].T)))
         dx, dy, share = OFFSETS[best]
@@ -209,6 +209,13 @@ def place_labels(axes: Axes, labels: Iterable[Label], taken: Iterable[tuple], he
             leaders.append((axes.transData.inverted().transform([near, to]), label.colour))
     ends, colours = [ends for ends, _ in leaders], [colour for _, colour in leaders]
     axes.add_collection(LineCollection(ends, linewidths=0.8, colors=colours, zorder=2), autolim=False)
+
+
+def _ink(colour: str) -> tuple[float, ...]:
+    """A colour dark enough for letters on white."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(0.65 * part for part in to_rgb(colour))
 
 
 def _moved(box: np.ndarray, offsets: np.ndarray, scale: float) -> np.ndarray:

@@ -12,6 +12,7 @@ from dfkd.report.statistics import KD, Cost, Result
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+ALONG = (0.2, 0.4, 0.6, 0.8)  # of the way from point to point that no name shall cover
 HALF = 3  # of what a curve takes around each of its points, in points
 GOAL_LINE = {"color": "0.45", "linestyle": (0, (1, 2)), "linewidth": 1.1}
 
@@ -89,10 +90,14 @@ def _seconds(point: Point) -> float:
 
 
 def _taken(axes: Axes, costs: Iterable[Cost]) -> list[tuple[float, ...]]:
-    """The boxes around points of curves, and around what lies halfway between two, in pixels."""
+    """The boxes around points of curves and along the way between them, in pixels."""
     half, boxes = HALF * axes.figure.dpi / 72, []
     for cost in costs:
         pixels = axes.transData.transform([(_seconds(point), point.mean) for point in cost.curve])
-        between = [*pixels, *((pixels[1:] + pixels[:-1]) / 2)]
-        boxes += [(x - half, y - half, x + half, y + half) for x, y in between]
+        steps = pixels[1:] - pixels[:-1]
+        along = [
+            *pixels,
+            *(start + share * step for start, step in zip(pixels, steps, strict=False) for share in ALONG),
+        ]
+        boxes += [(x - half, y - half, x + half, y + half) for x, y in along]
     return boxes
