@@ -12,14 +12,17 @@ from dfkd.tasks.base import IGNORE, InputSpec, Task
 from dfkd.tasks.cifar import CIFAR10, CIFAR100
 from dfkd.tasks.digit_scenes import DIGIT_SCENES
 from dfkd.tasks.digits import DIGITS
+from dfkd.tasks.domainnet import DOMAINNET
 from dfkd.tasks.glyphs import GLYPHS
 from dfkd.tasks.nyuv2 import NYUV2
+from dfkd.tasks.pacs import PACS
 from dfkd.tasks.store import digest
-from dfkd.tasks.tiny_imagenet import PUBLIC_IMAGES
+from dfkd.tasks.tiny_imagenet import PUBLIC_IMAGES, TINY_IMAGENET, TINY_IMAGENET50
 
 __all__ = ["IGNORE", "POOLS", "TASKS", "InputSpec", "Task", "pool", "prepare", "task"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (DIGITS, DIGIT_SCENES, CIFAR10, CIFAR100, NYUV2)}
+_BUILT_IN = (DIGITS, DIGIT_SCENES, CIFAR10, CIFAR100, TINY_IMAGENET, TINY_IMAGENET50, *PACS, *DOMAINNET, NYUV2)
+TASKS: dict[str, Task] = {task.name: task for task in _BUILT_IN}
 # Public images for training priors on: nobody is taught or tested on them.
 POOLS: dict[str, Task] = {pool.name: pool for pool in (PUBLIC_IMAGES, GLYPHS)}
 
