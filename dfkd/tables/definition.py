@@ -54,6 +54,7 @@ _SUPERVISED = {
     "schedule": {"type": "string"},
     "focal": NOT_NEGATIVE,
     "encoder": NAMED,
+    "encoder_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
 }
 _TEACHER = "epochs batch lr momentum weight_decay schedule"
 _PROTOCOL = mapping(

@@ -106,7 +106,8 @@ def _train(
     spec = task(data).spec
     network, encoder = initialise(arch, spec, seed), None
     if "encoder" in recipe:
-        encoder = cards.file_digest(weights.load_encoder(network, recipe["encoder"], folders))
+        given = weights.load_encoder(network, recipe["encoder"], folders, recipe.get("encoder_sha256"))
+        encoder = cards.file_digest(given)
     path = folders[0] / cards.weights_name(data, arch)
     facts = (dict(recipe), encoder, data_digest, seed, device.type)
     state = resumable.state_path(WORK / path.stem, *facts)

@@ -30,8 +30,8 @@ RECIPE: dict[str, tuple[type, ...]] = {
     "weight_decay": (int, float),
     "schedule": (str,),
 }
-# γ of the focal loss (without it: the cross-entropy), and the weights file from which the encoder starts.
-OPTIONAL: dict[str, tuple[type, ...]] = {"focal": (int, float), "encoder": (str,)}
+# γ of the focal loss (without it: the cross-entropy), and the weights file from which all but the head starts.
+OPTIONAL: dict[str, tuple[type, ...]] = {"focal": (int, float), "encoder": (str,), "encoder_sha256": (str,)}
 SCHEDULES = {"cosine": {}, "multistep": {"milestones": (list, tuple), "gamma": (int, float)}}
 
 
