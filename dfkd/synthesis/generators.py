@@ -39,17 +39,19 @@ class Generator(nn.Sequential):
 class DeepGenerator(nn.Sequential):
     """The DCGAN-like generator (baselines.md 1.5), for images of 64 pixels and more: z (N×nz) → N×channels×size×size.
 
-    `size` is 8·2^k; 128 gives widths 512, 256, 128, 64, 64. Weights N(0, .02), BatchNorm gain N(1, .02).
+    `size` is doubled from the first maps, of 5 to 8 pixels: 128 = 8·2^4 gives widths 512, 256, 128, 64, 64, and
+    224 = 7·2^5 one more of 64. Weights N(0, .02), BatchNorm gain N(1, .02).
     """
 
     def __init__(self, nz: int = 256, ngf: int = 64, size: int = 128, channels: int = 3) -> None:
-        doublings = (size // 8).bit_length() - 1
-        if size != 8 << doublings:
-            raise ValueError(f"the generator makes images of 8·2^k pixels, not {size}")
+        doublings = max(0, (size - 1) // 8).bit_length()
+        start = size >> doublings
+        if size != start << doublings or size < 5:
+            raise ValueError(f"the generator makes images of 5 to 8 times 2^k pixels, not {size}")
         widths = [8 * ngf] + [max(ngf, 4 * ngf >> i) for i in range(doublings)]
         layers: list[nn.Module] = [
-            nn.Linear(nz, widths[0] * 64),
-            nn.Unflatten(1, (widths[0], 8, 8)),
+            nn.Linear(nz, widths[0] * start * start),
+            nn.Unflatten(1, (widths[0], start, start)),
             nn.BatchNorm2d(widths[0]),
         ]
         for before, after in itertools.pairwise(widths):

@@ -179,7 +179,8 @@ def regular(path: Path) -> Path:
 
 def _read(path: Path, name: str, entry: Mapping[str, Any], part: str) -> np.ndarray:
     try:
-        array = np.lib.format.open_memmap(regular(path), mode="r")
+        # Copy on write, for torch takes no array that is read-only; the file stays as it is.
+        array = np.lib.format.open_memmap(regular(path), mode="c")
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {_remedy(name)}") from None
     except RuntimeError:  # the guard's refusal is no fault of the file
