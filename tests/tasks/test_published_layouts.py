@@ -147,9 +147,12 @@ def drawings(tmp_path, monkeypatch):
     for domain in ("sketch", "photo"):
         for label, name in enumerate(pacs.CLASSES):
             for number in range(10 + label):
-                put(tmp_path / "PACS" / domain / name / f"{number:03d}.jpg", jpeg((30, 20), 100 * label + number)[0])
-    put(tmp_path / "PACS" / "sketch" / "dog" / "._000.jpg", b"left by a copy")
-    return tmp_path / "PACS"
+                put(
+                    tmp_path / "given" / "PACS" / domain / name / f"{number:03d}.jpg",
+                    jpeg((30, 20), 100 * label + number)[0],
+                )
+    put(tmp_path / "given" / "PACS" / "sketch" / "dog" / "._000.jpg", b"left by a copy")
+    return tmp_path / "given" / "PACS"
 
 
 @pytest.mark.parametrize("zipped", [False, True])
