@@ -124,7 +124,9 @@ def torchvision(name: str, classes: int, size: int) -> LibraryNetwork:
     known = models.list_models(module=models)
     if name not in known:
         raise unknown("network of torchvision", name, known)
-    alone = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}  # no second output in training
+    alone = (
+        {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    )  # no second output in training
     return _fitted(models.get_model(name, weights=None, num_classes=classes, **alone), classes, size)
 
 
