@@ -23,7 +23,7 @@ from tabulate import tabulate
 
 from dfkd import __version__, paths
 from dfkd.errors import UserError, shown, unknown
-from dfkd.names import check_name, device, minutes, option, path, several, whole
+from dfkd.names import check_name, device, minutes, network_name, option, path, several, whole
 from dfkd.signals import Stopped, stopping
 from dfkd.tables import planning
 from dfkd.tables.definition import MEANINGS, check_fits, datasets, table_of
@@ -47,8 +47,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-READERS: tuple[Callable[[str], object], ...] = (check_name, path, whole, device, minutes)
-NAME, PATH, WHOLE, DEVICE, MINUTES = map(option, READERS)
+READERS: tuple[Callable[[str], object], ...] = (check_name, network_name, path, whole, device, minutes)
+NAME, NETWORK, PATH, WHOLE, DEVICE, MINUTES = map(option, READERS)
 NAMES, WHOLES = map(option, (several(check_name), several(whole)))
 
 
@@ -72,7 +72,7 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     what = verb.add_argument_group("what to run")
     what.add_argument("--method", type=NAMES, required=True, help="recipes or methods (`list`), with commas")
     what.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
-    what.add_argument("--pair", type=NAME, metavar="T-S", help="teacher and student (default: the table's first)")
+    what.add_argument("--pair", type=NETWORK, metavar="T-S", help="teacher and student (default: the table's first)")
     what.add_argument("--seed", type=WHOLES, default=[0], help="repetitions, with commas (default 0)")
     what.add_argument("--protocol", type=NAME, help=f"{', '.join(MEANINGS)} (default: by device and data)")
     what.add_argument("--import", dest="extra", metavar="FILE", help="a method from outside, a file or module")
@@ -136,7 +136,7 @@ def do_data(options: argparse.Namespace) -> int:
 
 def teacher_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
-    verb.add_argument("--arch", type=NAME, required=True, help="network, such as wrn40_2")
+    verb.add_argument("--arch", type=NETWORK, required=True, help="network, such as wrn40_2 or torchvision/resnet34")
     verb.add_argument("--protocol", type=NAME, help="whose teacher recipe is used (default as for run)")
     verb.add_argument("--seed", type=WHOLE, default=0, help="seed of its first weights and batches (default 0)")
     training_options(verb)

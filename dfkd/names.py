@@ -24,6 +24,11 @@ def check_name(name: object, what: str = "a name") -> str:
     return name
 
 
+def network_name(text: str) -> str:
+    """A network or a pair of them, as it is part of paths: `timm.efficientnet_lite0` for `timm/efficientnet_lite0`."""
+    return check_name(text.replace("/", "."))
+
+
 def whole(text: str) -> int:
     """A decimal number from 0 that fits into 64 bits, such as a seed. Raises UserError."""
     if not re.fullmatch(r"0|[1-9][0-9]{0,18}", text) or int(text) > LARGEST:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfkd.artifacts.cards import TEACHER
 from dfkd.errors import UserError
-from dfkd.files import check_digest, file_there, replace_file
+from dfkd.files import check_digest, file_digest, file_there, replace_file
 from dfkd.networks import build
 from dfkd.tasks import InputSpec
 
@@ -81,11 +81,11 @@ def load_any(path: Path, arch: str, spec: InputSpec) -> nn.Module:
     return network.eval()
 
 
-def _fill(network: nn.Module, path: Path, state: Any, what: str) -> None:
+def _fill(network: nn.Module, path: Path, state: Any, what: str, head: str | None = None) -> None:
     from dfkd.networks.keys import adapt
 
     try:
-        network.load_state_dict(adapt(state, network))
+        network.load_state_dict(adapt(state, network, head))
     except UserError as error:
         raise UserError(f"{path} does not fit {what}: {error}") from None
 
@@ -154,13 +154,14 @@ def _what_else(path: Path) -> str | None:
     return "a tar archive of something else" if tarfile.is_tarfile(path) else None
 
 
-def load_encoder(network: nn.Module, name: str, folders: Iterable[Path]) -> Path:
-    """Start the encoder of a segmentation network from `<name>.safetensors` in one of `folders`; returns that file.
+def load_encoder(network: nn.Module, name: str, folders: Iterable[Path], sha256: str | None = None) -> Path:
+    """Start a network from `<name>.safetensors` in one of `folders`; returns that file.
 
-    The file has torchvision's keys (a classifier in it is left out). Raises UserError where it is missing or does not
-    fit.
+    Of a segmentation network that is the encoder, and the file has torchvision's keys (a classifier in it is left out);
+    of a classifier everything but its last layer. Raises UserError where the file is missing, does not fit, or has not
+    this `sha256`.
     """
-    from dfkd.networks.keys import mobilenetv2_encoder
+    from dfkd.networks.keys import efficientnet_lite0, mobilenetv2_encoder
 
     path = TEACHER.find(name, folders)
     if path is None:
@@ -168,6 +169,13 @@ def load_encoder(network: nn.Module, name: str, folders: Iterable[Path]) -> Path
             f"the teacher starts from {name}.safetensors, which is in no weights folder (DFKD_WEIGHTS); "
             "see the README of its table"
         )
-    state = {k: v for k, v in _read_state(path).items() if not k.startswith(("classifier.", "fc."))}
-    _fill(network.get_submodule("encoder"), path, mobilenetv2_encoder(state), "the encoder")
+    if sha256 not in (None, found := file_digest(path)):
+        raise UserError(f"{path} is not the file that the teacher starts from: sha256 {sha256} expected, {found} found")
+    state = _read_state(path)
+    if hasattr(network, "encoder"):
+        state = {k: v for k, v in state.items() if not k.startswith(("classifier.", "fc."))}
+        _fill(network.get_submodule("encoder"), path, mobilenetv2_encoder(state), "the encoder")
+    else:
+        head = next(name for name, module in network.named_modules() if module is network.fc)
+        _fill(network, path, efficientnet_lite0(state), "the network", head)
     return path

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from dfkd.errors import UserError
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis.augment import augment_for
+from dfkd.synthesis.batchnorm import NoStatistics
 from dfkd.synthesis.buffer import Batch, ReplayBuffer, Samples, to_bytes
 from dfkd.tasks import InputSpec, task
 
@@ -95,7 +97,8 @@ class Distillation(TrainingModule):
             self.ctx = self._context(
                 frozen, student, granted, precision, Path(log), Streams(device, *axes), real, model
             )
-            built.setup(self.ctx)
+            with _declining(built):
+                built.setup(self.ctx)
         self.student, self.others = student, nn.ModuleList(built.modules())
         self.latest: Tensor | None = None
         self.register_buffer("touched", torch.zeros_like(self.bad), persistent=False)  # like `bad`
@@ -195,7 +198,7 @@ class Distillation(TrainingModule):
         # The student's weights get no gradient here; only the images do.
         self.student.eval().requires_grad_(False)
         before = checksum(self._student_state())
-        with self.ctx.autocast():
+        with self.ctx.autocast(), _declining(self.method):
             samples = self.method.synthesize(self.ctx)
         self.touched |= checksum(self._student_state()) != before
         self.student.requires_grad_(True)
@@ -247,6 +250,15 @@ class Distillation(TrainingModule):
         self.method.load_state_dict(state["method"])
         self.ctx.rng.load_state_dict(state["streams"])
         self.ctx.teacher.images_seen = state["teacher_images"]
+
+
+@contextmanager
+def _declining(method: Method) -> Iterator[None]:
+    """A network that lacks what the method works with is a task to which it does not apply."""
+    try:
+        yield
+    except NoStatistics as error:
+        raise Declined(str(error), method.prior) from None
 
 
 def _stages(method: Method, granted: Budget) -> tuple[Stage, ...]:

@@ -23,10 +23,11 @@ Array = np.ndarray | Tensor
 def on_device(images: Array, labels: Array, device: str | torch.device) -> tuple[Tensor, Tensor]:
     """Arrays (uint8 N x H x W x C, int64 labels) as tensors on the device (uint8 N x C x H x W, channels last).
 
-    Tensors are taken to be N x C x H x W already.
+    Tensors are taken to be N x C x H x W already. On a CPU a memory map stays one: only what is drawn of it is read.
     """
     if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+        mapped = isinstance(images, np.memmap) and images.flags.writeable  # torch wants no others
+        images = torch.from_numpy(images if mapped else np.array(images)).permute(0, 3, 1, 2)
     if isinstance(labels, np.ndarray):
         labels = torch.from_numpy(np.array(labels, dtype=np.int64))
     return images.to(device), labels.to(device)

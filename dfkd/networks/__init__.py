@@ -1,4 +1,7 @@
-"""Networks as the field of data-free distillation defines them (they are not torchvision's), one line each.
+"""Networks as the field of data-free distillation defines them, one line each, and those of torchvision and timm.
+
+The field's are not torchvision's. Those are called by their library and name, `torchvision/resnet34`; the slash becomes
+a dot wherever the name is part of a path.
 
 Every network has `forward(x) -> logits` and `features(x) -> pooled vector`; x is B x 3 x H x W and normalised already
 (see `normalised.py`). Logits are B x classes x H x W of a segmentation network, and B x classes of a classifier, for
@@ -58,8 +61,14 @@ NETWORKS: dict[str, Network] = {
 }
 
 
+LIBRARIES = ("timm", "torchvision")
+
+
 def network(arch: str) -> Network:
-    """The network of that name. Raises UserError naming the nearest one."""
+    """The network of that name. Raises UserError naming the nearest one; of a library's the library knows."""
+    library, _, name = arch.replace("/", ".", 1).partition(".")
+    if library in LIBRARIES and name:
+        return _classifier(f"library:{library}", name=name)
     if arch not in NETWORKS:
         raise unknown("network", arch, NETWORKS)
     return NETWORKS[arch]

@@ -26,17 +26,20 @@ RENAMES = (
 )
 
 
-def adapt(state: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
+def adapt(state: Mapping[str, Any], network: nn.Module, head: str | None = None) -> dict[str, Tensor]:
     """The checkpoint `state` with the keys, and the floating-point type, of `network` (float32).
 
-    Raises UserError naming the first key that is missing, has another shape or holds what no weight can be (in the
-    network's order), or is not the network's (in the checkpoint's order).
+    The layer named `head` keeps what the network has, whatever the checkpoint says of it. Raises UserError naming the
+    first key that is missing, has another shape or holds what no weight can be (in the network's order), or is not the
+    network's (in the checkpoint's order).
     """
     state, own = _unwrap(state), network.state_dict()
     spelled = _spelled(state, own)
     result: dict[str, Tensor] = {}
     for key, expected in own.items():
-        if key in spelled:
+        if head is not None and key.startswith(f"{head}."):
+            result[key] = expected
+        elif key in spelled:
             result[key] = _value(state[spelled[key]], expected, spelled[key])
         elif key.endswith("num_batches_tracked"):
             # A counter that inference never reads; files from before torch 0.4.1 lack it.
@@ -112,6 +115,35 @@ def mobilenetv2_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {pattern.sub(renamed, key) if old else key: value for key, value in state.items()}
 
 
+LITE0 = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage of EfficientNet-Lite0
+
+
+def efficientnet_lite0(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """EfficientNet-Lite0 as the PyTorch ports of the TensorFlow program spell it (`_blocks.3._bn1`), with timm's keys.
+
+    A block that expands has three convolutions, the first one two. Keys that are spelled otherwise stay.
+    """
+    places = {}
+    for stage, repeats in enumerate(LITE0):
+        places |= {len(places) + i: f"blocks.{stage}.{i}" for i in range(repeats)}
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    block = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    block |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    inner = re.compile(r"^_blocks\.(\d+)\.(\w+)\.(\w+)$")
+    result = {}
+    for key, value in state.items():
+        if (match := inner.match(key)) and int(match[1]) in places:
+            number, layer, part = match.groups()
+            spelled = block if f"_blocks.{number}._expand_conv.weight" in state else first
+            key = f"{places[int(number)]}.{spelled.get(layer, layer)}.{part}"
+        elif key.partition(".")[0] in outer:
+            layer, _, part = key.partition(".")
+            key = f"{outer[layer]}.{part}"
+        result[key] = value
+    return result
+
+
 def _unwrap(state: Any) -> Mapping[str, Any]:
     for _ in range(8):  # one that holds itself never ends
         if not isinstance(state, Mapping):
@@ -126,7 +158,8 @@ def _unwrap(state: Any) -> Mapping[str, Any]:
 def _rename(key: str, own: Mapping[str, Tensor]) -> str:
     """A key as the network spells it; what is a key of the network already stays."""
     for pattern, spelling in ((WRAPPED, ""), (OUTER, ""), *RENAMES):
-        if key in own:
+        if key in own or f"model.{key}" in own:
             break
         key = pattern.sub(spelling, key)
-    return key
+    # A library's own file of a network that we hold as `model` (`dfkd.networks.library`).
+    return f"model.{key}" if f"model.{key}" in own else key

@@ -11,14 +11,15 @@ from dfkd.networks.wrn import initialise
 class VGG11(nn.Module):
     """Blocks of 64, 128, 256 256, 512 512, 512 512 channels; convolutions keep their bias.
 
-    Maps are halved after the first three blocks, and after the fourth only for 64-pixel images.
+    Maps are halved after the first three blocks, and after the fourth only for 64-pixel images (diffdfkd.md 3: at 224
+    pixels, too, it is left out).
     """
 
     def __init__(self, classes: int, size: int = 32) -> None:
         super().__init__()
         inputs, plan = 3, ((64,), (128,), (256, 256), (512, 512), (512, 512))
         self.stages = [f"block{i}" for i in range(5)]
-        self.pooled = self.stages[: 4 if size >= 64 else 3]
+        self.pooled = self.stages[: 4 if size == 64 else 3]
         for name, widths in zip(self.stages, plan, strict=True):
             layers: list[nn.Module] = []
             for width in widths:

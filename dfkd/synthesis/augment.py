@@ -68,9 +68,9 @@ class Augment:
         return self(images, generator), labels
 
 
-class PixelAugment(Augment):
-    """The same for labels per pixel. Synthetic images have the size of a crop and are augmented as any; real ones
-    are cropped to `size` without padding, labels (N×H×W) alike, and then flipped."""
+class CropAugment(Augment):
+    """The same where real images are larger. Synthetic ones have the size of a crop and are augmented as any; real ones
+    are cropped to `size` without padding, label maps (N×H×W) alike, and then flipped."""
 
     def __init__(self, size: int, padding: int, flip: bool) -> None:
         super().__init__(padding, flip)
@@ -85,7 +85,9 @@ class PixelAugment(Augment):
         )
         flip = torch.rand(count, 1, generator=generator, device=device) < (0.5 if self.flip else 0.0)
         columns = left + torch.where(flip, self.size - 1 - along, along)
-        return _pick(images, top + along, columns, 0), _pick(labels[:, None], top + along, columns, 0)[:, 0]
+        if labels.dim() > 1:
+            labels = _pick(labels[:, None], top + along, columns, 0)[:, 0]
+        return _pick(images, top + along, columns, 0), labels
 
 
 class ResizedCrop:
@@ -137,6 +139,6 @@ def _sampling(size: int, length: Tensor, place: Tensor) -> Tensor:
 
 def augment_for(task: Task) -> Augment:
     """The field's augmentation for this task."""
-    if task.kind == "segmentation":
-        return PixelAugment(task.spec.size, task.padding, task.flip)
+    if task.kind == "segmentation" or task.stored:
+        return CropAugment(task.spec.size, task.padding, task.flip)
     return Augment(task.padding, task.flip)

@@ -48,6 +48,10 @@ def channel_means(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+class NoStatistics(ValueError):
+    """A network without 2-d BatchNorm layers was to give their statistics; a method that needs them declines."""
+
+
 class BatchNormLoss:
     """Σ_l ‖σ²_l − v_l‖₂ + ‖μ_l − m_l‖₂ over all 2-d BatchNorm layers (baselines.md 1.0; ssdkd.md E2).
 
@@ -58,11 +62,14 @@ class BatchNormLoss:
     first call, is copied from the last step of that call, and afterwards moves by M ← β·M + (1−β)·m once a
     call, in `update()`. It carries no gradient.
 
-    The hooks exist only inside `capture()`: a forward pass outside it pays nothing.
+    The hooks exist only inside `capture()`: a forward pass outside it pays nothing. Raises NoStatistics for a network
+    without such layers.
     """
 
     def __init__(self, network: nn.Module, momentum: float | None = None) -> None:
         self.layers: list[Any] = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        if not self.layers:
+            raise NoStatistics("the network has no BatchNorm2d layer, and the method matches the statistics of these")
         self.momentum = momentum
         self.memory: list[tuple[Tensor, Tensor]] = []
         self._batch: list[tuple[Tensor, Tensor]] = []

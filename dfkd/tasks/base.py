@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,11 @@ class Task:
     """A data set kept in the array store, and how it is used.
 
     `kind` is "classification" or "segmentation". `padding` (pixels) and `flip` are the field's augmentation of images
-    of `spec.size`: zero padding, random crop, flip. Larger ones (the training split in segmentation) are cropped to
-    `spec.size` at random, labels alike and without padding, then flipped where `flip` allows. `embedded` means that
-    nothing has to be fetched. Nothing here caches: each load opens the data anew, so that whoever guards `open` sees
-    it.
+    of `spec.size`: zero padding, random crop, flip. Larger ones (the training split in segmentation, and where `stored`
+    says so) are cropped to `spec.size` at random, label maps alike and without padding, then flipped where `flip`
+    allows. `stored` is the side of a classification task's stored images where that is not `spec.size`; test images
+    are then cropped at the centre. `embedded` means that nothing has to be fetched. Nothing here caches: each load
+    opens the data anew, so that whoever guards `open` sees it.
     """
 
     name: str
@@ -67,9 +68,15 @@ class Task:
     flip: bool = True
     embedded: bool = False
     splits: tuple[str, ...] = ("train", "test")
+    stored: int | None = None
+
+    @property
+    def side(self) -> int:
+        """Of the stored images, in pixels, where they are square."""
+        return self.stored or self.spec.size
 
     def load(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
-        """The images (uint8, N x H x W x 3) and labels of one split, verified.
+        """The images (uint8, N x H x W x 3) and labels of one split, verified; test images at the size of evaluation.
 
         Labels are int64: N in classification, N x H x W with `IGNORE` for pixels that do not count in segmentation.
         Raises UserError for an unknown split, for missing or damaged arrays and for labels that cannot be.
@@ -81,6 +88,9 @@ class Task:
             self.verify(split, images, labels)
         except UserError as error:
             raise UserError(f"{Path(root) / self.name}: {error}") from None
+        if split == "test" and self.stored:
+            first = (self.stored - self.spec.size) // 2
+            images = images[:, first : first + self.spec.size, first : first + self.spec.size]
         return images, labels.astype(np.int64)
 
     def verify(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
@@ -94,8 +104,8 @@ class Task:
         (height, width), size = images.shape[1:3], self.spec.size
         if dense and min(height, width) < size:
             raise UserError(f"{where}: images of {width} x {height} are smaller than the crop of {size}")
-        if not dense and (height, width) != (size, size):
-            raise UserError(f"{where}: images of {width} x {height}, {size} x {size} expected")
+        if not dense and (height, width) != (self.side, self.side):
+            raise UserError(f"{where}: images of {width} x {height}, {self.side} x {self.side} expected")
         allowed = np.zeros(256, bool)
         allowed[: self.spec.classes] = True
         allowed[IGNORE] |= dense
@@ -103,6 +113,13 @@ class Task:
         if len(wrong):
             ignored = f" and {IGNORE} (ignored)" if dense else ""
             raise UserError(f"{where}: label {wrong[0]} found; there are 0 to {self.spec.classes - 1}{ignored}")
+
+    def expect_counts(self, where: object, labels: np.ndarray, expected: Sequence[int]) -> None:
+        """Raises UserError where a class has not as many images as `expected`, one number a class."""
+        counts = np.bincount(labels, minlength=self.spec.classes)
+        for name, count, wanted in zip(self.class_names, counts, expected, strict=True):
+            if count != wanted:
+                raise UserError(f"{where}: {count} images of {name}, {wanted} expected")
 
     def problems(self, root: Path) -> list[str]:
         """What is wrong with the stored arrays, a line each; an empty list where every split can be loaded."""

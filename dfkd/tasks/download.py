@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,3 +45,12 @@ def downloading(name: str, root: Path, url: str, gigabytes: float) -> Iterator[P
             f"{name}: cannot download ({reason}); fetch {url}, put it into {folder} and run this again"
         ) from error
     shutil.rmtree(folder)
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes. Raises UserError where it is missing or cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None

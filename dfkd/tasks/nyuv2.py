@@ -12,7 +12,6 @@ that were put into the store by other means are used at the size they have.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 
 from dfkd.errors import UserError
 from dfkd.metrics import IGNORE
-from dfkd.tasks import store
+from dfkd.tasks import sources, store
 from dfkd.tasks.base import InputSpec, Task
 
 CLASSES = "bed books ceiling chair floor furniture objects picture sofa table tv wall window"
@@ -137,7 +136,7 @@ def _official_pairs(path: Path, numbers: np.ndarray, classes: np.ndarray) -> Pai
     except UserError:
         raise
     except Exception as error:  # h5py raises whatever a damaged or another file makes it stumble over
-        raise UserError(f"{path} cannot be read ({_line(error)}); published at {PLACES[LABELLED]}") from None
+        raise UserError(f"{path} cannot be read ({sources.one_line(error)}); published at {PLACES[LABELLED]}") from None
 
 
 def _variable(path: Path, name: str) -> np.ndarray:
@@ -152,7 +151,7 @@ def _variable(path: Path, name: str) -> np.ndarray:
             value = value[0, 0][0]
         return value.reshape(-1).astype(np.int64)
     except Exception as error:  # scipy raises whatever a damaged file makes it stumble over
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {_line(error)})") from None
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {sources.one_line(error)})") from None
 
 
 def _pictures(folder: Path) -> tuple[dict[str, Pairs], list[str]]:
@@ -246,15 +245,7 @@ def _label(path: Path) -> np.ndarray:
 
 
 def _open(path: Path, mode: str | None = None) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        # Of a picture whose pixels would fill the memory it only warns.
-        bomb = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
-        with bomb, Image.open(store.regular(path)) as picture:
-            return np.array(picture.convert(mode) if mode else picture)
-    except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
-        raise UserError(f"{path} cannot be read ({_line(error)})") from None
+    return np.array(sources.picture(path, mode))
 
 
 def _reduce(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -270,10 +261,6 @@ def _reduce(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarra
     reduced = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR)
     nearest = Image.fromarray(np.ascontiguousarray(label)).resize(size, Image.Resampling.NEAREST)
     return np.asarray(reduced), np.asarray(nearest)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _expect(count: int, found: int, split: str, where: Path) -> None:

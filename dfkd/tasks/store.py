@@ -11,16 +11,17 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from dfkd import names
 from dfkd.documents import check, read_json
-from dfkd.errors import UserError
+from dfkd.errors import CannotWrite, UserError
 from dfkd.files import replacing
 from dfkd.paths import ROOT
 
@@ -92,6 +93,53 @@ def write(root: Path, name: str, splits: Splits, classes: Sequence[str], changed
     return result
 
 
+@contextmanager
+def spooled(root: Path, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Images (uint8, all of one shape), on the disk instead of in memory: N x H x W x 3, gone when the block ends.
+
+    Written as they come, since a full disk ends a process that writes through a memory map. Raises CannotWrite.
+    """
+    with ExitStack() as stack:
+        try:
+            Path(root).mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(tempfile.TemporaryFile(dir=root))
+        except OSError as error:
+            raise CannotWrite(f"cannot write into {root}: {error.strerror or error}") from error
+        shape = _spool(file, images, root)
+        yield np.memmap(file, np.uint8, "r", shape=shape) if shape[0] else np.empty((0, 1, 1, 3), np.uint8)
+
+
+def _spool(file: IO[bytes], images: Iterable[np.ndarray], root: Path) -> tuple[int, ...]:
+    """Write the images one after another; returns the shape of all of them together."""
+    count, shape = 0, ()
+    try:
+        for image in images:  # whoever makes them has UserErrors of their own
+            file.write(np.ascontiguousarray(image).data)
+            count, shape = count + 1, image.shape
+        file.flush()
+    except OSError as error:
+        raise CannotWrite(f"cannot write into {root}: {error.strerror or error}") from error
+    return count, *shape
+
+
+def is_layout(folder: Path) -> bool:
+    """Whether a folder holds arrays as the store has them, somebody else's perhaps."""
+    return (Path(folder) / "manifest.json").is_file()
+
+
+def handed_on(folder: Path, splits: Sequence[str]) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str], str]:
+    """These splits of a folder in the store's layout, verified, whatever data set its manifest names; the names of its
+    classes, and how it differs from the published data set. Raises UserError as `read` does."""
+    folder = Path(folder).resolve()
+    content = read_json(folder / "manifest.json")
+    check(content, SCHEMA, folder / "manifest.json")
+    missing = [split for split in splits if split not in content["splits"]]
+    if missing:
+        raise UserError(f"{folder / 'manifest.json'} lists no split {missing[0]!r}")
+    found = {split: _arrays(folder, content["name"], content["splits"][split], split) for split in splits}
+    return found, content["classes"], content["changed"]
+
+
 def manifest(root: Path, name: str) -> dict[str, Any]:
     """The manifest of a stored data set. Raises UserError where it is missing, unreadable or another one's."""
     path = Path(root) / name / "manifest.json"
@@ -121,6 +169,10 @@ def read(root: Path, name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     folder = Path(root) / name
     if entry is None:
         raise UserError(f"{folder / 'manifest.json'} lists no split {split!r}; {_remedy(name)}")
+    return _arrays(folder, name, entry, split)
+
+
+def _arrays(folder: Path, name: str, entry: Mapping[str, Any], split: str) -> tuple[np.ndarray, np.ndarray]:
     images = _read(folder / f"{split}_images.npy", name, entry, "images")
     return images, _read(folder / f"{split}_labels.npy", name, entry, "labels")
 
@@ -134,7 +186,8 @@ def regular(path: Path) -> Path:
 
 def _read(path: Path, name: str, entry: Mapping[str, Any], part: str) -> np.ndarray:
     try:
-        array = np.lib.format.open_memmap(regular(path), mode="r")
+        # Copy on write, for torch takes no array that is read-only; the file stays as it is.
+        array = np.lib.format.open_memmap(regular(path), mode="c")
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {_remedy(name)}") from None
     except RuntimeError:  # the guard's refusal is no fault of the file

@@ -18,7 +18,8 @@ _KEYS = {
     "weight_decay": NOT_NEGATIVE,
     "schedule": {"type": "string"},
     "focal": NOT_NEGATIVE,  # γ of the focal loss; without it the cross-entropy
-    "encoder": {"type": "string", "pattern": NAME},  # the weights file from which the encoder starts
+    "encoder": {"type": "string", "pattern": NAME},  # the weights file from which all but the head starts
+    "encoder_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
 }
 SCHEMA = one_of(
     {

@@ -10,7 +10,7 @@ from dfkd import metrics
 from dfkd.engine.evaluation import Batches
 from dfkd.engine.samples import palette, with_predictions
 from dfkd.synthesis import losses
-from dfkd.synthesis.augment import PixelAugment
+from dfkd.synthesis.augment import CropAugment
 from dfkd.synthesis.buffer import ReplayBuffer, Samples
 from dfkd.tasks import IGNORE
 from methods.ssdkd import SSDKD, _predicted
@@ -135,7 +135,7 @@ def test_images_and_labels_are_cropped_and_flipped_alike():
     rows, columns = torch.meshgrid(torch.arange(20), torch.arange(30), indexing="ij")
     images = torch.stack([rows, columns, rows * 0]).to(torch.uint8).repeat(64, 1, 1, 1)
     labels = (rows * 30 + columns).repeat(64, 1, 1)
-    crops, maps = PixelAugment(8, padding=4, flip=True).pair(images, labels, torch.Generator().manual_seed(0))
+    crops, maps = CropAugment(8, padding=4, flip=True).pair(images, labels, torch.Generator().manual_seed(0))
     assert crops.shape == (64, 3, 8, 8) and maps.shape == (64, 8, 8)
     assert torch.equal(crops[:, 0].long() * 30 + crops[:, 1], maps)
     steps = maps[:, 0, 1] - maps[:, 0, 0]
@@ -147,7 +147,7 @@ def test_images_and_labels_are_cropped_and_flipped_alike():
 def test_an_image_of_the_crops_size_stays_and_flips_only_where_allowed():
     labels = torch.arange(16).view(1, 4, 4).repeat(8, 1, 1)
     images = labels[:, None].repeat(1, 3, 1, 1)
-    crops, maps = PixelAugment(4, padding=2, flip=False).pair(images, labels, torch.Generator())
+    crops, maps = CropAugment(4, padding=2, flip=False).pair(images, labels, torch.Generator())
     assert torch.equal(crops, images) and torch.equal(maps, labels)
 
 

@@ -66,11 +66,13 @@ def test_augmentation_suits_the_data():
     assert (task("cifar10").padding, task("cifar10").flip) == (4, True)
     assert (task("digit-scenes").padding, task("digit-scenes").flip) == (8, False)
     assert (task("nyuv2").padding, task("nyuv2").flip, task("nyuv2").spec.size) == (16, True, 128)
+    assert (task("domainnet-real").spec.size, task("domainnet-real").stored) == (224, 256)
     assert [len(t.class_names) for t in tasks.TASKS.values()] == [t.spec.classes for t in tasks.TASKS.values()]
 
 
 def test_unknown_names_get_the_nearest():
-    known = "cifar10, cifar100, digit-scenes, digits, nyuv2"
+    known = ", ".join(sorted(tasks.TASKS))
+    assert known.startswith("cifar10, cifar100, digit-scenes, digits, domainnet-clipart, ")
     with pytest.raises(UserError, match=rf"unknown data 'cifar-10' \(nearest: 'cifar10'; there are: {known}\)"):
         task("cifar-10")
     with pytest.raises(UserError, match="unknown split of digits 'val'"):

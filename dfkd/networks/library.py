@@ -1,0 +1,148 @@
+"""Classifiers of torchvision and timm, by the library's own name, with what the field's networks offer.
+
+Pooled features, last maps and stages are found by watching one forward pass, not by knowing any architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.errors import UserError, unknown
+from dfkd.networks.capture import outputs
+
+
+class LibraryNetwork(nn.Module):
+    """Somebody's classifier of N x 3 x `size` x `size` images.
+
+    `fc` is its last linear layer and the features are that layer's input. `stages` are the names of the last blocks at
+    each size of map, and `maps` the map whose mean over positions the features are; of some networks (VGG, vision
+    transformers) there is none. Either raises ValueError where it is asked for in vain.
+    """
+
+    def __init__(self, model: nn.Module, classes: int, size: int) -> None:
+        super().__init__()
+        self.model = model
+        linear = [name for name, module in self.named_modules() if isinstance(module, nn.Linear)]
+        self._classifier = next((name for name in reversed(linear) if self._ends_in(name, classes)), None)
+        if self._classifier is None:
+            raise UserError(f"{type(model).__name__} does not end in a linear layer of {classes} classes")
+        self._stages, self._last = self._look(size)
+
+    def _ends_in(self, name: str, classes: int) -> bool:
+        return self.get_submodule(name).out_features == classes
+
+    @property
+    def fc(self) -> nn.Linear:
+        return self.get_submodule(self._classifier)
+
+    @property
+    def stages(self) -> list[str]:
+        if not self._stages:
+            raise ValueError(f"{type(self.model).__name__} has no stages of feature maps")
+        return self._stages
+
+    def maps(self, x: Tensor) -> Tensor:
+        if self._last is None:
+            raise ValueError(f"{type(self.model).__name__} does not classify by the mean of a feature map")
+        with outputs(self, [self._last]) as found:
+            self.model(x)
+        return found[self._last]
+
+    def features(self, x: Tensor) -> Tensor:
+        with _input(self.fc) as found:
+            self.model(x)
+        return found[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    @torch.no_grad()
+    def _look(self, size: int) -> tuple[list[str], str | None]:
+        """The names of the stages, and of the module whose output, averaged over positions, are the features."""
+        blocks = [
+            name
+            for name, module in self.named_modules()
+            if name.count(".") in (1, 2) and any(module.children()) and "Pool" not in type(module).__name__
+        ]
+        probe = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
+        training = self.training
+        self.eval()
+        with _maps(self, blocks) as found, _input(self.fc) as features:
+            self.model(probe)
+        self.train(training)
+        last = {map.shape[-1]: name for name, map in found.items()}  # at each size
+        pooled = features[-1]
+        fitting = (name for name in reversed(last.values()) if _averages_to(found[name], pooled))
+        return list(last.values()), next(fitting, None)
+
+
+def _averages_to(map: Tensor, pooled: Tensor) -> bool:
+    mean = map.mean((2, 3))
+    return mean.shape == pooled.shape and torch.allclose(mean, pooled, rtol=1e-4, atol=1e-6)
+
+
+@contextmanager
+def _maps(network: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
+    """The outputs of those of the named modules that put out maps (N x C x H x W), in the order of their ends."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> object:
+        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4:
+                found.pop(name, None)
+                found[name] = output
+
+        return hook
+
+    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _input(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """What a layer is given in the forward passes made inside."""
+    found: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def torchvision(name: str, classes: int, size: int) -> LibraryNetwork:
+    """A classifier of torchvision, such as `resnet34`, of random weights. Raises UserError."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise unknown("network of torchvision", name, known)
+    alone = (
+        {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    )  # no second output in training
+    return _fitted(models.get_model(name, weights=None, num_classes=classes, **alone), classes, size)
+
+
+def timm(name: str, classes: int, size: int) -> LibraryNetwork:
+    """A classifier of timm, such as `efficientnet_lite0`, of random weights. Raises UserError."""
+    import timm as library
+
+    known = library.list_models()
+    if name not in known:
+        raise unknown("network of timm", name, known)
+    return _fitted(library.create_model(name, num_classes=classes), classes, size)
+
+
+def _fitted(model: nn.Module, classes: int, size: int) -> LibraryNetwork:
+    try:
+        return LibraryNetwork(model, classes, size)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{type(model).__name__} does not take images of {size} x {size} ({reason})") from None
