@@ -84,8 +84,10 @@ def _like(generator: torch.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(generator.initial_seed())
 
 
-def show(device: torch.device) -> int:
-    """Print the table, each line when it is known; returns the command's exit status, 1 where something differs."""
+def show(name: str | None) -> int:
+    """Print the table of a device, by default CUDA where there is one, each line when it is known; returns the exit
+    status of the command, 1 where something differs."""
+    device = machine.device_of(name)
     start, bad = time.perf_counter(), 0
     print(f"{device} against the CPU, torch {torch.__version__}: tiny runs from the same random numbers")
     for line in check(device):

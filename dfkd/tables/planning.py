@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from dfkd import catalog, paths
 from dfkd.artifacts.cards import PRIOR, TEACHER
@@ -14,6 +14,7 @@ from dfkd.tables.definition import datasets, tables
 from dfkd.tables.pipeline import span
 from dfkd.tables.recipes import recipes
 from dfkd.tables.resolve import resolve
+from dfkd.units import duration
 
 
 def missing(done: Collection[Run], data: str | None = None, protocol: str | None = None) -> list[Run]:
@@ -38,6 +39,12 @@ def lacking(runs: Iterable[Run]) -> list[str]:
             name = "" if recipe_for(recipe["data"], recipe["size"])[0] == prior else f" --name {prior}"
             found[f"prior --data {recipe['data']} --size {recipe['size']}{name} --resume"] = None
     return list(found)
+
+
+def commands(runs: Sequence[Run], estimate: Callable[[Run], float]) -> Iterator[str]:
+    """A line for each command: first those that make what the runs lack, then the runs, each with its time."""
+    yield from (f"python bench.py {options}" for options in lacking(runs))
+    yield from (f"python bench.py {run.command}  # about {duration(estimate(run))}" for run in runs)
 
 
 def listing(done: Collection[Run], extra: str | None = None) -> Iterator[tuple[tuple[str, ...], list[tuple]]]:
