@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 
 from dfkd import records
+from dfkd.engine import trial
 from dfkd.engine.evaluation import on_device
 from dfkd.engine.run import Options, run
-from dfkd.networks import initialise
 from dfkd.synthesis.augment import augment_for
 from dfkd.tables.resolve import resolve
 from dfkd.tasks import store, task
-from dfkd.teachers import cards, weights
 from tests.conftest import TINY, latest
 
 DATA, RESNET = "domainnet-sketch", "torchvision.resnet18"
@@ -40,10 +39,8 @@ def data(tmp_path_factory):
 
 def measured(tmp_path, data, method, *changes, teacher=RESNET, student=RESNET, prior=None):
     """The record of two student steps with a teacher of random weights."""
-    path = tmp_path / cards.weights_name(DATA, teacher)
-    card = cards.new_card(DATA, teacher, task(DATA).spec, "trained", accuracy=10.0)
-    card = weights.save(initialise(teacher, task(DATA).spec, 0), path, card)
     cell = resolve(DATA, "paper", method, f"{teacher}-{student}", 0, latest(*BUDGET, *changes))
+    path, card = trial.untrained(cell, tmp_path)
     options = Options(data, "cpu", work=tmp_path / "work", save_every=1e9)
     return run(cell, path, card, options, prior if cell.prior else None, records.validate)
 
