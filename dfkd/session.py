@@ -66,7 +66,9 @@ def _execute(
     kept: list[Path | None] = []
 
     def keep(record: dict) -> None:
-        kept.append(records.validate(record) if options.debug else records.keep(record, out))
+        if options.debug:
+            records.validate(record)
+        kept.append(None if options.debug else records.keep(record, out))
 
     record = declined(resolved, settings, keep) if _to_be_made(resolved, options) else None
     if record is None:
@@ -141,7 +143,7 @@ def in_stage() -> bool:
 def tell_traceback(error: Exception) -> None:
     """Print the traceback of what ended a run, unless its one line says all."""
     from dfkd.engine.guard import DataFreeViolation
-    from dfkd.engine.run import Failed
+    from dfkd.engine.judge import Failed
 
     if not isinstance(error, DataFreeViolation | Failed):
         traceback.print_exception(error, file=sys.stderr)

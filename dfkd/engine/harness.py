@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import queue
 import signal
@@ -13,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dfkd import paths
 from dfkd.engine import confine
@@ -41,11 +42,14 @@ class Worker:
     def __init__(
         self, begin: dict[str, Any], inside: Path, patience: float, process: subprocess.Popen[bytes] | None = None
     ) -> None:
-        self.patience, self.reason, self._heard = patience, None, queue.Queue()
+        self.patience = patience
+        self.reason: str | None = None
+        self._heard: queue.Queue = queue.Queue()
         self._last = time.monotonic()
         for folder in CACHES.values():
             (inside / folder).mkdir(parents=True, exist_ok=True)
         self._process = process or start()
+        assert self._process.stdin and self._process.stdout  # as asked for
         self._channel = Channel(self._process.stdout, self._process.stdin)
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._listen, self._pass_on)]
@@ -62,7 +66,8 @@ class Worker:
 
     def _pass_on(self) -> None:
         """What the worker writes to stderr appears on ours, and its last lines are kept."""
-        while content := self._process.stderr.read1(65536):
+        errors = cast(io.BufferedReader, self._process.stderr)
+        while content := errors.read1(65536):
             self._last = time.monotonic()
             sys.stderr.write(content.decode("utf-8", "replace"))
             sys.stderr.flush()
@@ -156,4 +161,4 @@ def serve_here(begin: dict[str, Any], judge: Judge) -> None:
 
     with ExitStack() as stack:
         work(begin, tell, stack)
-        raise_failure(judge.end)
+        raise_failure(judge.end or {})

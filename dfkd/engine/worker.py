@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dfkd.engine.clock import Clock
     from dfkd.engine.runner import PlainRunner
 
-Tell = Callable[..., object]
+Tell = Callable[..., Any]
 _DEATH_OF_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -82,7 +82,8 @@ def work(begin: dict[str, Any], tell: Tell, stack: ExitStack) -> None:
 
     device = torch.device(begin["device"])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = begin["tf32"]
-    clock, memory, made = Clock(device, since=begin["since"]), Memory(device), []
+    clock, memory = Clock(device, since=begin["since"]), Memory(device)
+    made: list[PlainRunner] = []
     end = _told(begin, lambda: _run(begin, tell, clock, _sealing(begin, stack), made))
     end["peak"] = memory.peak()  # of the run, not of looking at what it made
     if made:
@@ -117,7 +118,7 @@ def _run(begin: dict[str, Any], tell: Tell, clock: Clock, seal: Callable[[], obj
         seal()
         _decline(begin)
         return
-    real = tell("started")
+    real: dict[str, Tensor] = tell("started")
     with clock.phase("setup"):
         made.append(runner := _assemble(begin, tell, clock, seal, real))
     stages = [[s.scored, s.reset_student, s.rounds * s.student_steps] for s in runner.train_loop.stages]
@@ -187,7 +188,7 @@ def _counts(runner: PlainRunner, clock: Clock) -> dict[str, Any]:
     }
 
 
-def _numbers(report: object) -> dict[str, float]:
+def _numbers(report: Any) -> dict[str, float]:
     """What the method says of its run, if that is finite numbers by name. Raises ValueError."""
     numbers = report.values() if isinstance(report, dict) else [None]
     good = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)

@@ -35,7 +35,7 @@ class Rendered(NamedTuple):
     results: list[Result]
     runs: pandas.DataFrame
     found: records.Found
-    pairs: list[Sequence[Row]]
+    pairs: Sequence[Sequence[Row]]
     places: list[Place]
 
 

@@ -130,7 +130,9 @@ def _lead(link: Token, children: Sequence[Token], places: Collection[str]) -> No
     found = ((re.fullmatch(pattern, href), lead) for pattern, lead in _TARGETS)
     target = next((lead(match) for match, lead in found if match), None)
     if target is not None and (not target.startswith(f"#{GRIDS}/") or target[1:] in places):
-        link.attrs = {"href": target} | ({} if target[0] == "#" else {"rel": "noreferrer"})
+        link.attrs = {"href": target}
+        if target[0] != "#":
+            link.attrs["rel"] = "noreferrer"
         return
     closing = children[list(map(id, children)).index(id(link)) :]
     for token in (link, next(token for token in closing if token.type == "link_close")):
