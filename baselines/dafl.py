@@ -24,6 +24,8 @@ from dfkd.tasks import Task
 class DAFL(Generative):
     """A generator that pleases the teacher, without a bank and without regard to the student."""
 
+    cites = "chen2019dafl"
+
     nz: int = 512
     oh: float = 1.0  # weight of L_oh
     balance: float = 20.0  # weight of L_bal, the class balance

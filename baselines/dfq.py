@@ -25,6 +25,8 @@ from dfkd.tasks import Task
 class DFQ(Adversarial):
     """A generator with BatchNorm statistics, class balance and an opponent, without a bank."""
 
+    cites = "choi2020dfq"
+
     kd: int = 10
     oh: float = 1.0  # weight of L_oh
     bn: float = 1.0  # weight of L_bn

@@ -55,6 +55,7 @@ class NamedGenerator(nn.Module):
 class NAYER(Method):
     """Noisy layers over class-name embeddings, and a growing bank."""
 
+    cites = "tran2024nayer"
     prior = "class names"
     saved = ("generator", "statistics")
 

@@ -24,6 +24,8 @@ from dfkd.synthesis import losses
 class ZSKT(Adversarial):
     """Adversarial belief matching by a generator, without a bank."""
 
+    cites = "micaelli2019zskt"
+
     temperature: float = 20.0  # τ of the distillation loss; the programs pass 1 whatever their scripts say
 
     def generator_loss(self, ctx: Context, images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dfkd import artifacts, paths, records, report
 from dfkd.artifacts import PRIOR, TEACHER
+from dfkd.engine.start import start
 from dfkd.errors import UserError
 from dfkd.files import check_writable
 from dfkd.metrics import metric
@@ -70,6 +71,18 @@ def execute(resolved: Resolved, options: argparse.Namespace) -> dict | None:
     until = _moment(options)
     resolved = replace(resolved, custom=True) if options.teacher_weights or options.debug else resolved
     out = _out(resolved, options.out)
+    if options.debug:
+        return _execute(resolved, options, until, out, None)
+    with start() as worker:  # it imports torch while this process does
+        try:
+            return _execute(resolved, options, until, out, worker)
+        finally:
+            worker.kill()  # where it was not needed
+
+
+def _execute(
+    resolved: Resolved, options: argparse.Namespace, until: float, out: Path, worker: subprocess.Popen[bytes] | None
+) -> dict | None:
     from dfkd.engine.configuration import STATE
     from dfkd.engine.machine import device_of
     from dfkd.engine.precision import settled
@@ -83,8 +96,8 @@ def execute(resolved: Resolved, options: argparse.Namespace) -> dict | None:
     seconds = current.estimate(resolved.run)
     about = f", about {duration(seconds)}" if seconds else ""
     print(f"{resolved.run.name} on {device} in {resolved.precision}{about}")
-    given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience, "apart": not options.debug}
-    settings = Options(root, str(device), options.resume, **given)
+    given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience}
+    settings = Options(root, str(device), options.resume, **given, apart=worker is not None, started=worker)
     kept: list[Path | None] = []
 
     def keep(record: dict) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ class Options:
     """What changes where a run happens and not what it computes; `work` is None for the project's work folder.
 
     A worker that says nothing for `patience` seconds is taken to hang. Without `apart` the method runs in this process,
-    behind the guard alone.
+    behind the guard alone. `started` is a worker's process that is there already.
     """
 
     data_root: Path
@@ -54,6 +55,7 @@ class Options:
     tensorboard: bool = False
     patience: float = 1800.0
     apart: bool = True
+    started: subprocess.Popen[bytes] | None = None
 
 
 def run(
@@ -114,7 +116,7 @@ def _measure(
     judge = Judge(resolved, teacher, prior[1] if prior else None, journal, folder / GRID)
     begin = _begin(resolved, teacher, prior, options, folder, device, journal.begun)
     measured.isolation = begin["isolation"]
-    worker = Worker(begin, folder / INSIDE, options.patience) if options.apart else None
+    worker = Worker(begin, folder / INSIDE, options.patience, options.started) if options.apart else None
     try:
         with stopping(worker.ask_to_stop) if worker else nullcontext():
             if prior:

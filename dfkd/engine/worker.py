@@ -10,13 +10,14 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfkd.engine.channel import Channel, of_worker
+from dfkd.engine.channel import Channel, Closed, of_worker
 from dfkd.engine.confine import confine
 
 if TYPE_CHECKING:
@@ -33,17 +34,32 @@ def main() -> None:
     """Serve one harness, at the other end of stdin and stdout."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM: until the loop runs there is nothing to keep
     channel = of_worker()
-    _, begin, _ = channel.receive()
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL, 0, 0, 0)
+    from dfkd.engine import distillation, runner  # noqa: F401  now, while the harness gets ready
+
+    try:
+        _, begin, _ = channel.receive()
+    except Closed:
+        return  # the harness found that there is nothing to run
+    os.environ.update(begin["environment"])
+    tempfile.tempdir = None  # found anew
+    os.chdir(begin["write"][0])
     if begin["isolation"] == "landlock":
+        if _threads() > 1:
+            raise OSError("a thread is there already that would not be confined")
         folders = {key: [Path(path) for path in begin[key]] for key in ("read", "write", "deny", "names")}
         if not confine(**folders):
             raise OSError("this process cannot be confined, as was promised")
     with ExitStack() as stack:
         work(begin, _asking(channel), stack)
+
+
+def _threads() -> int:
+    """Those of this process that the kernel knows."""
+    return len(os.listdir("/proc/self/task"))
 
 
 def _asking(channel: Channel) -> Tell:

@@ -31,10 +31,7 @@ _TARGETS: tuple[tuple[str, Callable[[re.Match], str]], ...] = (
 
 @dataclass(frozen=True)
 class Part:
-    """A heading with what stands below it; `body` is HTML.
-
-    `place` is (data, protocol, pair) below the heading of a pair, else None.
-    """
+    """A heading with what stands below it, as HTML; `place` is (data, protocol, pair) where it names a pair."""
 
     title: str
     anchor: str
