@@ -236,9 +236,9 @@ def test_every_pair_and_method_of_a_papers_table_stands_there_run_or_open(record
 def test_two_sources_of_one_name_have_two_tags(record):
     rows = [published("ssdkd", 90.0), published("cmi", 80.0, source="Fast (AAAI 2022), Table 7", verified="no")]
     text = page([record("ssdkd"), record("cmi")], rows)
-    assert printed(text, "ssdkd")["paper"] == "90.00 [Fast]"
-    assert printed(text, "cmi")["paper"] == "80.00 [Fast 2]†"
-    assert "- [Fast 2] Fast (AAAI 2022), Table 7." in text
+    assert printed(text, "cmi")["paper"] == "80.00 [Fast]†"  # the table asks for it first
+    assert printed(text, "ssdkd")["paper"] == "90.00 [Fast 2]"
+    assert "- [Fast] Fast (AAAI 2022), Table 7." in text and "- [Fast 2] " in text
 
 
 def test_a_suspect_number_is_shown_with_its_note_and_nothing_is_measured_by_it(record):
