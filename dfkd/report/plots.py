@@ -117,14 +117,22 @@ def _kind(name: str) -> str:
 
 
 def _digest(name: str, pairs: Pairs) -> str:
-    content = json.dumps([_numbers(result) for pair in pairs for result in pair]) + name
+    numbers = _histograms if _kind(name) == IMAGES else _numbers
+    content = json.dumps([numbers(result) for pair in pairs for result in pair]) + name
     return f"dfkd-plot-{hashlib.sha256(content.encode() + _code()).hexdigest()[:32]}"
 
 
 def _numbers(result: Result) -> list[Any]:
     costs = [[cost.hardware, cost.n, cost.scored, cost.once, cost.curve] for cost in result.costs]
-    flags = [result.metric.name, result.state, result.reference, result.family, result.ablates]
-    return [result.cell, *flags, result.last, costs, dict(result.histograms)]
+    return [*_row(result), result.last, costs]
+
+
+def _histograms(result: Result) -> list[Any]:
+    return [*_row(result), dict(result.histograms)]
+
+
+def _row(result: Result) -> list[Any]:
+    return [result.cell, result.metric.name, result.state, result.reference, result.family, result.ablates]
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Hand-made records: the smallest that the schema accepts, with what a test wants to say about them."""
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -97,24 +98,6 @@ def make(
     }
 
 
-def keep_many(count):
-    """So many records below `results/records`: tables of five pairs, in each thirteen methods of three seeds and a
-    reference row."""
-    rows = [("kd-real", 0), *((f"m{method}", seed) for method in range(13) for seed in range(3))]
-    for index in range(count):
-        (method, seed), pair, table = rows[index % 40], index // 40 % 5, index // 200
-        score = 95.0 if method == "kd-real" else 60 + 2 * int(method[1:]) + pair + 0.3 * seed
-        made = make(
-            method, score, data=f"set{table}", student=f"s{pair}", seed=seed, reference=method == "kd-real",
-            synthesis=60.0 * (1 + seed + int(method[1:] if method != "kd-real" else 0)), diagnostics=diagnostics(),
-        )  # fmt: skip
-        made["metrics"]["curve"][0]["value"] = score - 5
-        made["provenance"]["code"]["external"] = True  # or all of them would be stale
-        path = Run.of(made).path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(made))  # not by `records.write`, which waits for the disk each time
-
-
 def diagnostics(agreement=0.9, classes=(0.25, 0.75), diversity=0.8, frechet=2.5, images=2880):
     """What the evaluator says of synthetic images."""
     found = {"images": images, "agreement": agreement, "classes": list(classes)}
@@ -132,28 +115,34 @@ def place(*made):
     for record in made:
         path = Run.of(record).path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record), encoding="utf-8")
+        path.write_text(json.dumps(record), encoding="utf-8")  # `records.write` waits for the disk each time
 
 
 def two_thousand():
-    """As many records as a large campaign has: 20 tables of three pairs, 11 methods and three seeds, half of them of
-    the published protocol, with 50 evaluations and 100 classes, the rest with 5 and 10."""
+    """As many records as a large campaign has: ten tables of five pairs, in each thirteen methods of three seeds and a
+    reference row; every other table of the published protocol, with 50 evaluations and 100 classes, the rest with 5
+    and 10. Scores and times of the methods lie apart, so that all of them have a rank."""
     draw = random.Random(0)
-    for number in range(1980):
-        seed, method, pair, data = number % 3, number // 3 % 11, number // 33 % 3, number // 99
-        protocol, evaluations, classes = ("paper", 50, 100) if data % 2 else ("cpu", 5, 10)
-        cell = {"data": f"set{data}", "student": f"student{pair}", "method": f"method{method}", "seed": seed}
+    rows = [("kd-real", 0), *((f"method{number}", seed) for number in range(13) for seed in range(3))]
+    for table, pair, (method, seed) in itertools.product(range(10), range(5), rows):
+        protocol, evaluations, classes = ("paper", 50, 100) if table % 2 else ("cpu", 5, 10)
+        number = 0 if method == "kd-real" else 1 + int(method.removeprefix("method"))
+        score = 60 + 2 * number + pair + 0.3 * seed if number else 95.0
+        cell = {"data": f"set{table}", "student": f"student{pair}", "method": method, "seed": seed}
         shares = [round(draw.random(), 6) for _ in range(classes)]
         images = diagnostics(round(draw.random(), 6), shares, round(draw.random(), 6), round(draw.uniform(1, 9), 6))
-        record = make(**cell, protocol=protocol, diagnostics=images)
-        values = sorted(round(draw.uniform(10, 95), 2) for _ in range(evaluations))
-        record["metrics"]["curve"] = [
+        made = make(
+            **cell, last=score, protocol=protocol, reference=not number, synthesis=60.0 * (number + seed),
+            diagnostics=images,
+        )  # fmt: skip
+        values = [*sorted(round(draw.uniform(10, score), 2) for _ in range(evaluations - 1)), score]
+        made["metrics"]["curve"] = [
             {"step": 1600 * i, "seconds": round(13.2 * i + draw.random(), 4), "value": value}
             for i, value in enumerate(values, 1)
         ]
-        record["metrics"] |= {"last": values[-1], "oracle_best": values[-1]}
-        record["config"] = {"args": {f"argument{i}": round(draw.random(), 3) for i in range(20)}}
-        yield record
+        made["config"] = {"args": {f"argument{i}": round(draw.random(), 3) for i in range(20)}}
+        made["provenance"]["code"]["external"] = True  # or all of them would be stale
+        yield made
 
 
 def results_in(folder: Path, monkeypatch):

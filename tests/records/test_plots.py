@@ -123,7 +123,8 @@ def test_every_method_has_a_line_in_the_histograms_of_images(record, tmp_path):
     runs += [record("ssdkd", diagnostics=diagnostics() | other), record("cmi", diagnostics=diagnostics())]
     results = gathered(runs)
     name = "cifar10-paper-images"
-    assert [path.name for path in plots.draw(results, tmp_path)][2:] == [f"{name}.png", f"{name}.svg"]
+    drawn = [f"cifar10-paper{kind}.{end}" for kind in ("", "-curves", "-images") for end in ("png", "svg")]
+    assert [path.name for path in plots.draw(results, tmp_path)] == drawn
     left, right = Figure().subplots(1, 2)
     histograms._row(left, right, [each for each in results if histograms.drawable(each)])
     steps = [list(patch.get_data().values) for patch in left.patches]

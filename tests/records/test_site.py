@@ -88,12 +88,15 @@ def test_what_comes_from_records_is_no_markup(record, results):
     assert said == {HOSTILE}
 
 
-def test_claims_are_no_markup_either(results):
-    paths.RESULTS.joinpath("CLAIMS.md").write_text(
-        f"# Claims\n\nof it\n\n## One\n\n{HOSTILE} [x](javascript:alert(1))\n"
-    )
+def test_claims_are_no_markup_either(results, tmp_path, monkeypatch):
+    hostile = f"{HOSTILE} [x](javascript:alert(1))"
+    claim = {"paper": hostile, "says": hostile, "source": hostile, "evidence": "read", "data": ["cifar10"]}
+    claim |= {"protocols": ["paper"], "remark": hostile}
+    claim["all"] = [{"quantity": "score", "row": "ssdkd", "is": "more", "than": "fast-10"}]
+    monkeypatch.setattr(paths, "claims", lambda: tmp_path / "claims.yaml")
+    paths.claims().write_text(json.dumps({"one": claim}), encoding="utf-8")
     page = Page(written())
-    assert "claims-one" in page.ids
+    assert "claims-one" in page.ids and "#claims-one" in page.links
     assert sum(tag == "script" for tag, _ in page.tags) == 3 and not [tag for tag, _ in page.tags if tag == "img"]
     assert not [link for link in page.links if "javascript" in link]
 

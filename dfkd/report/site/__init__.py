@@ -31,7 +31,6 @@ from dfkd.report.statistics import Result
 
 SCRIPTS = ("dom.js", "chart.js", "card.js", "page.js")  # one module, in this order
 LIBRARY = ("itables", "html/dt_bundle")  # DataTables and jQuery with their styles
-CLAIMS = "CLAIMS.md"
 
 
 def write() -> tuple[Path, list[UserError]]:
@@ -48,7 +47,6 @@ def _page(rendered: report.Rendered) -> str:
     places = {_cell_name(Run.of(record)) for record in shown} | anchors
     sheets = {Path(name).stem: text for name, text in rendered.files.items() if name.startswith("tables/")}
     board = document(rendered.files["LEADERBOARD.md"], "Overview", places, anchored=False)
-    claims = rendered.files.get(CLAIMS) or _text(paths.RESULTS / CLAIMS)
     script = "\n".join(_asset(name) for name in SCRIPTS)
     environment = Environment(
         loader=PackageLoader("dfkd.report", "site"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -58,7 +56,7 @@ def _page(rendered: report.Rendered) -> str:
         overview=list(itertools.takewhile(lambda part: part.title not in sheets, board.parts)),
         guide=_after(board.parts, sheets),
         sheets=[document(text, data, places) for data, text in sheets.items()],
-        claims=document(claims, "Claims", places) if claims else None,
+        claims=document(rendered.files["CLAIMS.md"], "Claims", places),
         grids=galleries,
         counts={
             "runs": len(shown),
@@ -158,7 +156,3 @@ def _asset(name: str) -> str:
 def _bundle(ending: str) -> str:
     package, name = LIBRARY
     return importlib.resources.files(package).joinpath(f"{name}.{ending}").read_text(encoding="utf-8")
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -43,15 +43,18 @@ class Part:
 def document(text: str, title: str, places: Collection[str] = (), anchored: bool = True) -> Part:
     """A Markdown file under this title; its own, and its first paragraph, which speaks of the file, are left out.
 
-    The anchors of its headings begin with the title if `anchored`. `places` has what there is to link to: cells with
-    records, as `data/pair/method/protocol`, and the anchors of grids.
+    The anchors of its headings begin with the title if `anchored`, and so do its links to them. `places` has what there
+    is to link to: cells with records, as `data/pair/method/protocol`, and the anchors of grids.
     """
+    prefix = _slug(title) if anchored else ""
     tokens = _markdown().parse(text)
+    if prefix:
+        _lead_within(tokens, prefix)
     if tokens and tokens[0].tag == "h1":
         tokens = tokens[3:]
         if tokens and tokens[0].type == "paragraph_open":
             tokens = tokens[3:]
-    return _part(tokens, (title,), _slug(title), _slug(title) if anchored else "", places)
+    return _part(tokens, (title,), _slug(title), prefix, places)
 
 
 @functools.cache
@@ -122,6 +125,14 @@ def _without_images(tokens: Sequence[Token]) -> Iterator[Token]:
 
 def _end(tokens: Sequence[Token], start: int) -> int:
     return next(i for i in range(start, len(tokens)) if tokens[i].type == "table_close")
+
+
+def _lead_within(tokens: Sequence[Token], prefix: str) -> None:
+    """Give links to headings of the same file the prefix of their anchors."""
+    for child in itertools.chain.from_iterable(token.children or [] for token in tokens):
+        href = str(child.attrGet("href") or "")
+        if href.startswith("#"):
+            child.attrSet("href", f"#{prefix}-{href[1:]}")
 
 
 def _lead(link: Token, children: Sequence[Token], places: Collection[str]) -> None:
