@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dfkd.artifacts import weights
 from dfkd.errors import UserError
 from dfkd.names import network_name
 from dfkd.networks import build, keys
@@ -11,7 +12,6 @@ from dfkd.networks.normalised import Normalised
 from dfkd.synthesis.batchnorm import BatchNormLoss, NoStatistics
 from dfkd.tables.definition import check_pair
 from dfkd.tasks import task
-from dfkd.teachers import weights
 
 RESNET = ["model.layer1", "model.layer2", "model.layer3", "model.layer4"]
 
@@ -125,7 +125,7 @@ def ported(state):
 def test_a_classifier_starts_from_declared_weights_all_but_its_head(tmp_path):
     from safetensors.torch import save_file
 
-    from dfkd.teachers import file_digest
+    from dfkd.files import file_digest
 
     source, started = network("timm/tf_efficientnet_lite0", classes=9), network("timm/tf_efficientnet_lite0", classes=7)
     head = started.fc.weight.clone()
