@@ -9,27 +9,21 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
-import math
 import os
-import re
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import NoReturn
 
 from tabulate import tabulate
 
 from dfkd import __version__, paths
-from dfkd.errors import UserError, shown, unknown
+from dfkd.errors import UserError, one_line, shown, unknown
 from dfkd.names import check_name, device, minutes, network_name, option, path, several, whole
 from dfkd.signals import Stopped, stopping
 from dfkd.tables import planning
-from dfkd.tables.definition import MEANINGS, check_fits, datasets, table_of
+from dfkd.tables.definition import MEANINGS, PRECISIONS, datasets
 from dfkd.tables.pipeline import PIPELINES, write_inputs, write_maps
-from dfkd.tables.resolve import resolve
-from dfkd.tasks import POOLS, TASKS, prepare, task
+from dfkd.tasks import POOLS, TASKS, prepare
 from dfkd.tasks.store import data_root
 from dfkd.units import duration
 
@@ -52,35 +46,57 @@ NAME, NETWORK, PATH, WHOLE, DEVICE, MINUTES = map(option, READERS)
 NAMES, WHOLES = map(option, (several(check_name), several(whole)))
 
 
-def training_options(verb: argparse.ArgumentParser) -> None:
-    """What run, teacher and prior share: where they happen, and for how long."""
-    where = verb.add_argument_group("where and how long")
-    where.add_argument("--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA if present)")
-    where.add_argument("--data-root", type=PATH, metavar="DIR", help="of the data (default: DFKD_DATA)")
-    where.add_argument("--weights", type=PATH, metavar="DIR", help="of ready teachers, priors (DFKD_WEIGHTS)")
-    where.add_argument("--resume", action="store_true", help="continue from the saved state")
-    where.add_argument("--time-limit", type=MINUTES, metavar="MINUTES", help="save the state and stop after so long")
+def task_options(group: argparse._ActionsContainer) -> None:
+    """What names a table."""
+    group.add_argument("--data", type=NAME, required=True, help="a data set (`list`)")
+    group.add_argument("--protocol", type=NAME, help=f"{', '.join(MEANINGS)} (default: what fits)")
+
+
+def cell_options(group: argparse._ActionsContainer, methods: Callable[[str], object], text: str) -> None:
+    """What names a row of a table, or several."""
+    group.add_argument("--method", type=methods, required=True, help=text)
+    task_options(group)
+    group.add_argument("--pair", type=NETWORK, metavar="T-S", help="teacher and student (default: the table's first)")
+
+
+def device_option(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA if present)")
+
+
+def data_root_option(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--data-root", type=PATH, metavar="DIR", help="of the data sets (default: DFKD_DATA or a cache)")
 
 
 def change_option(group: argparse._ActionsContainer, text: str) -> None:
     group.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help=text)
 
 
+def import_option(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--import", dest="extra", metavar="FILE", help="a method from outside, a file or module")
+
+
+def training_options(verb: argparse.ArgumentParser) -> None:
+    """What run, teacher and prior share: where they happen, and for how long."""
+    where = verb.add_argument_group("where and how long")
+    device_option(where)
+    data_root_option(where)
+    where.add_argument("--weights", type=PATH, metavar="DIR", help="of ready teachers, priors (DFKD_WEIGHTS)")
+    where.add_argument("--resume", action="store_true", help="continue from the saved state")
+    where.add_argument("--time-limit", type=MINUTES, metavar="MINUTES", help="save the state and stop after so long")
+
+
 def run_options(verb: argparse.ArgumentParser) -> None:
     verb.usage, verb.epilog = "bench.py run --method METHOD --data DATA [options]", EXAMPLES
     verb.formatter_class = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
     what = verb.add_argument_group("what to run")
-    what.add_argument("--method", type=NAMES, required=True, help="recipes or methods (`list`), with commas")
-    what.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
-    what.add_argument("--pair", type=NETWORK, metavar="T-S", help="teacher and student (default: the table's first)")
+    cell_options(what, NAMES, "recipes or methods (`list`), with commas")
     what.add_argument("--seed", type=WHOLES, default=[0], help="repetitions, with commas (default 0)")
-    what.add_argument("--protocol", type=NAME, help=f"{', '.join(MEANINGS)} (default: by device and data)")
-    what.add_argument("--import", dest="extra", metavar="FILE", help="a method from outside, a file or module")
+    import_option(what)
     what.add_argument("--again", action="store_true", help="repeat a finished run from the start")
     custom = verb.add_argument_group("custom runs, left out of the tables")
     change_option(custom, "change a hyper-parameter (docs/protocol.md)")
-    text = "as --set precision=..., if the protocol's differs; where that is auto, fp32 and bf16 are no custom run"
-    custom.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=text)
+    text = "as --set precision=..., but what the protocol may run in makes no custom run"
+    custom.add_argument("--precision", choices=PRECISIONS, help=text)
     custom.add_argument("--teacher-weights", type=PATH, metavar="FILE", help="your own checkpoint")
     out = verb.add_argument_group("output")
     out.add_argument("--out", type=PATH, help="folder of the record (default: results/records)")
@@ -95,24 +111,15 @@ def run_options(verb: argparse.ArgumentParser) -> None:
 def do_run(options: argparse.Namespace) -> int:
     from dfkd import session
 
-    protocol = options.protocol or default_protocol(options.data, options.device)
-    given = options.changes, options.extra, options.precision
-    chosen = [
-        resolve(options.data, protocol, method, options.pair, seed, *given)
-        for method, seed in itertools.product(options.method, options.seed)
-    ]
-    session.check_priors(chosen, options.weights)
+    chosen = session.chosen(options)
     if options.dry_run:
-        for resolved in chosen:
-            print(resolved.document(), end="")
+        print("".join(resolved.document() for resolved in chosen), end="")
         return 0
-    if len(chosen) > 1:  # each in a process of its own, which no other method has been in
-        command = [sys.executable, __file__, *options.arguments]
-        runs = (subprocess.run([*command, f"--method={r.run.method}", f"--seed={r.run.seed}"]) for r in chosen)
-        return max(done.returncode for done in runs)
+    if len(chosen) > 1:
+        return session.execute_each(chosen, [sys.executable, __file__, *options.arguments])
     try:
         with stopping(lambda reason: sys.exit(fail(Stopped(reason), EXIT_PARTIAL))):
-            record = session.execute(chosen[0], options, moment(options))
+            record = session.execute(chosen[0], options)
     except UserError:
         raise
     except Exception as error:
@@ -126,7 +133,7 @@ def data_options(verb: argparse.ArgumentParser) -> None:
     text = "convert local files, such as the official .mat of nyuv2 or a folder of its images and 13-class labels"
     verb.add_argument("--from", dest="source", type=PATH, metavar="PATH", help=text)
     verb.add_argument("--manifest", type=PATH, help="also copy the manifest there")
-    verb.add_argument("--data-root", type=PATH, help="folder of the data sets (default: DFKD_DATA, else a cache)")
+    data_root_option(verb)
 
 
 def do_data(options: argparse.Namespace) -> int:
@@ -135,9 +142,8 @@ def do_data(options: argparse.Namespace) -> int:
 
 
 def teacher_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
+    task_options(verb)
     verb.add_argument("--arch", type=NETWORK, required=True, help="network, such as wrn40_2 or torchvision/resnet34")
-    verb.add_argument("--protocol", type=NAME, help="whose teacher recipe is used (default as for run)")
     verb.add_argument("--seed", type=WHOLE, default=0, help="seed of its first weights and batches (default 0)")
     training_options(verb)
 
@@ -145,10 +151,7 @@ def teacher_options(verb: argparse.ArgumentParser) -> None:
 def do_teacher(options: argparse.Namespace) -> int:
     from dfkd import session
 
-    protocol = options.protocol or default_protocol(options.data, options.device)
-    recipe = table_of(options.data).protocol(protocol).teacher
-    check_fits(options.data, options.arch)
-    print(session.make_teacher(options, recipe, moment(options)))
+    print(session.make_teacher(options))
     return 0
 
 
@@ -163,12 +166,8 @@ def prior_options(verb: argparse.ArgumentParser) -> None:
 def do_prior(options: argparse.Namespace) -> int:
     from dfkd import session
 
-    print(session.make_prior(options, moment(options)))
+    print(session.make_prior(options))
     return 0
-
-
-def list_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--import", dest="extra", metavar="FILE|MODULE", help="a method from outside the repository")
 
 
 def do_list(options: argparse.Namespace) -> int:
@@ -183,8 +182,7 @@ def do_list(options: argparse.Namespace) -> int:
 def plan_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--data", type=NAME, help=f"only this data set: {', '.join(datasets())}")
     verb.add_argument("--protocol", type=NAME, help=f"only this protocol: {', '.join(MEANINGS)}")
-    text = "every N-th run from the I-th (1-based), for job arrays; missing teachers and priors come first, "
-    text += "and if several commands need the same one, one makes it and the others wait"
+    text = "every N-th run from the I-th (1-based), for job arrays; of commands that need the same teacher one makes it"
     verb.add_argument("--shard", metavar="I/N", help=text)
     pipeline = verb.add_argument_group("for DVC")
     text = "write benchmarks/pipeline/*.yaml, the maps over which the stages of dvc.yaml run"
@@ -202,10 +200,8 @@ def do_plan(options: argparse.Namespace) -> int:
 
     done, problems = current.finished()
     runs = planning.missing(done, options.data, options.protocol)[planning.shard(options.shard)]
-    for command in planning.lacking(runs):
-        print(f"python bench.py {command}")
-    for run in runs:
-        print(f"python bench.py {run.command}  # about {duration(current.estimate(run))}")
+    for line in planning.commands(runs, current.estimate):
+        print(line)
     print(f"# {len(runs)} runs, about {duration(sum(map(current.estimate, runs)))}", file=sys.stderr)
     return fail_each(problems)
 
@@ -224,19 +220,9 @@ def do_leaderboard(options: argparse.Namespace) -> int:
 
     if options.committed:
         return fail_each(compare_with_commit())
-    if options.data:
-        table_of(options.data)
-    if options.format:
-        said, problems = report.export(options.format, options.data, options.protocol)
-    elif options.check:
-        differing, problems = report.check()
-        said = [
-            f"results/{name} is not what the records give; run: python bench.py leaderboard\n" for name in differing
-        ]
-    else:
-        written, problems = report.write(options.data)
-        said = [f"wrote {made.relative_to(paths.RESULTS.parent)}\n" for made in written]
-    print("".join(said), end="")
+    said, problems = report.told(options.data, options.protocol, options.format, options.check)
+    for line in said:
+        print(line)
     return fail_each(problems) or (1 if options.check and said else 0)
 
 
@@ -248,60 +234,46 @@ def do_site(options: argparse.Namespace) -> int:
     return fail_each(problems)
 
 
-def doctor_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--data-root", type=PATH, help="folder of the data sets (default: DFKD_DATA, else a cache)")
-
-
 def do_doctor(options: argparse.Namespace) -> int:
-    from dfkd.doctor import examine
+    from dfkd import doctor
 
-    status, marks = 0, {True: "ok     ", None: "note   ", False: "BROKEN "}
-    for good, line in examine(data_root(options.data_root), paths.teachers(), paths.priors()):
-        print(marks[good] + line, flush=True)
-        status = 1 if good is False else status
-    return status
-
-
-def check_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA if present)")
+    return doctor.show(data_root(options.data_root))
 
 
 def do_check(options: argparse.Namespace) -> int:
     from dfkd.engine import check
-    from dfkd.engine.machine import device_of
 
-    return check.show(device_of(options.device))
+    return check.show(options.device)
 
 
 def profile_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--method", type=NAME, required=True, help="a recipe or method (`list`)")
-    verb.add_argument("--data", type=NAME, required=True, help=f"one of: {', '.join(TASKS)}")
-    verb.add_argument("--pair", type=NAME, metavar="T-S", help="teacher and student (default: the table's first)")
-    verb.add_argument("--protocol", type=NAME, help="whose sizes are used (default as for run)")
-    verb.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="default: as the run has it")
-    verb.add_argument("--device", type=DEVICE, help="cpu, cuda, cuda:1 (default: CUDA if present)")
+    cell_options(verb, NAME, "a recipe or method (`list`)")
+    verb.add_argument("--precision", choices=PRECISIONS, help="default: as the run has it")
+    device_option(verb)
 
 
 def do_profile(options: argparse.Namespace) -> int:
+    from dfkd import session
     from dfkd.engine import profile
 
-    protocol = options.protocol or default_protocol(options.data, options.device)
+    protocol = session.protocol_of(options)
     print(profile.show(options.method, options.data, protocol, options.pair, options.precision, options.device))
     return 0
 
 
-VERBS = {
+Verb = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
+VERBS: dict[str, Verb] = {
     "run": ("run a method on a data set (the default verb)", run_options, do_run),
     "data": ("download and convert a data set, or verify the one that is there", data_options, do_data),
     "teacher": ("import or train a teacher", teacher_options, do_teacher),
     "prior": ("import or train a diffusion prior", prior_options, do_prior),
-    "list": ("methods, tables and recipes, with the status of each", list_options, do_list),
+    "list": ("methods, tables and recipes, with the status of each", import_option, do_list),
     "plan": ("runs of the tables that have no valid record, with an estimated time", plan_options, do_plan),
     "leaderboard": ("write the tables and plots from the records", leaderboard_options, do_leaderboard),
-    "check": ("compare a device with the CPU: every method, two tiny rounds", check_options, do_check),
+    "check": ("compare a device with the CPU: every method, two tiny rounds", device_option, do_check),
     "profile": ("show where the time of a method's steps goes", profile_options, do_profile),
     "site": ("write results/site/index.html, the records as one page", lambda verb: None, do_site),
-    "doctor": ("check the installation, the device, the data and the folders", doctor_options, do_doctor),
+    "doctor": ("check the installation, the device, the data and the folders", data_root_option, do_doctor),
 }
 
 
@@ -345,30 +317,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def fail(error: BaseException, status: int = 2) -> int:
     """Say it in one line, whatever was quoted in it."""
-    line = re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], str(error))
-    print(f"bench.py: {line[:4000]}", file=sys.stderr)
+    print(f"bench.py: {one_line(error)}", file=sys.stderr)
     return status
 
 
 def fail_each(errors: list[UserError]) -> int:
     """One line each; the exit status where the rest was done."""
     return max((fail(error, 1) for error in errors), default=0)
-
-
-def moment(options: argparse.Namespace) -> float:
-    """When the time limit of a command that starts now ends, as `time.monotonic` tells time."""
-    return time.monotonic() + 60 * (options.time_limit or math.inf)
-
-
-def default_protocol(data: str, chosen: str | None) -> str:
-    """`paper` where a CUDA device is present, else `quick` for embedded data and `cpu` for the rest."""
-    if task(data).embedded:
-        return "quick"
-    if chosen is None:
-        import torch
-
-        chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    return "paper" if chosen.startswith("cuda") else "cpu"
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Generative(Method):
 
     def setup(self, ctx: Context) -> None:
         generator = build_generator(self.nz, self.ngf, ctx.spec.size, ctx.spec.channels, ctx.per_pixel)
-        self.generator = generator.to(ctx.device, memory_format=torch.channels_last).train()
+        self.generator = generator.to(ctx.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.generator.parameters(), self.lr, (self.beta1, self.beta2))
 
     def draw(self, ctx: Context) -> Batch:

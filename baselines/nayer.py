@@ -39,15 +39,15 @@ class NamedGenerator(nn.Module):
 
     def redraw_noise(self, generator: torch.Generator) -> None:
         """Weights N(0, 1), biases 0."""
-        for layer in self.noisy:
+        for layer in (m for m in self.noisy if isinstance(m, nn.Linear)):
             nn.init.normal_(layer.weight, generator=generator)
             nn.init.zeros_(layer.bias)
 
     def rebuild(self) -> None:
         """First weights and statistics for all of it."""
         for module in self.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
 
 
 @METHODS.register_module("nayer")
@@ -103,7 +103,7 @@ class NAYER(Method):
         images = build_generator(self.noise, self.ngf, ctx.spec.size, ctx.spec.channels)
         blocks = -(-ctx.budget.synthesis_batch // classes)
         generator = NamedGenerator(embeddings.shape[1], self.noise, classes, blocks, images)
-        self.generator = generator.to(ctx.device, memory_format=torch.channels_last).train()
+        self.generator = generator.to(ctx.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.statistics = BatchNormLoss(ctx.teacher, self.bn_momentum)
 
     def round_of(self, step: int) -> tuple[int, int]:

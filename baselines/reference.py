@@ -79,7 +79,8 @@ class KDReal(_RealData):
             count = len(ctx.real[0])
             chosen = torch.randperm(count, generator=ctx.rng("share"), device=ctx.device)
             chosen = chosen[: max(1, round(self.share * count))]
-            ctx.real = tuple(part[chosen] for part in ctx.real)
+            images, labels = ctx.real
+            ctx.real = images[chosen], labels[chosen]
 
 
 @METHODS.register_module("kd-public")

@@ -43,6 +43,15 @@ SIGNS = "→·±×−≥"  # what the tables are written with
 SPACE = 2  # GiB that a run may need
 
 
+def show(data_root: Path) -> int:
+    """Print what is found, as it is found; the exit status is 1 where something is broken."""
+    status, marks = 0, {True: "ok     ", None: "note   ", False: "BROKEN "}
+    for good, line in examine(data_root, paths.teachers(), paths.priors()):
+        print(marks[good] + line, flush=True)
+        status = 1 if good is False else status
+    return status
+
+
 def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[bool | None, str]]:
     """(ok, line) for each thing looked at; None where it does not matter to a run, or can be had by a command."""
     yield _python()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # how the system says that no more can be written
@@ -21,6 +22,11 @@ def shown(value: object, most: int = 80) -> str:
     """A value as a message quotes it: on one line, and cut where it is long."""
     text = repr(value[: most + 1] if isinstance(value, str) else value)
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def one_line(error: BaseException, most: int = 4000) -> str:
+    """What it says, whatever was quoted in it, on one line without control signs."""
+    return re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], str(error))[:most]
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -3,37 +3,86 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dfkd import artifacts, paths, records, report
 from dfkd.artifacts import PRIOR, TEACHER
+from dfkd.engine.start import start
 from dfkd.errors import UserError
 from dfkd.files import check_writable
 from dfkd.metrics import metric
 from dfkd.report import current
+from dfkd.tables.definition import check_fits, table_of
+from dfkd.tables.resolve import Resolved, resolve
 from dfkd.tasks import task
 from dfkd.tasks.store import below, data_root
 from dfkd.units import duration, memory
 
-if TYPE_CHECKING:
-    from dfkd.tables.resolve import Resolved
+
+def protocol_of(options: argparse.Namespace) -> str:
+    """As asked, else `quick` for embedded data; for the rest `paper` where a CUDA device is used, and `cpu`."""
+    if options.protocol is not None:
+        return options.protocol
+    if task(options.data).embedded:
+        return "quick"
+    device = options.device
+    if device is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return "paper" if device.startswith("cuda") else "cpu"
 
 
-def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> dict | None:
+def chosen(options: argparse.Namespace) -> list[Resolved]:
+    """Every method that was named with every seed. Raises UserError, also for a diffusion prior that nobody knows:
+    before a teacher is trained for it."""
+    from dfkd.artifacts.priors import check_known
+
+    protocol, given = protocol_of(options), (options.changes, options.extra, options.precision)
+    runs = [
+        resolve(options.data, protocol, method, options.pair, seed, *given)
+        for method, seed in itertools.product(options.method, options.seed)
+    ]
+    for name in {run.prior for run in runs if run.prior is not None}:
+        check_known(name, options.weights)
+    return runs
+
+
+def execute_each(runs: Iterable[Resolved], command: Sequence[str]) -> int:
+    """Run `command` once for each, in a process of its own, which no other method has been in; the worst status."""
+    done = (subprocess.run([*command, f"--method={r.run.method}", f"--seed={r.run.seed}"]) for r in runs)
+    return max(each.returncode for each in done)
+
+
+def execute(resolved: Resolved, options: argparse.Namespace) -> dict | None:
     """Run one cell and put its record in its place; None where a finished one is there already.
 
     Raises what `engine.run.run` raises, and `Stopped` before there is a record to write.
     """
+    until = _moment(options)
     resolved = replace(resolved, custom=True) if options.teacher_weights or options.debug else resolved
     out = _out(resolved, options.out)
+    if options.debug:
+        return _execute(resolved, options, until, out, None)
+    with start() as worker:  # it imports torch while this process does
+        try:
+            return _execute(resolved, options, until, out, worker)
+        finally:
+            worker.kill()  # where it was not needed
+
+
+def _execute(
+    resolved: Resolved, options: argparse.Namespace, until: float, out: Path, worker: subprocess.Popen[bytes] | None
+) -> dict | None:
     from dfkd.engine.configuration import STATE
     from dfkd.engine.machine import device_of
     from dfkd.engine.precision import settled
@@ -47,12 +96,14 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     seconds = current.estimate(resolved.run)
     about = f", about {duration(seconds)}" if seconds else ""
     print(f"{resolved.run.name} on {device} in {resolved.precision}{about}")
-    given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience, "apart": not options.debug}
-    settings = Options(root, str(device), options.resume, **given)
+    given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience}
+    settings = Options(root, str(device), options.resume, **given, apart=worker is not None, started=worker)
     kept: list[Path | None] = []
 
     def keep(record: dict) -> None:
-        kept.append(records.validate(record) if options.debug else records.keep(record, out))
+        if options.debug:
+            records.validate(record)
+        kept.append(None if options.debug else records.keep(record, out))
 
     record = declined(resolved, settings, keep) if _to_be_made(resolved, options) else None
     if record is None:
@@ -75,16 +126,11 @@ def execute(resolved: Resolved, options: argparse.Namespace, until: float) -> di
     return record
 
 
-def check_priors(runs: Iterable[Resolved], weights: Path | None) -> None:
-    """Raise UserError for a diffusion prior that nobody knows, before a teacher is trained for it."""
-    from dfkd.artifacts.priors import check_known
-
-    for name in {run.prior for run in runs if run.prior is not None}:
-        check_known(name, weights)
-
-
-def make_teacher(options: argparse.Namespace, recipe: Mapping, until: float) -> str:
+def make_teacher(options: argparse.Namespace) -> str:
     """Find, import or train a teacher; returns a line on it."""
+    until = _moment(options)
+    recipe = table_of(options.data).protocol(protocol_of(options)).teacher
+    check_fits(options.data, options.arch)
     from dfkd.engine.machine import device_of
 
     root, device = data_root(options.data_root), device_of(options.device)
@@ -94,8 +140,9 @@ def make_teacher(options: argparse.Namespace, recipe: Mapping, until: float) -> 
     return f"{path}: {card['origin']}, {task(options.data).metric} {score} on the test set"
 
 
-def make_prior(options: argparse.Namespace, until: float) -> str:
+def make_prior(options: argparse.Namespace) -> str:
     """Find, import or train a diffusion prior, and draw some of its images; returns a line on it."""
+    until = _moment(options)
     from dfkd.priors import recipes
 
     name, recipe = recipes.recipe_for(options.data, options.size)
@@ -127,10 +174,15 @@ def in_stage() -> bool:
 def tell_traceback(error: Exception) -> None:
     """Print the traceback of what ended a run, unless its one line says all."""
     from dfkd.engine.guard import DataFreeViolation
-    from dfkd.engine.run import Failed
+    from dfkd.engine.judge import Failed
 
     if not isinstance(error, DataFreeViolation | Failed):
         traceback.print_exception(error, file=sys.stderr)
+
+
+def _moment(options: argparse.Namespace) -> float:
+    """When the time limit of a command that starts now ends, as `time.monotonic` tells time."""
+    return time.monotonic() + 60 * (options.time_limit or math.inf)
 
 
 def _out(resolved: Resolved, option: Path | None) -> Path:

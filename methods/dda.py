@@ -54,7 +54,7 @@ class RotationHead(nn.Sequential):
 
     def redraw(self, generator: torch.Generator) -> None:
         """Weights from N(0, .02), biases 0, as released."""
-        for layer in (self[0], self[2]):
+        for layer in (m for m in self if isinstance(m, nn.Linear)):
             nn.init.normal_(layer.weight, 0.0, 0.02, generator=generator)
             nn.init.zeros_(layer.bias)
 

@@ -4,8 +4,9 @@ Liu et al., "Small Scale Data-Free Knowledge Distillation", CVPR 2024; ssdkd.md.
 released and the full text was not at hand. Read in a source: the parts of φ and δ, the buffer of 10 % of the training
 set with partial refresh, priority sampling with importance weights, the NYUv2 pair. Inherited by assumption from
 Fast: generator, meta-learning, loss weights. Our choice, each a constructor argument or named in ssdkd.md 5: γ, β,
-steps a round, oldest-out replacement, φ on the task term only and without gradient; on segmentation (ssdkd.md 1.10) φ
-per pixel and δ per image, the mean over its pixels.
+steps a round, oldest-out replacement, φ of the target class over its batch mean, on the task term only and without
+gradient (chosen by behaviour, ssdkd.md 6); on segmentation (ssdkd.md 1.10) φ per pixel and δ per image, the mean over
+its pixels.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class SSDKD(Fast):
     What the paper's text would settle is a switch; the default is the reading that behaves as documented (ssdkd.md 6).
     """
 
-    saved = (*Fast.saved, "seen")
+    saved = (*Fast.saved, "seen")  # type: ignore[assignment]
 
     cites = "liu2024ssdkd"
 
@@ -70,7 +71,7 @@ class SSDKD(Fast):
     # passes without weights.
     priority: str = "recursive"
     alpha: float = 0.6  # power of the priorities, used with "per" only
-    importance: str = "max"  # the loss divides w by the batch's largest, as prioritised replay does, or takes it "raw"
+    importance: str = "raw"  # w of the loss as in E9, or over the batch's largest ("max"), as in prioritised replay
     replace: str = "oldest"  # or "lowest": the entries (of least δ) that leave a full buffer
 
     def __post_init__(self) -> None:

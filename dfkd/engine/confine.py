@@ -73,12 +73,12 @@ def confine(
             if any(_below(other, path) or _below(path, other) for other in denied):
                 raise OSError(f"{path} may not be written: it lies beside what must not be read")
             _allow(rules, path, handled)
-        for path in (path for pattern in _DEVICES for path in glob(pattern)):
-            _allow(rules, path, handled & (_LOOK | _WRITE | _IOCTL))
-        for path in names:
-            _allow(rules, os.path.realpath(path), _LIST)
-        for path, rights in around((*read, *environment()), denied):
-            _allow(rules, path, handled & rights)
+        for found in (found for pattern in _DEVICES for found in glob(pattern)):
+            _allow(rules, found, handled & (_LOOK | _WRITE | _IOCTL))
+        for name in names:
+            _allow(rules, os.path.realpath(name), _LIST)
+        for readable, rights in around((*read, *environment()), denied):
+            _allow(rules, readable, handled & rights)
         _checked(_prctl(_SET_NO_NEW_PRIVILEGES, 1), "give up new privileges")
         _checked(_call(_RESTRICT_SELF, rules, 0), "enter a Landlock ruleset")
     finally:

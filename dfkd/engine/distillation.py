@@ -103,7 +103,8 @@ class Distillation(TrainingModule):
         self.latest: Tensor | None = None
         self.register_buffer("touched", torch.zeros_like(self.bad), persistent=False)  # like `bad`
         # Of so many steps it is looked whether the method leaves the student alone; nobody knows beforehand of which.
-        self._share, self._seen = max(1 / 16, 20 / granted.steps), None
+        self._share = max(1 / 16, 20 / granted.steps)
+        self._seen: Tensor | None = None
         self._random = random.SystemRandom()
         seed_globals(seed % 2**32)  # whatever `setup` drew, the loop begins at the same place
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dfkd import paths
 from dfkd.engine import confine
 from dfkd.engine.channel import Broken, Channel, Closed
 from dfkd.engine.judge import Failed, Judge, raise_failure
+from dfkd.engine.start import python_path, start
 from dfkd.signals import Stopped
 
 # Everything that would outlive a run lies in its own folder.
@@ -33,23 +34,22 @@ GRACE = 10.0  # seconds in which a worker whose last message has been heard may 
 
 
 class Worker:
-    """The other process, whose first message is `begin` and whose folder is `inside`.
+    """The other process, whose first message is `begin` and whose folder is `inside`; started now unless it was.
 
     It hangs if for `patience` seconds it sends no message and writes nothing to stderr.
     """
 
-    def __init__(self, begin: dict[str, Any], inside: Path, patience: float) -> None:
-        self.patience, self.reason, self._heard = patience, None, queue.Queue()
+    def __init__(
+        self, begin: dict[str, Any], inside: Path, patience: float, process: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        self.patience = patience
+        self.reason: str | None = None
+        self._heard: queue.Queue = queue.Queue()
         self._last = time.monotonic()
-        environment = os.environ | {name: str(inside / folder) for name, folder in CACHES.items()}
-        path = os.pathsep.join(map(str, (paths.ROOT, *_python_path())))
-        environment |= {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-        environment["COLUMNS"] = str(shutil.get_terminal_size().columns)
         for folder in CACHES.values():
             (inside / folder).mkdir(parents=True, exist_ok=True)
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        command = [sys.executable, "-P", "-m", "dfkd.engine.worker"]
-        self._process = subprocess.Popen(command, **pipes, env=environment, cwd=inside, start_new_session=True)
+        self._process = process or start()
+        assert self._process.stdin and self._process.stdout  # as asked for
         self._channel = Channel(self._process.stdout, self._process.stdin)
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._listen, self._pass_on)]
@@ -66,7 +66,8 @@ class Worker:
 
     def _pass_on(self) -> None:
         """What the worker writes to stderr appears on ours, and its last lines are kept."""
-        while content := self._process.stderr.read1(65536):
+        errors = cast(io.BufferedReader, self._process.stderr)
+        while content := errors.read1(65536):
             self._last = time.monotonic()
             sys.stderr.write(content.decode("utf-8", "replace"))
             sys.stderr.flush()
@@ -127,7 +128,7 @@ def begin(inside: Path, reads: Iterable[Path], root: Path, apart: bool, **what: 
 
     `inside` is its folder, `root` that of the data; `apart` is whether it is a process of its own.
     """
-    code = [paths.ROOT / "dfkd", *paths.METHODS, *_python_path()]
+    code = [paths.ROOT / "dfkd", *paths.METHODS, *python_path()]
     return {
         "isolation": confine.isolation() if apart else "audit-hook",
         "apart": apart,
@@ -135,12 +136,9 @@ def begin(inside: Path, reads: Iterable[Path], root: Path, apart: bool, **what: 
         "write": [str(inside)],
         "deny": [str(root), *confine.bundled()],
         "names": [str(paths.ROOT)],
+        "environment": {name: str(inside / folder) for name, folder in CACHES.items()},
         **what,
     }
-
-
-def _python_path() -> list[Path]:
-    return [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
 
 
 def serve(worker: Worker, judge: Judge) -> None:
@@ -163,4 +161,4 @@ def serve_here(begin: dict[str, Any], judge: Judge) -> None:
 
     with ExitStack() as stack:
         work(begin, tell, stack)
-        raise_failure(judge.end)
+        raise_failure(judge.end or {})

@@ -93,9 +93,9 @@ class Judge:
         self.spec = InputSpec.from_dict(self.card["spec"])
         self._digest = file_digest(self.weights)
         teacher = Teacher(artifacts.load(self.weights, run.teacher, self.spec), self.spec)
-        self.teacher = teacher.to(device, memory_format=torch.channels_last)
+        self.teacher = teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         student = Normalised(initialise(run.student, self.spec, 0), self.spec)
-        self._student = student.to(device, memory_format=torch.channels_last)
+        self._student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def answer(self, kind: str, values: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Do what a message asks for; returns what it is answered. Raises Failed where it is not what may be sent."""
@@ -203,8 +203,9 @@ class Judge:
 
     def check(self) -> None:
         """Refuse an end whose counts or seconds are not those that the harness has. Raises Failed."""
+        end = self.end or {}
         try:
-            self._check(self.end["progress"]["student_steps"], self.end["time"]["total"])
+            self._check(end["progress"]["student_steps"], end["time"]["total"])
         except (KeyError, TypeError) as error:
             raise Failed(f"the worker's last message makes no sense: {error}") from None
 
@@ -237,4 +238,4 @@ def raise_failure(end: Mapping[str, Any]) -> None:
     """Raise the error that a last message tells of, if any."""
     if end.get("status") == "failed":
         kinds = {"refused": UserError, "unwritable": CannotWrite, "violation": DataFreeViolation}
-        raise kinds.get(end.get("kind"), Failed)(str(end.get("error")))
+        raise kinds.get(str(end.get("kind")), Failed)(str(end.get("error")))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import FrameType, ModuleType
 
 # Replaced by modules whose every name is an empty class.
 STUBS = ("mmengine._strategy", "mmengine.model.wrappers.fully_sharded_distributed")
@@ -27,7 +27,7 @@ class _Empty(Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__getattr__ = lambda name: _placeholder(module.__name__, name)
+        module.__getattr__ = lambda name: _placeholder(module.__name__, name)  # type: ignore[method-assign]
 
 
 def _placeholder(module: str, name: str) -> type:
@@ -49,7 +49,7 @@ class _Finder(MetaPathFinder):
 
 def _importer() -> str | None:
     """The module whose import statement is being executed."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame and frame.f_globals.get("__name__", "").startswith("importlib"):
         frame = frame.f_back
     return frame.f_globals.get("__name__") if frame else None

@@ -163,7 +163,8 @@ def _attribute(events: list[FunctionEvent], steps: dict[str, Step]) -> None:
     for start, end, name in spans:
         steps[name].calls += 1
         steps[name].wall += (end - start) / 1e6
-    forward = {e.sequence_nr: _part(e) for e in events if e.sequence_nr >= 0 and not _is_backward(e) and _part(e)}
+    own_work = (e for e in events if e.sequence_nr >= 0 and not _is_backward(e))
+    forward = {e.sequence_nr: part for e in own_work if (part := _part(e))}
     for event in events:
         own = max(event.self_cpu_time_total, event.self_device_time_total if event.kernels else 0) / 1e6
         step = next((n for start, end, n in spans if start <= event.time_range.start < end), None)
@@ -175,7 +176,7 @@ def _attribute(events: list[FunctionEvent], steps: dict[str, Step]) -> None:
             steps[step].counts[_kind(event.name)] += 1
 
 
-def _ancestors(event: FunctionEvent) -> Iterator[FunctionEvent]:
+def _ancestors(event: FunctionEvent | None) -> Iterator[FunctionEvent]:
     while event is not None:
         yield event
         event = event.cpu_parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ class Options:
     """What changes where a run happens and not what it computes; `work` is None for the project's work folder.
 
     A worker that says nothing for `patience` seconds is taken to hang. Without `apart` the method runs in this process,
-    behind the guard alone.
+    behind the guard alone. `started` is a worker's process that is there already.
     """
 
     data_root: Path
@@ -54,6 +55,7 @@ class Options:
     tensorboard: bool = False
     patience: float = 1800.0
     apart: bool = True
+    started: subprocess.Popen[bytes] | None = None
 
 
 def run(
@@ -114,11 +116,11 @@ def _measure(
     judge = Judge(resolved, teacher, prior[1] if prior else None, journal, folder / GRID)
     begin = _begin(resolved, teacher, prior, options, folder, device, journal.begun)
     measured.isolation = begin["isolation"]
-    worker = Worker(begin, folder / INSIDE, options.patience) if options.apart else None
+    worker = Worker(begin, folder / INSIDE, options.patience, options.started) if options.apart else None
     try:
         with stopping(worker.ask_to_stop) if worker else nullcontext():
             if prior:
-                priors.check_disjoint(prior[1], priors.digests_path(prior[0]), resolved.task, options.data_root)
+                priors.check_disjoint(prior[1], priors.digests_path(Path(prior[0])), resolved.task, options.data_root)
             judge.load(options.data_root, device)
             judge.curves = _curves(folder) if options.tensorboard else None
             if worker:
@@ -132,12 +134,12 @@ def _measure(
             worker.end()
         measured.curve, measured.diagnostics, measured.end = journal.curve, judge.diagnostics, judge.end or {}
     if judge.end:
-        measured.status, measured.error = judge.end.get("status"), judge.end.get("error")
+        measured.status, measured.error = str(judge.end.get("status")), judge.end.get("error")
         measured.time, measured.harness_memory = judge.time, memory.peak()
     if measured.status == "ok":
         judge.check()
-        if judge.student:
-            _keep_student(resolved, judge, folder, facts, measured.time["scored"])
+        if judge.student and measured.time:
+            _keep_student(resolved, judge, judge.student.network, folder, facts, measured.time["scored"])
 
 
 def _begin(
@@ -289,7 +291,9 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
         lock.release()
 
 
-def _keep_student(resolved: Resolved, judge: Judge, folder: Path, facts: Facts, seconds: float) -> None:
+def _keep_student(
+    resolved: Resolved, judge: Judge, student: torch.nn.Module, folder: Path, facts: Facts, seconds: float
+) -> None:
     """What an engineer came for: the weights that were evaluated last, with a card like the teacher's."""
     run = resolved.run
     card = artifacts.TEACHER.new(
@@ -303,4 +307,4 @@ def _keep_student(resolved: Resolved, judge: Judge, folder: Path, facts: Facts, 
         seconds=round(seconds, 2),
         data_digest=facts.data["digest"],
     )
-    artifacts.save(judge.student.network, folder / "student.safetensors", card)
+    artifacts.save(student, folder / "student.safetensors", card)

@@ -10,13 +10,14 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfkd.engine.channel import Channel, of_worker
+from dfkd.engine.channel import Channel, Closed, of_worker
 from dfkd.engine.confine import confine
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from dfkd.engine.clock import Clock
     from dfkd.engine.runner import PlainRunner
 
-Tell = Callable[..., object]
+Tell = Callable[..., Any]
 _DEATH_OF_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -33,17 +34,32 @@ def main() -> None:
     """Serve one harness, at the other end of stdin and stdout."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM: until the loop runs there is nothing to keep
     channel = of_worker()
-    _, begin, _ = channel.receive()
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL, 0, 0, 0)
+    from dfkd.engine import distillation, runner  # noqa: F401  now, while the harness gets ready
+
+    try:
+        _, begin, _ = channel.receive()
+    except Closed:
+        return  # the harness found that there is nothing to run
+    os.environ.update(begin["environment"])
+    tempfile.tempdir = None  # found anew
+    os.chdir(begin["write"][0])
     if begin["isolation"] == "landlock":
+        if _threads() > 1:
+            raise OSError("a thread is there already that would not be confined")
         folders = {key: [Path(path) for path in begin[key]] for key in ("read", "write", "deny", "names")}
         if not confine(**folders):
             raise OSError("this process cannot be confined, as was promised")
     with ExitStack() as stack:
         work(begin, _asking(channel), stack)
+
+
+def _threads() -> int:
+    """Those of this process that the kernel knows."""
+    return len(os.listdir("/proc/self/task"))
 
 
 def _asking(channel: Channel) -> Tell:
@@ -66,7 +82,8 @@ def work(begin: dict[str, Any], tell: Tell, stack: ExitStack) -> None:
 
     device = torch.device(begin["device"])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = begin["tf32"]
-    clock, memory, made = Clock(device, since=begin["since"]), Memory(device), []
+    clock, memory = Clock(device, since=begin["since"]), Memory(device)
+    made: list[PlainRunner] = []
     end = _told(begin, lambda: _run(begin, tell, clock, _sealing(begin, stack), made))
     end["peak"] = memory.peak()  # of the run, not of looking at what it made
     if made:
@@ -101,7 +118,7 @@ def _run(begin: dict[str, Any], tell: Tell, clock: Clock, seal: Callable[[], obj
         seal()
         _decline(begin)
         return
-    real = tell("started")
+    real: dict[str, Tensor] = tell("started")
     with clock.phase("setup"):
         made.append(runner := _assemble(begin, tell, clock, seal, real))
     stages = [[s.scored, s.reset_student, s.rounds * s.student_steps] for s in runner.train_loop.stages]
@@ -171,7 +188,7 @@ def _counts(runner: PlainRunner, clock: Clock) -> dict[str, Any]:
     }
 
 
-def _numbers(report: object) -> dict[str, float]:
+def _numbers(report: Any) -> dict[str, float]:
     """What the method says of its run, if that is finite numbers by name. Raises ValueError."""
     numbers = report.values() if isinstance(report, dict) else [None]
     good = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)

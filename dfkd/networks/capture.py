@@ -18,6 +18,7 @@ def outputs(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tens
 
     def keep(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            found.pop(name, None)  # in the order of their last ends
             found[name] = output
 
         return hook

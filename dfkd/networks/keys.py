@@ -123,7 +123,7 @@ def efficientnet_lite0(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     A block that expands has three convolutions, the first one two. Keys that are spelled otherwise stay.
     """
-    places = {}
+    places: dict[int, str] = {}
     for stage, repeats in enumerate(LITE0):
         places |= {len(places) + i: f"blocks.{stage}.{i}" for i in range(repeats)}
     outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -27,17 +28,19 @@ class LibraryNetwork(nn.Module):
         super().__init__()
         self.model = model
         linear = [name for name, module in self.named_modules() if isinstance(module, nn.Linear)]
-        self._classifier = next((name for name in reversed(linear) if self._ends_in(name, classes)), None)
-        if self._classifier is None:
+        ends = [name for name in linear if self._ends_in(name, classes)]
+        if not ends:
             raise UserError(f"{type(model).__name__} does not end in a linear layer of {classes} classes")
+        self._classifier = ends[-1]
         self._stages, self._last = self._look(size)
 
     def _ends_in(self, name: str, classes: int) -> bool:
-        return self.get_submodule(name).out_features == classes
+        layer = self.get_submodule(name)
+        return isinstance(layer, nn.Linear) and layer.out_features == classes
 
     @property
     def fc(self) -> nn.Linear:
-        return self.get_submodule(self._classifier)
+        return cast(nn.Linear, self.get_submodule(self._classifier))
 
     @property
     def stages(self) -> list[str]:
@@ -71,9 +74,10 @@ class LibraryNetwork(nn.Module):
         probe = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
         training = self.training
         self.eval()
-        with _maps(self, blocks) as found, _input(self.fc) as features:
+        with outputs(self, blocks) as made, _input(self.fc) as features:
             self.model(probe)
         self.train(training)
+        found = {name: output for name, output in made.items() if isinstance(output, Tensor) and output.dim() == 4}
         last = {map.shape[-1]: name for name, map in found.items()}  # at each size
         pooled = features[-1]
         fitting = (name for name in reversed(last.values()) if _averages_to(found[name], pooled))
@@ -83,27 +87,6 @@ class LibraryNetwork(nn.Module):
 def _averages_to(map: Tensor, pooled: Tensor) -> bool:
     mean = map.mean((2, 3))
     return mean.shape == pooled.shape and torch.allclose(mean, pooled, rtol=1e-4, atol=1e-6)
-
-
-@contextmanager
-def _maps(network: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """The outputs of those of the named modules that put out maps (N x C x H x W), in the order of their ends."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> object:
-        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4:
-                found.pop(name, None)
-                found[name] = output
-
-        return hook
-
-    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from dfkd.report.current import ablations, current_digests, done, estimate
 from dfkd.report.papers import Place
 from dfkd.report.published import read_published
 from dfkd.report.statistics import HISTOGRAMS, Result, gather, tidy
+from dfkd.tables.definition import table_of
 
 if TYPE_CHECKING:
     import pandas
@@ -35,7 +36,7 @@ class Rendered(NamedTuple):
     results: list[Result]
     runs: pandas.DataFrame
     found: records.Found
-    pairs: list[Sequence[Row]]
+    pairs: Sequence[Sequence[Row]]
     places: list[Place]
 
 
@@ -55,6 +56,23 @@ def write(data: str | None = None) -> tuple[list[Path], list[UserError]]:
             else:
                 (paths.RESULTS / name).unlink()  # the table of a data set that has no record any more
         return [paths.RESULTS / name for name in changed] + plots.draw(results, paths.plots()), found.problems
+
+
+def told(data: str | None, protocol: str | None, kind: str | None, checking: bool) -> tuple[list[str], list[UserError]]:
+    """What `export` gives where a kind is named, else `check` or `write` in words: a line for each file.
+
+    Raises UserError for data that no table has.
+    """
+    if data is not None:
+        table_of(data)
+    if kind is not None:
+        text, problems = export(kind, data, protocol)
+        return [text.removesuffix("\n")], problems
+    if checking:
+        differing, problems = check()
+        return [f"results/{name} is not what the records give; run: {RENDER}" for name in differing], problems
+    written, problems = write(data)
+    return [f"wrote {path.relative_to(paths.RESULTS.parent)}" for path in written], problems
 
 
 def check() -> tuple[list[str], list[UserError]]:

@@ -121,9 +121,9 @@ def _claim(name: str, content: Mapping[str, Any]) -> Claim:
         Comparison(each["row"], each["than"], each["quantity"], each["is"], each.get("factor", 1.0))
         for each in content["all"]
     ]
-    texts = {key: content[key] for key in ("paper", "says", "source", "evidence")}
-    spans = {key: tuple(content[key]) for key in ("data", "protocols")}
-    return Claim(name, **texts, **spans, comparisons=tuple(comparisons), remark=content.get("remark", ""))
+    given = {key: content[key] for key in ("paper", "says", "source", "evidence")}
+    given |= {key: tuple(content[key]) for key in ("data", "protocols")}
+    return Claim(name, **given, comparisons=tuple(comparisons), remark=content.get("remark", ""))
 
 
 def judge(claim: Claim, results: Iterable[Result]) -> Verdict:
@@ -145,7 +145,8 @@ def _places(claim: Claim, data: str, table: Table, measured: Mapping[Cell, Resul
     for name in claim.protocols:
         protocol = table.protocols.get(name)
         for pair in protocol.pairs if protocol else ():
-            cells = [Cell(data, name, *pair.split("-"), row) for row in claim.rows]
+            teacher, student = pair.split("-")
+            cells = [Cell(data, name, teacher, student, row) for row in claim.rows]
             if all(cell.method in protocol.recipes or cell in measured for cell in cells):
                 yield cells[0]
 
@@ -169,7 +170,8 @@ def _reason(claim: Claim, owners: Mapping[str, Table]) -> str:
 def _under(claim: Claim, protocol: str, places: Iterable[Cell], measured: Mapping[Cell, Result]) -> Verdict:
     """The verdict of one protocol: it does not hold where it fails at one place, and holds where it does at all that
     have been run."""
-    words, findings = Counter(), []
+    words: Counter[str] = Counter()
+    findings: list[Finding] = []
     for place in (place for place in places if place.protocol == protocol):
         found = [finding for each in claim.comparisons if (finding := _compare(each, place, measured))]
         findings += found

@@ -151,7 +151,7 @@ def _mean_last(row: Row) -> str | None:
 def _place(row: Row) -> str | None:
     if row.result.reference:
         return "ref"
-    return "abl" if row.result.ablates else row.rank and str(row.rank)
+    return "abl" if row.result.ablates else str(row.rank) if row.rank else None
 
 
 def _best(rows: Iterable[Row]) -> list[Row]:

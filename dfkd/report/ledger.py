@@ -113,14 +113,10 @@ def _side(finding: Finding, index: int) -> str:
 
 def _records(result: Result) -> str:
     """The name of a row, with a link to each of its records."""
-    runs = [Run(*_identity(result), seed) for seed in sorted(result.scores)]
+    data, protocol, teacher, student, method = result.cell
+    runs = [Run(data, teacher, student, method, protocol, seed) for seed in sorted(result.scores)]
     links = " ".join(f"[{run.seed}](records/{run.name}.json)" for run in runs)
     return f"{plain(result.cell.method)} {links}:"
-
-
-def _identity(result: Result) -> tuple[str, ...]:
-    cell = result.cell
-    return cell.data, cell.teacher, cell.student, cell.method, cell.protocol
 
 
 def _outcome(finding: Finding) -> str:

@@ -91,7 +91,8 @@ def _seconds(point: Point) -> float:
 
 def _taken(axes: Axes, costs: Iterable[Cost]) -> list[tuple[float, ...]]:
     """The boxes around points of curves and along the way between them, in pixels."""
-    half, boxes = HALF * axes.figure.dpi / 72, []
+    half = HALF * axes.figure.dpi / 72
+    boxes: list[tuple[float, ...]] = []
     for cost in costs:
         pixels = axes.transData.transform([(_seconds(point), point.mean) for point in cost.curve])
         steps = pixels[1:] - pixels[:-1]

@@ -105,8 +105,9 @@ def _open(
 
 def _cells(data: str, pair: str, protocol: Protocol, quotable: Sequence[Mapping[str, str]]) -> Iterator[Cell]:
     """The recipes of the table in its order, then what else papers print."""
+    teacher, student = pair.split("-")
     for method in dict.fromkeys([*protocol.recipes, *published.methods_of(data, pair, quotable)]):
-        yield Cell(data, PAPER, *pair.split("-"), method)
+        yield Cell(data, PAPER, teacher, student, method)
 
 
 def _quoted(place: Place) -> str | None:

@@ -100,7 +100,8 @@ def _tail(cost: Cost) -> tuple[float, float]:
 
 def _taken(axes: Axes, points: Sequence[tuple[Cost, Result]]) -> list[tuple[float, ...]]:
     """The boxes of markers and of the lines that lead to them, in pixels."""
-    half, boxes = HALF * axes.figure.dpi / 72, []
+    half = HALF * axes.figure.dpi / 72
+    boxes: list[tuple[float, ...]] = []
     for cost, result in points:
         (left, _), (x, y) = axes.transData.transform([(second, result.last.mean) for second in _tail(cost)])
         boxes += [(x - half, y - half, x + half, y + half), (left, y - 2, x, y + 2)]

@@ -25,6 +25,8 @@ MEANINGS = {
     "cpu": "Real data, small pairs, cut budgets; not to be compared with papers",
     "quick": "Embedded data, minutes on a laptop; not to be compared with papers",
 }
+PRECISIONS = ("fp32", "tf32", "bf16")
+AUTO = "auto"  # precision: bf16 where the machine is faster in it, else fp32
 NO_PRIOR = "none"
 PUBLIC = "public images"  # the side information of a method that takes what the table's prior was trained on
 
@@ -34,7 +36,7 @@ _COUNT = {"type": "integer", "minimum": 1, "maximum": 10**9}
 _BATCH = _COUNT | {"maximum": 2**20}  # images
 _SEED = {"type": "integer", "minimum": 0, "maximum": LARGEST}
 BUDGET = {
-    "precision": {"type": "string", "enum": ["fp32", "tf32", "bf16", "auto"]},
+    "precision": {"type": "string", "enum": [*PRECISIONS, AUTO]},
     "rounds": _COUNT,
     "synthesis_batch": _BATCH,
     "evaluations": _COUNT,
@@ -44,7 +46,6 @@ STUDENT = {"steps": _COUNT, "batch": _BATCH}
 TRAINING = mapping(
     "steps batch optimizer schedule", **STUDENT, **{part: one_of(types) for part, types in PARTS.items()}
 )
-AUTO = "auto"  # precision: bf16 where the machine is faster in it, else fp32
 _ALWAYS = "precision training rounds synthesis_batch evaluations"
 # What a run is configured by, but for its method's arguments.
 SETTINGS = mapping(_ALWAYS, training=TRAINING, **BUDGET)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from dfkd import catalog, paths
 from dfkd.artifacts.cards import PRIOR, TEACHER
@@ -10,10 +10,11 @@ from dfkd.errors import UserError, unknown
 from dfkd.identity import Run
 from dfkd.priors.recipes import recipe_for
 from dfkd.priors.recipes import recipes as own_priors
-from dfkd.tables.definition import datasets, tables
+from dfkd.tables.definition import datasets, table_of, tables
 from dfkd.tables.pipeline import span
 from dfkd.tables.recipes import recipes
-from dfkd.tables.resolve import resolve
+from dfkd.tables.resolve import resolve, takes_prior
+from dfkd.units import duration
 
 
 def missing(done: Collection[Run], data: str | None = None, protocol: str | None = None) -> list[Run]:
@@ -25,19 +26,28 @@ def missing(done: Collection[Run], data: str | None = None, protocol: str | None
     return [run for run in span() if run not in done and data in (None, run.data) and protocol in (None, run.protocol)]
 
 
-def lacking(runs: Iterable[Run]) -> list[str]:
+def lacking(runs: Collection[Run]) -> list[str]:
     """The options of `bench.py` that make the teachers and priors of these runs, as far as they are not there."""
     found: dict[str, None] = {}  # each once, in order
-    priors = own_priors()
+    priors, methods = own_priors(), catalog.entries()
+    books = {data: recipes(table_of(data)) for data in {run.data for run in runs}}
     for data, protocol, teacher, student, method in dict.fromkeys(run.cell for run in runs):
         if not TEACHER.there(paths.teacher(data, teacher)):
             found[f"teacher --data {data} --arch {teacher} --protocol {protocol} --resume"] = None
+        if not takes_prior(methods[books[data].get(method, {}).get("method", method)]):
+            continue
         prior = resolve(data, protocol, method, f"{teacher}-{student}").prior or ""
         recipe = priors.get(prior)  # another one comes from the hub when it is first used
         if recipe and not PRIOR.there(paths.prior(prior)):
             name = "" if recipe_for(recipe["data"], recipe["size"])[0] == prior else f" --name {prior}"
             found[f"prior --data {recipe['data']} --size {recipe['size']}{name} --resume"] = None
     return list(found)
+
+
+def commands(runs: Sequence[Run], estimate: Callable[[Run], float]) -> Iterator[str]:
+    """A line for each command: first those that make what the runs lack, then the runs, each with its time."""
+    yield from (f"python bench.py {options}" for options in lacking(runs))
+    yield from (f"python bench.py {run.command}  # about {duration(estimate(run))}" for run in runs)
 
 
 def listing(done: Collection[Run], extra: str | None = None) -> Iterator[tuple[tuple[str, ...], list[tuple]]]:

@@ -131,8 +131,9 @@ def _check(recipe: dict, path: Path, table: Table, entry: catalog.Entry | None) 
             table.protocol(name)
     for key, arguments in parts.items():
         with naming(path, key):
-            for name, value in arguments.items() if entry else ():
-                coerce(name, value, *kind_of(name, entry))
+            for name, value in arguments.items():
+                if entry:
+                    coerce(name, value, *kind_of(name, entry))
 
 
 def kind_of(key: str, entry: catalog.Entry) -> tuple[object, bool]:

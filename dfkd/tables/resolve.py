@@ -125,12 +125,17 @@ def resolve(
     return Resolved(run, table, rules, entry, config, bool(changed), note, runs_in)
 
 
+def takes_prior(entry: catalog.Entry) -> bool:
+    """Whether a method uses the prior that its protocol names, or the images that one was trained on."""
+    return entry.prior in ("diffusion", PUBLIC)
+
+
 def _settings(protocol: Protocol, entry: catalog.Entry, by_protocol: dict, where: str) -> dict:
     """What the protocol and a recipe's part for it say together."""
     settings = deepcopy(dict(protocol.settings))
     # A key of the methods that use one only, so that a table's prior says nothing of the others.
     prior = settings.pop("prior", NO_PRIOR)
-    if entry.prior in ("diffusion", PUBLIC):
+    if takes_prior(entry):
         settings["prior"] = prior
     for key, value in by_protocol.items():
         if key == "args":

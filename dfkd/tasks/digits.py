@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dfkd.errors import unknown
+from dfkd.errors import UserError, unknown
 from dfkd.tasks import store
 from dfkd.tasks.base import InputSpec, Task
 
@@ -53,8 +53,10 @@ def _arrays() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _file() -> Path:
     """The library's file, found without importing the library, which takes longer than a start of everything else."""
-    (package,) = find_spec("sklearn").submodule_search_locations
-    return Path(package, "datasets", "data", "digits.csv.gz")
+    spec = find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise UserError("scikit-learn is not installed, which brings the digits")
+    return Path(spec.origin).parent.joinpath("datasets", "data", "digits.csv.gz")
 
 
 def enlarge(scans: np.ndarray) -> np.ndarray:

@@ -149,7 +149,7 @@ class PublicImages(Task):
         with official(self.name, root, 0.4) as found:
             kept = [label for label in range(len(found.ids)) if label % 4]
             images, labels = zip(*found.validation(kept), strict=True)
-            splits = {"train": (np.stack(images), np.searchsorted(kept, labels))}
+            splits = {"train": (np.stack(images), np.searchsorted(kept, np.array(labels)))}
             changed = "validation images of 150 Tiny-ImageNet classes"
             return store.write(root, self.name, splits, [found.names[label] for label in kept], changed)
 

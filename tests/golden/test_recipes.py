@@ -54,7 +54,7 @@ SSDKD = {
     "phi_kd": "none",
     "count": "buffer",
     "priority": "recursive",
-    "importance": "max",
+    "importance": "raw",
     "replace": "oldest",
 }
 SSDKD_UNUSED = {"alpha"}  # only with another `priority`
@@ -121,7 +121,7 @@ def test_student_training_of_fast_and_ssdkd(data, recipe, pair):
 @pytest.mark.parametrize(
     "recipe, changes",
     [
-        ("ssdkd-argmax", {"phi_of": "argmax", "normalised": False}),
+        ("ssdkd-argmax", {"phi_of": "argmax", "normalised": False, "importance": "max"}),
         ("ssdkd-no-phi", {"diversity": False, "difficulty": False}),
         ("ssdkd-uniform", {"priority": "uniform"}),
     ],

@@ -285,7 +285,7 @@ def batch_of(ctx, indices, weights):
 @pytest.mark.parametrize("priority", ["recursive", "per"])
 def test_the_loss_divides_by_the_largest_weight_and_the_stored_priority_does_not(priority):
     ctx = tables(T3, S3, [1.0, 1.0, 1.0])
-    method = SSDKD(temperature=20.0, priority=priority)
+    method = SSDKD(temperature=20.0, priority=priority, importance="max")
     batch = batch_of(ctx, [0, 2, 1], [0.5, 4.0, 2.0])
     divergence, weights = kl(T3, S3, 20.0)[[0, 2, 1]], np.array([0.5, 4.0, 2.0])
     outputs = method.distill(ctx, batch)

@@ -47,7 +47,8 @@ def _small(path: Path, share: float) -> bytes:
         raise UserError(f"{path} cannot be read: {error}") from None
     width = round(min(WIDTH, picture.width, math.sqrt(share / BYTES * picture.width / picture.height)))
     if width < picture.width:
-        picture = picture.resize((max(width, 1), max(1, round(picture.height * width / picture.width))), Image.BOX)
+        height = max(1, round(picture.height * width / picture.width))
+        picture = picture.resize((max(width, 1), height), Image.Resampling.BOX)
     content = io.BytesIO()
     picture.save(content, "WEBP", quality=QUALITY, method=0)
     return content.getvalue()

@@ -31,10 +31,7 @@ _TARGETS: tuple[tuple[str, Callable[[re.Match], str]], ...] = (
 
 @dataclass(frozen=True)
 class Part:
-    """A heading with what stands below it; `body` is HTML.
-
-    `place` is (data, protocol, pair) below the heading of a pair, else None.
-    """
+    """A heading with what stands below it, as HTML; `place` is (data, protocol, pair) where it names a pair."""
 
     title: str
     anchor: str
@@ -144,7 +141,9 @@ def _lead(link: Token, children: Sequence[Token], places: Collection[str]) -> No
     found = ((re.fullmatch(pattern, href), lead) for pattern, lead in _TARGETS)
     target = next((lead(match) for match, lead in found if match), None)
     if target is not None and (not target.startswith(f"#{GRIDS}/") or target[1:] in places):
-        link.attrs = {"href": target} | ({} if target[0] == "#" else {"rel": "noreferrer"})
+        link.attrs = {"href": target}
+        if target[0] != "#":
+            link.attrs["rel"] = "noreferrer"
         return
     closing = children[list(map(id, children)).index(id(link)) :]
     for token in (link, next(token for token in closing if token.type == "link_close")):
