@@ -9,6 +9,7 @@ from dfkd import paths
 from dfkd.errors import UserError
 from dfkd.report import claims, ledger
 from dfkd.report.claims import FAILS, HOLDS, NOT_RUN, UNCLEAR, UNTESTABLE
+from dfkd.tables.definition import tables
 from tests.records.conftest import gathered
 
 SCORE = {"quantity": "score", "row": "ssdkd", "is": "more", "than": "fast-10"}
@@ -175,3 +176,12 @@ def test_every_headline_claim_is_in_the_ledger_with_its_source():
         assert "cpu" not in found[name].protocols
     for each in found.values():
         assert any(f"{page.stem}.md" in each.source for page in (paths.ROOT / "docs" / "methods").glob("*.md"))
+
+
+def test_some_table_asks_for_all_rows_of_every_claim():
+    owners = {data: table for table in tables().values() for data in table.data}
+    for each in claims.read():
+        assert set(each.data) <= owners.keys(), each.name
+        protocols = [protocol for data in each.data for protocol in owners[data].protocols.values()]
+        asked = [protocol.recipes for protocol in protocols if protocol.name in each.protocols]
+        assert any(set(each.rows) <= set(recipes) for recipes in asked), each.name
