@@ -4,9 +4,8 @@ Liu et al., "Small Scale Data-Free Knowledge Distillation", CVPR 2024; ssdkd.md.
 released and the full text was not at hand. Read in a source: the parts of φ and δ, the buffer of 10 % of the training
 set with partial refresh, priority sampling with importance weights, the NYUv2 pair. Inherited by assumption from
 Fast: generator, meta-learning, loss weights. Our choice, each a constructor argument or named in ssdkd.md 5: γ, β,
-steps a round, oldest-out replacement, φ of the target class over its batch mean, on the task term only and without
-gradient (chosen by behaviour, ssdkd.md 6); on segmentation (ssdkd.md 1.10) φ per pixel and δ per image, the mean over
-its pixels.
+steps a round, oldest-out replacement, φ of the target class, on the task term only and without gradient (chosen by
+behaviour, ssdkd.md 6); on segmentation (ssdkd.md 1.10) φ per pixel and δ per image, the mean over its pixels.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class SSDKD(Fast):
     # Whose class and probability φ takes: "target", the one the image is made for, as in the focal loss, which keeps an
     # image of another class at full weight; or "argmax", the teacher's own, as "low confidence" may mean.
     phi_of: str = "target"
-    normalised: bool = True  # φ over its batch mean: it shares a loss out among samples without shrinking it
+    normalised: bool = False  # φ over its batch mean: it shares a loss out among samples without shrinking it
     # The terms of the inversion loss that φ weighs, joined by "+": the task term, as a focal loss does; "adv", so that
     # hard samples get more push towards disagreement.
     phi_on: str = "oh"

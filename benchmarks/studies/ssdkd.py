@@ -35,16 +35,15 @@ BUDGETS: dict[str, tuple[list[str], list[str]]] = {  # options, and what is set 
 FAST = {"digits": "fast-5", "cifar100": "fast-10"}  # as many inner steps as the recipe of SSD-KD has there
 CAPACITY = {"digits": 256, "cifar100": 512}
 RAW = {"importance": "raw"}
-TARGET = {**RAW, "phi_of": "target", "normalised": True}
-ARGMAX = {"phi_of": "argmax", "normalised": False}
+TARGET = {**RAW, "phi_of": "target", "normalised": False}
+NORMALISED = {**TARGET, "normalised": True}
 # By reading: what differs from the arguments of the recipe `ssdkd`; None is Fast.
 READINGS: dict[str, dict | None] = {
     "fast": None,
-    "argmax": {"importance": "max", **ARGMAX},
-    "argmax-normalised": {**RAW, "phi_of": "argmax", "normalised": True},
-    "target-unnormalised": {**TARGET, "normalised": False},
+    "argmax": {"phi_of": "argmax", "normalised": False, "importance": "max"},
+    "argmax-raw": {**TARGET, "phi_of": "argmax"},
+    "argmax-normalised": {**NORMALISED, "phi_of": "argmax"},
     "target": TARGET,
-    "target-max": {**TARGET, "importance": "max"},
     "target-no-phi": {**TARGET, "diversity": False, "difficulty": False},
     "target-no-diversity": {**TARGET, "diversity": False},
     "target-no-difficulty": {**TARGET, "difficulty": False},
@@ -52,6 +51,9 @@ READINGS: dict[str, dict | None] = {
     "target-adv": {**TARGET, "phi_on": "oh+adv"},
     "target-kd-loss": {**TARGET, "phi_kd": "loss"},
     "target-kd-priority": {**TARGET, "phi_kd": "priority"},
+    "normalised": NORMALISED,
+    "normalised-max": {**NORMALISED, "importance": "max"},
+    "normalised-uniform": {**NORMALISED, "priority": "uniform"},
 }
 
 

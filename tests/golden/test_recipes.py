@@ -48,7 +48,7 @@ SSDKD = {
     "diversity": True,
     "difficulty": True,
     "phi_of": "target",
-    "normalised": True,
+    "normalised": False,
     "phi_on": "oh",
     "phi_grad": False,
     "phi_kd": "none",
@@ -121,7 +121,7 @@ def test_student_training_of_fast_and_ssdkd(data, recipe, pair):
 @pytest.mark.parametrize(
     "recipe, changes",
     [
-        ("ssdkd-argmax", {"phi_of": "argmax", "normalised": False, "importance": "max"}),
+        ("ssdkd-argmax", {"phi_of": "argmax", "importance": "max"}),
         ("ssdkd-no-phi", {"diversity": False, "difficulty": False}),
         ("ssdkd-uniform", {"priority": "uniform"}),
     ],

@@ -168,7 +168,7 @@ def test_phi_carries_a_gradient_only_where_asked():
 
 def test_the_mean_of_a_normalised_phi_is_a_constant():
     teacher, shares = torch.tensor([QUARTER], requires_grad=True), torch.tensor([0.75, 0.25])
-    SSDKD(phi_grad=True).phi(teacher, None, shares).sum().backward()
+    SSDKD(phi_grad=True, normalised=True).phi(teacher, None, shares).sum().backward()
     # As above, over φ = .75/16; were the mean differentiated too, φ of one sample would always be 1.
     assert teacher.grad.flatten().tolist() == pytest.approx([1.5, -1.5])
 
