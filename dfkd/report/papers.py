@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from dfkd import catalog
 from dfkd.identity import Cell, Run
 from dfkd.metrics import Metric, metric
 from dfkd.report import columns, published
@@ -13,7 +14,8 @@ from dfkd.report.columns import LEFT, RIGHT, Column
 from dfkd.report.markdown import plain
 from dfkd.report.published import PAPER, Quoted
 from dfkd.report.statistics import Result
-from dfkd.tables.definition import Protocol, tables
+from dfkd.tables.definition import Protocol, table_of, tables
+from dfkd.tables.recipes import recipes
 from dfkd.tasks import task
 from dfkd.units import duration
 
@@ -110,6 +112,14 @@ def _cells(data: str, pair: str, protocol: Protocol, quotable: Sequence[Mapping[
         yield Cell(data, PAPER, teacher, student, method)
 
 
+def _name(place: Place) -> str:
+    """In italics that of a reference row, as in the other tables."""
+    recipe = recipes(table_of(place.cell.data)).get(place.cell.method, {})
+    entry = catalog.entries().get(recipe.get("method", place.cell.method))
+    name = plain(place.cell.method)
+    return f"*{name}*" if entry and entry.reference else name
+
+
 def _quoted(place: Place) -> str | None:
     if place.quoted is None:
         return None
@@ -127,7 +137,7 @@ def _ours(place: Place) -> str:
 
 
 PLACES = (
-    Column("method", "", LEFT, lambda place: plain(place.cell.method)),
+    Column("method", "", LEFT, _name),
     Column("paper", "published score [source]; † not verified in the source itself; * see the note", RIGHT, _quoted),
     Column("ours", "best test score; `open`: to be run; `not run here`: no such recipe in the table", RIGHT, _ours),
     Column(

@@ -10,15 +10,17 @@ from dfkd.report import current, plots
 from dfkd.tasks import task
 
 
-def test_every_committed_record_is_valid_and_of_todays_configuration():
-    """Its code may have changed since: then the tables say that it is stale, until it is run again."""
+def test_every_committed_record_is_valid_and_the_quick_ones_are_of_todays_configuration():
+    """Of those on real data, which take a day, code and configuration may have changed since: then the tables say that
+    they are stale, until they are run again."""
     found, problems = records.read_all(paths.records())
     assert len(found) >= 14 and not problems
     digests = current.current_digests(found)
     for record in found:
         assert record["status"] in records.FINISHED and not record["custom"]
-        now = digests[Run.of(record).cell]
-        assert now[1] == current.digests_of(record)[1], f"{record['identity']} has another configuration"
+        if record["identity"]["protocol"] == "quick":
+            now = digests[Run.of(record).cell]
+            assert now == current.digests_of(record), f"{record['identity']} has another configuration, or other code"
 
 
 def test_tables_and_plots_are_what_the_records_give():
@@ -70,7 +72,7 @@ REFERENCES = {"teacher", "student-real", "kd-real", "kd-noise"}
 def test_segmentation_stands_beside_its_reference_rows_at_equal_student_steps(data):
     found = results(data)
     methods = found.keys() - REFERENCES
-    assert found.keys() >= REFERENCES and methods >= {"dfad", "ssdkd"} and methods & {"fast-5", "fast-10"}
+    assert found.keys() >= REFERENCES and "ssdkd" in methods and methods & {"fast-5", "fast-10"}
     assert len({record["cost"]["student_steps"] for name, record in found.items() if name != "teacher"}) == 1
     for name, record in found.items():
         assert record["metrics"]["name"] == "miou" and 0 < record["metrics"]["last"] < 1

@@ -2,7 +2,6 @@ import re
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas
@@ -495,26 +494,22 @@ def test_all_records_stand_in_one_tidy_file(record, results):
     assert (read["time.total"] == 664.0).all() and read["cost.peak_memory_bytes"].dtype == int
 
 
-def test_a_page_of_two_thousand_records_takes_seconds(results):
+def test_two_thousand_records_stand_in_fifty_tables(results):
     place(*two_thousand())
-    begun = time.process_time()  # others may use the machine, too
     rendered = report.render()
-    assert time.process_time() - begun < 10
     assert len(rendered.found.records) == 2000 and not rendered.found.problems
     assert len(rendered.pairs) == 50 and all(row.rank for rows in rendered.pairs for row in rows[1:])
 
 
 @pytest.mark.slow
-def test_two_thousand_records_and_all_their_figures_take_twenty_seconds_of_two_cores_and_a_gibibyte(results):
-    """Ten seconds on two free cores; measured as time of processors, because those of a test may be shared."""
+def test_two_thousand_records_and_all_their_figures_take_less_than_a_gibibyte(results):
+    """For the time they take see benchmarks/speed/test_report.py."""
     place(*two_thousand())
     code = "import sys; from pathlib import Path; from dfkd import paths, report; paths.RESULTS = Path(sys.argv[1]); "
     code += "report.write()"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code, results], check=True, cwd=paths.ROOT)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert len(list((results / "plots").glob("*.png"))) == 20
-    assert used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime < 20
     assert used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) < 2**30
 
 

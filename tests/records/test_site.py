@@ -182,20 +182,20 @@ def test_a_broken_record_is_named_and_the_rest_is_shown(record, results):
 
 
 CLOCKED = """
-import resource, sys, time
+import resource, sys
 from pathlib import Path
 from dfkd import paths
 paths.RESULTS = Path(sys.argv[1])
 from dfkd.report import site
 path, problems = site.write()
 assert not problems and "torch" not in sys.modules
-print(time.process_time(), path.stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(path.stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @pytest.mark.slow
-def test_two_thousand_records_take_seconds_and_fit(results):
-    """All tables, the page, and a grid of samples for each cell: 10 s of a processor, 8 MB, 1 GiB."""
+def test_two_thousand_records_fit(results):
+    """All tables, the page, and a grid of samples for each cell: 8 MB, 1 GiB. For time: benchmarks/speed."""
     from PIL import Image
 
     runs = list(two_thousand())
@@ -211,6 +211,6 @@ def test_two_thousand_records_take_seconds_and_fit(results):
     said = subprocess.run(
         [sys.executable, "-c", CLOCKED, paths.RESULTS], cwd=ROOT, check=True, capture_output=True, text=True
     )
-    seconds, size, memory = map(float, said.stdout.split())
+    size, memory = map(float, said.stdout.split())
     unit = 1 if sys.platform == "darwin" else 1024
-    assert seconds <= 10 and size < 8e6 and memory * unit <= 2**30
+    assert size < 8e6 and memory * unit <= 2**30

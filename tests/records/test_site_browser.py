@@ -92,14 +92,14 @@ def head(driver, table, title):
 
 
 COSTS = "#cifar10 [data-place] h5 ~ .scroll table"
-FIRST = "#cifar10 [data-place] > .scroll table"
+FIRST = "#cifar10 [data-place*='/cpu/'] > .scroll:first-of-type table"
 
 
 def test_numbers_sort_by_size_and_what_lacks_stays_last(show):
     driver = show("cifar10")
-    number, last = head(driver, "#cifar10 [data-place] > .scroll:first-of-type", "last")
+    number, last = head(driver, FIRST, "last")
     last.click()
-    assert [text.split()[0] for text in column(driver, FIRST.replace(".scroll", ".scroll:first-of-type"), number)] == [
+    assert [text.split()[0] for text in column(driver, FIRST, number)] == [
         "92.00",
         "71.00",
         "65.50",
@@ -128,7 +128,7 @@ def test_one_filter_serves_all_tables_of_a_view(show):
     rows = driver.execute_script(
         "return [...document.querySelectorAll('#cifar10 td.method')].map(cell => cell.innerText)"
     )
-    assert rows and {row.split()[0] for row in rows} == {"fast-10"}
+    assert "fast-10" in rows and all("fast" in row for row in rows)
 
 
 def test_reference_rows_can_be_hidden(show):
