@@ -17,7 +17,6 @@ from dfkd.engine import distillation  # noqa: F401  a configuration names it
 from dfkd.engine.clock import Clock
 from dfkd.engine.configuration import configuration
 from dfkd.engine.evaluation import on_device
-from dfkd.engine.judge import training_split
 from dfkd.engine.runner import PlainRunner
 from dfkd.engine.seeds import seed_for
 from dfkd.files import file_digest
@@ -109,5 +108,6 @@ def assemble(
     Path(config["model"]["log"]).parent.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Any] = {"clock": Clock(device)}
     if resolved.entry.needs_data:
-        parts["real"] = on_device(*training_split(resolved, prior and prior[1], data_root()), device)
+        # For a row on public pictures too: which they are says nothing of time or of a device.
+        parts["real"] = on_device(*resolved.task.load("train", data_root()), device)
     return PlainRunner(config, folder / "log", parts)
