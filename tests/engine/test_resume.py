@@ -48,7 +48,7 @@ from dfkd.engine.run import Options, run
 from dfkd.artifacts import TEACHER
 
 weights, work, changes, pair = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
-cell = resolve("digits", "quick", "ssdkd", pair, 0, changes)
+cell = resolve("digits", "quick", "ssdkd", pair, 0, changes, precision="fp32")
 run(cell, weights, TEACHER.read(weights), Options(work.parent / "data", "cpu", True, work, save_every=0.2))
 """
 
