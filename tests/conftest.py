@@ -106,26 +106,10 @@ def teacher(teachers):
 @pytest.fixture(scope="session")
 def prior(tmp_path_factory):
     """(folder, card) of a diffusion model of 16-pixel images that has learnt nothing."""
-    import numpy as np
-    import torch
-    from diffusers import UNet2DModel
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from dfkd.engine.trial import untrained_prior
 
-    from dfkd.artifacts import PRIOR
-    from dfkd.files import file_digest
-    from dfkd.priors.folder import weights_path, write_digests
-    from dfkd.priors.pixel import SCHEDULE
-
-    folder = tmp_path_factory.mktemp("priors") / "tiny16"
-    blocks = dict(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), block_out_channels=(8,))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DModel(16, norm_num_groups=4, layers_per_block=1, add_attention=False, **blocks)
-    unet.save_pretrained(folder)
-    DDPMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
-    facts = {"size": 16, "digest": file_digest(weights_path(folder)), "seconds": 100.0, "data": "dots"}
-    card = PRIOR.new("tiny16", kind="pixel", trained_on="twenty random images", origin="trained", **facts)
-    write_digests(folder.with_name("tiny16.images.npy"), np.empty((0, 1, 1, 3), np.uint8))
+    folder, card = untrained_prior(tmp_path_factory.mktemp("priors"))
+    card |= {"data": "dots", "trained_on": "twenty random images"}
     return folder, card
 
 

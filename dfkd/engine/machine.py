@@ -28,6 +28,12 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether memory, the host's or the device's, could not be had; a CPU says so by a plain RuntimeError."""
     said = ("allocate memory", "not enough memory", "Storage size calculation overflowed")

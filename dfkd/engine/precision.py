@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
+from dfkd.engine import machine
 from dfkd.engine.compat import autocast
 from dfkd.tables.definition import AUTO
 from dfkd.tables.resolve import Resolved
@@ -43,17 +44,11 @@ def gain(device: torch.device) -> float:
     took: dict[str, list[float]] = {"fp32": [], "bf16": []}
     for _ in range(REPEATS):
         for precision, seconds in took.items():
-            _wait(device)
+            machine.wait(device)
             start = time.perf_counter()
             with autocast(device, precision):
                 for _ in range(2):
                     F.conv2d(images, weight, padding=1).sum().backward()
-            _wait(device)
+            machine.wait(device)
             seconds.append(time.perf_counter() - start)
-    weight.grad = None
     return min(took["fp32"]) / min(took["bf16"])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -209,17 +209,12 @@ def matmul_peak(device: torch.device, precision: str, size: int = 1536) -> float
         if precision == "bf16":
             a, b = a.bfloat16(), b.bfloat16()
         for _ in range(8):
-            _wait(device)
+            machine.wait(device)
             start = time.perf_counter()
             a @ b
-            _wait(device)
+            machine.wait(device)
             best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _text(name: str, step: Step, peak: float) -> str:
