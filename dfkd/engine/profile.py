@@ -71,14 +71,14 @@ class Watch:
         model = runner.model
         model.synthesize = self._step("synthesis", model.synthesize)
         model.train_step = self._step("student step", model.train_step)
-        parts = {"teacher": model.ctx.teacher, "student": model.student, "augmentation": model.ctx.augmentation}
+        parts = {"teacher": model.ctx.teacher, "student": model.student}
         parts |= {name: value for name, value in vars(model.method).items() if _callable(value)}
         for name, part in parts.items():
             for entry in ("forward", "features", "inspect", "loss", "update"):
                 if hasattr(part, entry):
                     setattr(part, entry, _ranged(name, getattr(part, entry)))
-        if not isinstance(model.ctx.augmentation, nn.Module):
-            model.ctx.augmentation = _ranged("augmentation", model.ctx.augmentation)
+        for entry in ("augment", "augment_pair"):
+            setattr(model.ctx, entry, _ranged("augmentation", getattr(model.ctx, entry)))
 
     def _step(self, name: str, action: Callable) -> Callable:
         def step(*args: Any, **kwargs: Any) -> Any:

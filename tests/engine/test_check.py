@@ -89,3 +89,18 @@ def test_the_cpu_agrees_with_itself(capsys):
     compared = [line for line in lines if "student 0.0e+00" in line]
     assert len(compared) >= 20
     assert not any("DIFFERS" in line for line in lines)
+
+
+@pytest.mark.parametrize("method", ["fast-5", "kd-real"])
+def test_a_profile_names_the_parts_of_a_step(method, tmp_path, monkeypatch):
+    """Small sizes, and a reference row, which augments images with their labels."""
+    from dfkd import catalog
+    from dfkd.engine import profile, trial
+
+    monkeypatch.setattr("dfkd.paths.WORK", tmp_path)
+    monkeypatch.setattr(profile, "changes", lambda resolved: trial.small(catalog.entry(resolved.entry.name)))
+    text = profile.show(method, "digits", "quick", check.KINDS["digits"], "fp32", "cpu")
+    parts = ["teacher", "student", "optimizer", *(["augmentation"] if method == "fast-5" else [])]  # a draw is no step
+    assert all(f"| {part} " in text for part in parts)
+    assert ("synthesis:" in text) == (method == "fast-5") and "student step:" in text
+    assert len(list((tmp_path / "profiles").glob("*.json"))) == 1
