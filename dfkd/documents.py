@@ -199,8 +199,6 @@ class _Loader(yaml.SafeLoader):
     decimal numbers are numbers, true and false are truth values, and all else is text.
     """
 
-    yaml_implicit_resolvers = {}
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
@@ -209,6 +207,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {}
 _WHOLE = r"[-+]?(?:0|[1-9][0-9]*)"
 for tag, pattern, first in (
     ("null", r"~|null|Null|NULL|", ("~", "n", "N", "")),
