@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from dfkd import artifacts, paths, priors, records
-from dfkd.engine import configuration, harness, machine
+from dfkd.engine import configuration, harness, machine, throughput
 from dfkd.engine.configuration import INSIDE
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.harness import Worker
@@ -26,6 +26,7 @@ from dfkd.engine.precision import settled
 from dfkd.engine.record import Facts, Measured
 from dfkd.engine.seeds import seed_for
 from dfkd.errors import FULL, CannotWrite, UserError
+from dfkd.priors import text
 from dfkd.signals import Stopped, stopping
 from dfkd.tables.resolve import Resolved
 
@@ -140,6 +141,8 @@ def _measure(
         judge.check()
         if judge.student and measured.time:
             _keep_student(resolved, judge, judge.student.network, folder, facts, measured.time["scored"])
+        # The worker has ended: nothing slows this machine down while its throughput is measured.
+        measured.predicted = throughput.predicted(resolved, device)
 
 
 def _begin(
@@ -163,12 +166,16 @@ def _begin(
         time_limit=options.time_limit,
         live=sys.stderr.isatty(),
     )
+    encoder = text.asked_for(resolved.config["args"])
+    if encoder:  # as an absolute path: the worker has another folder
+        config["model"]["method"]["arguments"][text.ARGUMENT] = str(encoder)
     configuration.write(config, folder)
     reads = [
         teacher[0],
         artifacts.TEACHER.card_path(teacher[0]),
         *_code(resolved),
         *(_files(Path(prior[0])) if prior else ()),
+        *(_files(encoder) if encoder else ()),
     ]
     what = {"device": str(device), "tf32": resolved.precision == "tf32", "since": since, "config": config}
     return harness.begin(folder / INSIDE, reads, options.data_root.resolve(), options.apart, **what)

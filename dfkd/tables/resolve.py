@@ -48,6 +48,7 @@ class Resolved:
     custom: bool = False
     note: str = ""
     precision: str = "fp32"  # in which it runs; `auto` until `engine.precision` has chosen
+    compiled: bool = False  # `--compile`
 
     @property
     def digest(self) -> str:
