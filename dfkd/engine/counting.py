@@ -65,6 +65,7 @@ def update(say: Callable[[str], None]) -> None:
     """Count what the tables span and `costs.json` lacks, and drop what they span no more."""
     cells = {run.cell: run for run in span()}
     resolved = [resolve(run.data, run.protocol, run.method, run.pair) for run in cells.values()]
+    resolved.sort(key=lambda r: r.task.spec.size)  # what takes longest last
     networks = {costs.place(name, r.task.spec.size): (name, r.task.spec) for r in resolved for name in r.run[1:3]}
     ours = {costs.place(name, recipe["size"]): recipe for name, recipe in own_priors().items()}
     known = costs.counts()
@@ -72,12 +73,13 @@ def update(say: Callable[[str], None]) -> None:
     found |= {place: known["networks"].get(place) or denoising(recipe) for place, recipe in ours.items()}
     wanted = {costs.key(r): r for r in resolved if r.prior is None or r.prior in own_priors()}
     runs = {key: known["runs"][key] for key in wanted if key in known["runs"]}
+    costs.write(found, runs)
     for key, of in wanted.items():
         if key not in runs:
             with suppress(Declined):
                 runs[key] = {"what": f"{of.run.data} {of.run.protocol} {of.run.method}", **count(of)._asdict()}
-                say(f"{of.run.name}: counted")
-        costs.write(found, runs)
+            say(f"{of.run.name}: counted")
+            costs.write(found, runs)
 
 
 def count(resolved: Resolved) -> Passes:
@@ -132,8 +134,8 @@ def _run(small: Resolved, folder: Path) -> Passes:
         for steps, action in ((stage.synthesis_steps, _synthesis), (stage.student_steps, _steps)):
             for owner, each in action(runner, stage).items() if steps else ():
                 flops[owner] += stage.rounds * steps * each
-    each = {name: forward(arch, spec) for name, arch in zip(OWNERS, small.run[1:3], strict=True)}
-    return Passes(*(flops[name] / each[name] for name in OWNERS), flops["other"])
+    teacher, student = (flops[name] / forward(arch, spec) for name, arch in zip(OWNERS, small.run[1:3], strict=True))
+    return Passes(teacher, student, flops["other"])
 
 
 def _synthesis(runner: PlainRunner, stage: Stage) -> dict[str, float]:

@@ -21,7 +21,7 @@ NO_TIME = dict.fromkeys((*records.CATEGORIES, "scored", "total"), 0.0) | {"resum
 def work_name(resolved: Resolved, card: dict, manifest: dict, device: torch.device, prior: dict | None) -> str:
     """Where a run works, below the work folder. Of another configuration, code, data, teacher, prior, kind of device
     or precision, or compiled, it is another place, so nothing is mixed up."""
-    parts = (resolved.digest, resolved.entry.digest, catalog.harness_digest(), store.digest(manifest))
+    parts: tuple[str, ...] = (resolved.digest, resolved.entry.digest, catalog.harness_digest(), store.digest(manifest))
     parts += (str(card["digest"]), device.type, resolved.precision, *((prior["digest"],) if prior else ()))
     parts += ("compiled",) if resolved.compiled else ()
     return f"{resolved.run.name}/{hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]}"

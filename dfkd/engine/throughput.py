@@ -57,9 +57,8 @@ def predicted(resolved: Resolved, device: torch.device) -> float | None:
 
 
 def _measure(part: str, resolved: Resolved, device: torch.device) -> Speed:
-    spec, network, shape = resolved.task.spec, _network(part, resolved.task), (NOISE,)
-    if part != GENERATOR:
-        shape = (spec.channels, spec.size, spec.size)
+    spec, network = resolved.task.spec, _network(part, resolved.task)
+    shape = (NOISE,) if part == GENERATOR else (spec.channels, spec.size, spec.size)
     with Operations() as operations, torch.no_grad():
         network.eval()(torch.rand(1, *shape))
     each = operations.flops.total()

@@ -1,8 +1,8 @@
 """What a run costs and how long it takes on a named device: counted operations over measured throughput. Torch-free.
 
-`benchmarks/costs.json` has the counts, which `python -m dfkd.engine.counting` makes; a run whose method or configuration
-has changed since is not in it. `benchmarks/devices.json` has throughputs of named devices, and `work/devices.json` those
-of this machine, by `dfkd.engine.throughput`.
+`benchmarks/costs.json` has the counts, which `python -m dfkd.engine.counting` makes; a run whose method or
+configuration has changed since is not in it. `benchmarks/devices.json` has throughputs of named devices, and
+`work/devices.json` those of this machine, by `dfkd.engine.throughput`.
 """
 
 from __future__ import annotations
@@ -84,9 +84,12 @@ def write(networks: Mapping[str, float], runs: Mapping[str, Any]) -> None:
     """Put the counts into their file, whole numbers in order."""
     whole = {key: {k: v if k == "what" else round(v) for k, v in run.items()} for key, run in runs.items()}
     ordered = dict(sorted(whole.items(), key=lambda item: (item[1]["what"], item[0])))
-    lines = {"networks": {name: round(flops) for name, flops in sorted(networks.items())}, "runs": ordered}
-    parts = (f'"{name}": {{\n{_lines(part)}\n}}' for name, part in lines.items())
-    replace_file(paths.costs(), "{" + ",\n".join(parts) + "}\n")
+    parts: dict[str, Mapping[str, Any]] = {
+        "networks": {name: round(flops) for name, flops in sorted(networks.items())},
+        "runs": ordered,
+    }
+    texts = (f'"{name}": {{\n{_lines(part)}\n}}' for name, part in parts.items())
+    replace_file(paths.costs(), "{" + ",\n".join(texts) + "}\n")
 
 
 def _lines(part: Mapping[str, Any]) -> str:

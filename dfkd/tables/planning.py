@@ -41,7 +41,8 @@ class Planned(NamedTuple):
 
 def planned(runs: Collection[Run], speeds: costs.Speeds) -> list[Planned]:
     """First the commands that make the teachers and priors that these runs lack, then the runs, on such a device."""
-    cells = {run.cell: resolve(run.data, run.protocol, run.method, run.pair) for run in runs}
+    first = {run.cell: run for run in runs}.values()  # of each cell one: its seeds share what it stands for
+    cells = {run.cell: resolve(run.data, run.protocol, run.method, run.pair) for run in first}
     seconds = {cell: costs.predicted(resolved, speeds) for cell, resolved in cells.items()}
     made = _lacking(cells.values(), speeds)
     return [*made, *(Planned(run.command, seconds[run.cell]) for run in runs)]
