@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -38,10 +38,9 @@ PAIRS = {  # the smallest of each kind: the pair changes no count
     "segmentation": ("deeplabv3plus_thin32", "deeplabv3plus_thin16"),
 }
 BATCHES = ("bank_batch", "head_images")  # arguments of methods that are numbers of images
-# And of inner iterations: two numbers that tell what each costs (DiffDFKD keeps as many images of 5 as of 10).
-LOOPS = {"k": (2, 3), "bank_steps": (2, 3), "steps": (5, 10)}
+LOOPS = ("k", "bank_steps", "steps")  # and of inner iterations
+FEW = ((1, 2), (5, 10))  # two numbers of these that tell what each costs; a trajectory of DiffDFKD needs five
 CALLS = 2  # synthesis steps that are counted in a stage, evenly spread
-STEPS = 10  # student steps, so many that a generator's step among them has its share
 
 
 class Operations(TorchDispatchMode):
@@ -87,23 +86,30 @@ def count(resolved: Resolved) -> Passes:
 
     Raises Declined, and UserError where the run's diffusion prior is none that is trained here.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        for few, more in FEW:
+            with suppress(UserError):
+                return _extrapolated(resolved, few, more, Path(folder))
+    raise UserError(f"{resolved.run.name} cannot be counted")
+
+
+def _extrapolated(resolved: Resolved, few: int, more: int, folder: Path) -> Passes:
+    """The count from runs whose synthesis steps have so few inner iterations, each of which costs the same."""
     known = resolved.entry.arguments | resolved.config["args"]
-    loops = {name: min(few, known[name]) for name, (few, _) in LOOPS.items() if name in known}
-    total = base = _counted(resolved, loops)
-    for name, few in loops.items():
-        if known[name] > few:
-            more = LOOPS[name][1]
-            steeper, rest = _counted(resolved, loops | {name: more}), (known[name] - few) / (more - few)
-            total = Passes(*(t + (s - b) * rest for t, s, b in zip(total, steeper, base, strict=True)))
+    loops = {name: min(few, known[name]) for name in LOOPS if name in known}
+    total = base = _counted(resolved, loops, folder)
+    for name in (name for name in loops if known[name] > few):
+        steeper, rest = _counted(resolved, loops | {name: more}, folder), (known[name] - few) / (more - few)
+        total = Passes(*(t + (s - b) * rest for t, s, b in zip(total, steeper, base, strict=True)))
     return total
 
 
-def _counted(resolved: Resolved, loops: dict[str, int]) -> Passes:
+def _counted(resolved: Resolved, loops: dict[str, int], folder: Path) -> Passes:
     """The whole run if its synthesis steps had so few inner iterations, extrapolated from a few of its steps."""
     for divisor in (64, 32, 16, 8, 4, 2, 1):  # the cost of an image does not depend on how many there are
-        with suppress(UserError), tempfile.TemporaryDirectory() as name:
+        with suppress(UserError):
             if (small := _divided(resolved, loops, divisor)) is not None:
-                return Passes(*(divisor * part for part in _run(small, Path(name))))
+                return Passes(*(divisor * part for part in _run(small, folder)))
     raise UserError(f"{resolved.run.name} cannot be counted")
 
 
@@ -126,14 +132,16 @@ def _run(small: Resolved, folder: Path) -> Passes:
     prior = None if small.prior is None else trial.untrained_prior(folder, own_priors()[small.prior])
     runner = trial.assemble(small, trial.untrained(small, folder), prior, torch.device("cpu"), folder)
     runner.rebuild_optimizer()
-    spec, flops = small.task.spec, Counter[str]()
+    spec = small.task.spec
+    flops: Any = Counter()
     for stage in runner.model.stages:
         if stage.reset_student:
             runner.model.reset_student()
             runner.rebuild_optimizer()
-        for steps, action in ((stage.synthesis_steps, _synthesis), (stage.student_steps, _steps)):
-            for owner, each in action(runner, stage).items() if steps else ():
-                flops[owner] += stage.rounds * steps * each
+        if stage.synthesis_steps:
+            _add(flops, stage.rounds * stage.synthesis_steps, _synthesis(runner, stage))
+        if stage.student_steps:
+            _add(flops, stage.rounds * stage.student_steps, _steps(runner, stage, trial.period(small)))
     teacher, student = (flops[name] / forward(arch, spec) for name, arch in zip(OWNERS, small.run[1:3], strict=True))
     return Passes(teacher, student, flops["other"])
 
@@ -147,28 +155,33 @@ def _synthesis(runner: PlainRunner, stage: Stage) -> dict[str, float]:
     calls = stage.rounds * stage.synthesis_steps
     counted = [int((i + 0.5) * calls / min(CALLS, calls)) + 1 for i in range(min(CALLS, calls))]
     found: list[Counter[str]] = []
-    for call in dict.fromkeys((1, *counted)):
+    for call in counted if calls == 1 else (1, *counted):
         model.progress.synthesis_step = before + call
-        with Operations(teacher=model.ctx.teacher, student=model.student) as operations:
+        operations = Operations(teacher=model.ctx.teacher, student=model.student)
+        with operations if call > 1 or calls == 1 else nullcontext():
             samples = model.synthesize()
         model.keep(samples)
-        if call > 1 or calls == 1:
-            found.append(operations.flops)
+        found.append(operations.flops)
     model.progress.synthesis_step = before + calls
-    return _mean(found)
+    return _mean(found[calls > 1 :])
 
 
-def _steps(runner: PlainRunner, stage: Stage) -> dict[str, float]:
+def _steps(runner: PlainRunner, stage: Stage, period: int) -> dict[str, float]:
     """Operations of a student step of this stage, a mean over the first, by owner."""
     model = runner.model
     model.begin_steps()
     found: list[Counter[str]] = []
-    for _ in range(min(STEPS, stage.rounds * stage.student_steps)):
+    for _ in range(period):
         with Operations(teacher=model.ctx.teacher, student=model.student) as operations:
             model.train_step(model.draw(), optim_wrapper=runner.optim_wrapper)
         model.progress.student_steps += stage.scored
         found.append(operations.flops)
     return _mean(found)
+
+
+def _add(flops: Any, steps: int, each: Mapping[str, float]) -> None:
+    for owner, operations in each.items():
+        flops[owner] += steps * operations
 
 
 def _mean(found: list[Counter[str]]) -> dict[str, float]:

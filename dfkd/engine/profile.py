@@ -48,14 +48,9 @@ def changes(resolved: Resolved) -> list[str]:
     """The `--set` changes that leave the sizes as they are and the repetitions few."""
     known = resolved.entry.arguments | resolved.config["args"]
     few = [f"{key}={value}" for key, value in REPEATS.items() if key in known]
-    steps = ROUNDS * max(ROUNDS, _period(resolved))
+    steps = ROUNDS * max(ROUNDS, trial.period(resolved))
     budget = (f"rounds={ROUNDS}", f"training.steps={steps}", "evaluations=1")
     return [*budget, *few, *(f"{key}={min(value, known[key])}" for key, value in MOST.items() if key in known)]
-
-
-def _period(resolved: Resolved) -> int:
-    """After so many student steps a method that makes its images in `draw` does the same again."""
-    return int(resolved.config["args"].get("kd", resolved.entry.arguments.get("kd", 1)))
 
 
 @dataclass
@@ -157,7 +152,7 @@ def profile(
     """The report, as text; `trace` gets a Chrome trace. Raises Declined and UserError as a run does."""
     teacher = trial.untrained(resolved, folder)
     runner = trial.assemble(resolved, teacher, prior, device, folder)
-    watch = Watch(runner, _period(resolved))
+    watch = Watch(runner, trial.period(resolved))
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with torch.profiler.profile(activities=activities) as profiler:
         runner.train()

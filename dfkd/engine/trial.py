@@ -58,6 +58,11 @@ def small(method: catalog.Entry) -> list[str]:
     return [*BUDGET, *(f"{key}={value}" for key, value in SMALL.items() if key in method.arguments)]
 
 
+def period(resolved: Resolved) -> int:
+    """After so many student steps a method does the same again; some step a generator only in the first of them."""
+    return int((resolved.entry.arguments | resolved.config["args"]).get("kd", 1))
+
+
 def untrained(resolved: Resolved, folder: Path) -> tuple[Path, dict]:
     """A teacher of random weights and its card: neither time nor agreement of devices depends on what it knows."""
     run, spec = resolved.run, resolved.task.spec

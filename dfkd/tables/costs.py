@@ -162,6 +162,8 @@ def predicted(resolved: Resolved, speeds: Speeds) -> float | None:
         return None
     spent = found.other / _speed(reached, GENERATOR, size).training
     for images, name, does in zip(found[:2], resolved.run[1:3], Speed._fields, strict=True):
+        if not images:
+            continue
         each = counts()["networks"].get(place(name, size))
         if each is None:
             return None
