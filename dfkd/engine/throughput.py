@@ -16,6 +16,7 @@ from dfkd.engine.precision import settled
 from dfkd.identity import Run
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
+from dfkd.synthesis.batchnorm import BatchNormLoss
 from dfkd.synthesis.generators import build_generator
 from dfkd.tables import costs
 from dfkd.tables.costs import GENERATOR, TRAINING, Speed, Speeds, place
@@ -78,9 +79,17 @@ def _measure(part: str, resolved: Resolved, device: torch.device) -> Speed:
         optimizer.step()
 
     training = TRAINING * batch * each / _fastest(train, device)
-    network.eval()
+    statistics = BatchNormLoss(network.eval().requires_grad_(False))
+    given.requires_grad_()
+
+    def invert() -> None:
+        with statistics.capture():
+            made = forward()
+        (made.float().square().mean() + statistics.loss()).backward()
+
+    inversion = 2 * batch * each / _fastest(invert, device)
     with torch.no_grad():
-        return Speed(batch * each / _fastest(forward, device), training)
+        return Speed(batch * each / _fastest(forward, device), inversion, training)
 
 
 def _network(part: str, on: Task) -> Any:
