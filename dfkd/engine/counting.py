@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -159,15 +159,17 @@ def _synthesis(runner: PlainRunner, stage: Stage) -> dict[str, float]:
     calls = stage.rounds * stage.synthesis_steps
     counted = [int((i + 0.5) * calls / min(CALLS, calls)) + 1 for i in range(min(CALLS, calls))]
     found: list[Counter[str]] = []
-    for call in counted if calls == 1 else (1, *counted):
+    if calls > 1:
+        model.progress.synthesis_step = before + 1
+        model.keep(model.synthesize())
+    for call in counted:
         model.progress.synthesis_step = before + call
-        operations = Operations(inversion=model.ctx.teacher, student=model.student)
-        with operations if call > 1 or calls == 1 else nullcontext():
+        with Operations(inversion=model.ctx.teacher, student=model.student) as operations:
             samples = model.synthesize()
         model.keep(samples)
         found.append(operations.flops)
     model.progress.synthesis_step = before + calls
-    return _mean(found[calls > 1 :])
+    return _mean(found)
 
 
 def _steps(runner: PlainRunner, stage: Stage, period: int) -> dict[str, float]:
