@@ -1,7 +1,8 @@
-"""What a cell costs in floating-point operations, counted on a few steps of it, and how fast a machine works them off.
+"""What a run costs in floating-point operations, counted on a few of its steps.
 
 A count does not depend on machine, precision or pair: what goes through teacher and student is told in images, all
-else (generator, diffusion model, heads) in operations. `dfkd.tables.costs` keeps the counts and predicts seconds.
+else (generator, diffusion model, heads) in operations. `dfkd.tables.costs` keeps the counts and predicts seconds;
+`python -m dfkd.engine.counting` counts what is new in the tables.
 """
 
 from __future__ import annotations
@@ -16,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from dfkd.engine import trial
 from dfkd.engine.distillation import Declined
 from dfkd.engine.method import Stage
+from dfkd.engine.operations import Operations
 from dfkd.engine.runner import PlainRunner
 from dfkd.errors import UserError
 from dfkd.networks import initialise
@@ -39,23 +38,6 @@ BATCHES = ("bank_batch", "head_images")  # arguments of methods that are numbers
 LOOPS = ("k", "bank_steps", "steps")  # and of inner iterations
 FEW = ((1, 2), (5, 10))  # two numbers of these that tell what each costs; a trajectory of DiffDFKD needs five
 CALLS = 2  # synthesis steps that are counted in a stage, evenly spread
-
-
-class Operations(TorchDispatchMode):
-    """Counts operations by who owns the weights they use: `FlopCounterMode` asks for modules, which methods bypass."""
-
-    def __init__(self, **owners: nn.Module) -> None:
-        super().__init__()
-        self.flops: Counter[str] = Counter()
-        self._owners = {p.untyped_storage().data_ptr(): name for name, o in owners.items() for p in o.parameters()}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            of = (self._owners.get(a.untyped_storage().data_ptr()) for a in args if isinstance(a, Tensor))
-            owner = next(filter(None, of), "other")
-            self.flops[owner] += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def update(say: Callable[[str], None]) -> None:

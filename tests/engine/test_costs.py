@@ -7,7 +7,7 @@ import torch
 
 from dfkd import paths
 from dfkd.engine import counting, throughput
-from dfkd.engine.counting import Operations
+from dfkd.engine.operations import Operations
 from dfkd.priors.recipes import recipes as own_priors
 from dfkd.tables import costs
 from dfkd.tables.costs import Passes, Speed, place
