@@ -38,7 +38,9 @@ def main() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL, 0, 0, 0)
-    from dfkd.engine import distillation, runner  # noqa: F401  now, while the harness gets ready
+    import torch._dynamo  # noqa: F401  now, while the harness gets ready: the first optimizer imports it, which takes time
+
+    from dfkd.engine import distillation, runner  # noqa: F401  as these
 
     try:
         _, begin, _ = channel.receive()
