@@ -113,6 +113,7 @@ def _measure(
 ) -> None:
     """Fill `measured` with what the worker does and the harness makes of it."""
     journal, memory = Journal(folder / JOURNAL, options.save_every), machine.Memory(device)
+    activity = machine.Activity()
     judge = Judge(resolved, teacher, prior[1] if prior else None, journal, folder / GRID)
     begin = _begin(resolved, teacher, prior, options, folder, device, journal.begun)
     measured.isolation = begin["isolation"]
@@ -132,6 +133,7 @@ def _measure(
     finally:
         if worker:
             worker.end()
+        measured.processor_seconds, measured.others = activity.measured()
         measured.curve, measured.diagnostics, measured.end = journal.curve, judge.diagnostics, judge.end or {}
     if judge.end:
         measured.status, measured.error = str(judge.end.get("status")), judge.end.get("error")

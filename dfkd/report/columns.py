@@ -16,6 +16,7 @@ from dfkd.units import duration, memory
 
 REFERENCES = ("teacher", "student-real", KD)  # the order of reference rows; the rest by name
 NOTHING = "–"
+DISTURBED = 0.2  # processors of other work from which on a row says so
 LEFT, RIGHT = "left", "right"
 
 
@@ -204,6 +205,10 @@ def _score_of(key: str) -> Callable[[Row], str | None]:
     return lambda row: score(row.result.means.get(key), row.result.metric)
 
 
+def _others(row: Row) -> float:
+    return row.cost.means.get("provenance.others", 0.0)
+
+
 _whole = "{:,.0f}".format
 
 
@@ -273,6 +278,11 @@ COSTS = (
     Column(
         "memory", "peak: device memory on CUDA, process memory on a CPU", RIGHT,
         _mean("cost.peak_memory_bytes", memory),
+    ),
+    Column(
+        "others", "processors that other work kept busy meanwhile, on average: such times may be too long", RIGHT,
+        lambda row: f"{_others(row):.1f}" if _others(row) >= DISTURBED else None,
+        needed=lambda row: _others(row) >= DISTURBED,
     ),
     Column("hardware", "class of the machine; number of seeds if there are several", LEFT, _hardware, common=True),
 )  # fmt: skip
