@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from tabulate import tabulate
 
-from dfkd import __version__, paths
+from dfkd import __version__, paths, streams
 from dfkd.errors import UserError, one_line, shown, unknown
 from dfkd.names import check_name, device, minutes, network_name, option, path, several, whole
 from dfkd.signals import Stopped, stopping
@@ -288,9 +287,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    for stream in (sys.stdout, sys.stderr):  # a locale that lacks a sign of ours shall not end a run
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    streams.settle()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] not in (*VERBS, "-h", "--help", "--version"):
         if not arguments[0].startswith("-"):
@@ -301,14 +298,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"argument {shown(word)}: -- is no value")  # argparse would pass on an empty list
         options = parser().parse_args(arguments or ["--help"])
         options.arguments = arguments
-        return VERBS[options.verb][2](options)
+        status = VERBS[options.verb][2](options)
+        if (lost := streams.unsaid()) is not None:
+            raise UserError(f"standard output: {lost.strerror}")
+        return status
     except Stopped as stopped:
         return fail(stopped, EXIT_PARTIAL)
     except UserError as error:
         return fail(error)
-    except BrokenPipeError:  # `plan | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:  # the system refuses a file or folder, in whatever place
         return fail(UserError(f"{error.filename or 'the system'}: {error.strerror or error}"))
     except KeyboardInterrupt:

@@ -73,11 +73,12 @@ def execute(resolved: Resolved, options: argparse.Namespace) -> dict | None:
     out = _out(resolved, options.out)
     if options.debug:
         return _execute(resolved, options, until, out, None)
-    with start() as worker:  # it imports torch while this process does
-        try:
-            return _execute(resolved, options, until, out, worker)
-        finally:
-            worker.kill()  # where it was not needed
+    worker = start()  # it imports torch while this process does
+    try:
+        return _execute(resolved, options, until, out, worker)
+    finally:
+        worker.kill()  # where it was not needed
+        worker.wait()
 
 
 def _execute(

@@ -16,6 +16,7 @@ from dfkd.engine import state
 from dfkd.engine.configuration import LOG, STATE
 from dfkd.errors import UserError
 from dfkd.paths import ROOT
+from dfkd.signals import stopping
 from tests.conftest import BUDGET, PAIR, TINY, latest, outcome
 
 CPU = torch.device("cpu")
@@ -212,7 +213,7 @@ def test_an_unwritable_work_folder_is_one_clear_error(tiny, execute, tmp_path):
         execute(tiny("template"), work=tmp_path / "file")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_the_run_at_the_next_safe_point(number, tiny, execute, tmp_path):
     flag = tmp_path / "flag"
     path = tmp_path / "signalled.py"
@@ -245,6 +246,19 @@ class Signalled(Method):
     resumed = execute(cell, resume=True)
     assert resumed["status"] == "ok" and resumed["time"]["resumes"] == 1
     assert outcome(resumed) == outcome(execute(cell))
+
+
+def test_a_hangup_that_nohup_has_turned_off_stops_nothing():
+    asked, before = [], signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping(asked.append):
+            signal.raise_signal(signal.SIGHUP)
+            assert asked == []
+            signal.raise_signal(signal.SIGTERM)
+        assert asked == ["stopped by SIGTERM"]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_time_before_a_resume_counts(stopped, execute):
