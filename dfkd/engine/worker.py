@@ -76,13 +76,12 @@ def work(begin: dict[str, Any], tell: Tell, stack: ExitStack) -> None:
     """Run what `begin` says; however that ends, the last message says how. A guard is sealed until `stack` is left."""
     import torch
 
-    from dfkd.engine import distillation, runner  # noqa: F401  a configuration names what is registered there
+    from dfkd.engine import distillation, machine, runner  # noqa: F401  a configuration names what is registered there
     from dfkd.engine.clock import Clock
-    from dfkd.engine.machine import Memory
 
     device = torch.device(begin["device"])
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = begin["tf32"]
-    clock, memory = Clock(device, since=begin["since"]), Memory(device)
+    machine.allow_tf32(begin["precision"])
+    clock, memory = Clock(device, since=begin["since"]), machine.Memory(device)
     made: list[PlainRunner] = []
     end = _told(begin, lambda: _run(begin, tell, clock, _sealing(begin, stack), made))
     end["peak"] = memory.peak()  # of the run, not of looking at what it made
@@ -124,6 +123,7 @@ def _run(begin: dict[str, Any], tell: Tell, clock: Clock, seal: Callable[[], obj
     stages = [[s.scored, s.reset_student, s.rounds * s.student_steps] for s in runner.train_loop.stages]
     tell("ready", {"prior": runner.model.method.prior, "stages": stages})
     runner.train()
+    runner.model.check_teacher()
     guard.check()
 
 

@@ -181,7 +181,7 @@ def test_without_landlock_the_record_says_so(tiny, execute, monkeypatch: pytest.
 def test_a_state_without_its_journal_is_one_clear_error(tiny, execute, tmp_path):
     record = execute(tiny("deepinv"), time_limit=1e-9)
     (tmp_path / "work" / record["work"] / "journal.json").unlink()
-    with pytest.raises(UserError, match=r"journal\.json does not know the saved state; delete both"):
+    with pytest.raises(UserError, match=r"state\.pt is no state that journal\.json knows; delete it"):
         execute(tiny("deepinv"), resume=True)
 
 
@@ -190,9 +190,8 @@ def test_of_two_saves_only_the_state_that_is_there_counts(tiny, execute, tmp_pat
     expected = outcome(execute(tiny("deepinv")))
     work = tmp_path / "work" / execute(tiny("deepinv"), time_limit=1e-9)["work"]
     journal = json.loads((work / "journal.json").read_text())
-    (last,) = journal
-    journal[str(int(last) + 1)] = {**journal[last], "curve": [{"step": 2, "seconds": 9.0, "value": 99.0}]}
-    (work / "journal.json").write_text(json.dumps(journal))
+    other = {"state": "of a state that was not written", "curve": [{"step": 2, "seconds": 9.0, "value": 99.0}]}
+    (work / "journal.json").write_text(json.dumps([*journal, journal[-1] | other]))
     record = execute(tiny("deepinv"), time_limit=1e-9, resume=True)
     while record["status"] == "partial":
         record = execute(tiny("deepinv"), time_limit=1e-9, resume=True)
