@@ -165,7 +165,7 @@ def serve(worker: Worker, judge: Judge) -> None:
 
 def serve_here(begin: dict[str, Any], judge: Judge) -> None:
     """Harness and worker in one process, for who writes a method: breakpoints work, tracebacks are whole."""
-    from dfkd.engine.worker import work
+    from dfkd.engine.work import work
 
     Path(begin["write"][0]).mkdir(parents=True, exist_ok=True)
 

@@ -56,7 +56,6 @@ class StageLoop(BaseLoop):
         self.stages, self.progress = self.model.stages, self.model.progress
         self.total_steps = sum(s.rounds * s.student_steps for s in self.stages if s.scored)
         self.moments = moments(self.total_steps, evaluations)
-        self.measures = evaluations > 0
         self.position = Position()
         self.shared_seconds = 0.0
         self.stop_reason: str | None = None
@@ -83,7 +82,7 @@ class StageLoop(BaseLoop):
             for index in range(self.position.stage, len(self.stages)):
                 self._stage(self.stages[index])
                 self.position = Position(stage=index + 1)
-            if self.measures and not self.total_steps:
+            if 0 in self.moments:  # there are no steps, and something is to be evaluated
                 self._measure()
             self._check_weights()
             self.runner.call_hook("after_train")

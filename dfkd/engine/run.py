@@ -119,7 +119,6 @@ def _measure(judge: Judge, options: Options, facts: Facts) -> None:
             worker.end()
     measured.harness_memory = memory.peak()
     if measured.status == "ok":
-        judge.check()
         _keep_student(judge, facts)
 
 

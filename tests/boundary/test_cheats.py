@@ -237,7 +237,7 @@ TRICKS = {
     "a forged end": (
         "setup",
         "found('Channel').send('done', {'status': 'ok'})",
-        "last message makes no sense: 'progress'",
+        "message 'done' makes no sense: 'error'",
     ),
     "an end that is none": ("setup", "found('Channel').send('done', {'status': 'best'})", "'best' is no status"),
     "an early start": ("setup", "found('Channel').send('started')", "sent 'started', which is no message"),
@@ -327,19 +327,20 @@ def cheat(cell, execute):
 
 
 @pytest.fixture(scope="module")
-def honest() -> dict:
-    """What the honest method comes to, once it has run."""
+def known() -> dict:
     return {}
+
+
+@pytest.fixture
+def honest(cheat, known) -> dict:
+    """What the method comes to that does nothing; it runs once."""
+    if not known:
+        known.update(same(cheat()))
+    return known
 
 
 def same(record: dict) -> dict:
     return {key: outcome(record)[key] for key in ("status", "metrics", "cost", "diagnostics")}
-
-
-def without_effect(cheat, honest: dict, **done: str) -> bool:
-    if not honest:
-        honest.update(same(cheat()))
-    return same(cheat(**done)) == honest
 
 
 def swallowed(ways: dict[str, str]) -> str:
@@ -349,15 +350,15 @@ def swallowed(ways: dict[str, str]) -> str:
 
 def test_no_opening_gets_anything(cheat, honest):
     """All in one run, each refusal swallowed: nothing is got, and the record is the honest one."""
-    assert without_effect(cheat, honest, steal=swallowed(OPENINGS), setup="steal()")
+    assert same(cheat(steal=swallowed(OPENINGS), setup="steal()")) == honest
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRICKS)
-def test_no_trick_pays(cheat, honest, name: str):
+def test_no_trick_pays(cheat, name: str, request):
     hook, code, told = TRICKS[name]
     if told is None:
-        assert without_effect(cheat, honest, **{hook: code})
+        assert same(cheat(**{hook: code})) == request.getfixturevalue("honest")
     else:
         with pytest.raises((Failed, UserError, DataFreeViolation), match=told) as caught:
             cheat(**{hook: code})
@@ -406,7 +407,7 @@ AGAIN = "AGAIN = (DATA.parent / 'method' / 'again').exists(); "
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", LEFT)
-def test_a_run_that_goes_on_finds_its_state_and_nothing_else(what: str, cell, execute, honest, cheat, tmp_path):
+def test_a_run_that_goes_on_finds_its_state_and_nothing_else(what: str, cell, execute, tmp_path, request):
     deed, told = LEFT[what]
     die = f"{AGAIN}\n        if not AGAIN and ctx.student_steps == 3: {deed}; os.kill(os.getpid(), 9)"
     run = functools.partial(execute, cell(setup=AGAIN + FIND, after_step=die), apart=True, save_every=0)
@@ -414,7 +415,7 @@ def test_a_run_that_goes_on_finds_its_state_and_nothing_else(what: str, cell, ex
         run()
     (tmp_path / "method" / "again").touch()
     if told is None:
-        assert without_effect(cheat, honest) and same(run(resume=True)) == honest
+        assert same(run(resume=True)) == request.getfixturevalue("honest")
     else:
         with pytest.raises(UserError, match=told):
             run(resume=True)
