@@ -24,7 +24,7 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def one_line(error: BaseException, most: int = 4000) -> str:
+def one_line(error: object, most: int = 4000) -> str:
     """What it says, whatever was quoted in it, on one line without control signs."""
     return re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], str(error))[:most]
 

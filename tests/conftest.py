@@ -60,6 +60,7 @@ def pytest_addoption(parser):
     parser.addoption("--dfkd-method", metavar="FILE", default=None, help=text)
     text = "at how many random moments the test of kills kills (30 to be sure)"
     parser.addoption("--kills", metavar="N", type=int, default=3, help=text)
+    parser.addoption("--kills-from", metavar="N", type=int, default=0, help="the first of them")
 
 
 def pytest_generate_tests(metafunc):

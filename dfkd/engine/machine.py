@@ -35,6 +35,11 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def allow_tf32(precision: str) -> None:
+    """Whether matrix products may be rounded to TF32 in this process from now on."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether memory, the host's or the device's, could not be had; a CPU says so by a plain RuntimeError."""
     said = ("allocate memory", "not enough memory", "Storage size calculation overflowed")
