@@ -99,8 +99,10 @@ SCHEMA: dict = {
         )
         | {"allOf": [_when("name", m.name, _within(m.low, m.high)) for m in METRICS.values()]},
         time=_object(
-            # Of `scored`, the prior apart: what serves every student of the teacher.
-            {"shared": _SECONDS},
+            {
+                "shared": _SECONDS,  # of `scored`, the prior apart: what serves every student of the teacher
+                "predicted": _SECONDS | {"type": ["number", "null"]},  # `scored` without the prior (tables/costs.py)
+            },
             **dict.fromkeys(CATEGORIES, _SECONDS),
             scored=_SECONDS,
             total=_SECONDS,
@@ -131,6 +133,7 @@ SCHEMA: dict = {
                 "isolation": {"enum": ["landlock", "audit-hook"]},  # what kept the method from real data
                 "precision": {"enum": ["fp32", "tf32", "bf16"]},  # in which it ran
                 "others": _SECONDS,  # processors that other work kept busy meanwhile, on average
+                "compiled": _FLAG,
             },
             code=_object({"external": _FLAG}, method=_TEXT, harness=_TEXT),
             config=_TEXT,

@@ -39,6 +39,7 @@ def configuration(
             precision=resolved.precision,
             prior=dict(place=str(Path(prior[0]).resolve()), card=prior[1]) if prior else None,
             log=str(folder / LOG),
+            compile=resolved.compiled,
         ),
         train_cfg=dict(
             type="StageLoop",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from dfkd import artifacts, priors
-from dfkd.engine import compat
+from dfkd.engine import compat, compiling
 from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
 from dfkd.engine.guard import DataFreeViolation
@@ -56,6 +56,7 @@ class Distillation(TrainingModule):
         precision: "fp32", "tf32" or "bf16".
         prior: `place` and `card` of the diffusion prior, or None.
         log: the file in which the replay buffer keeps every image, for resume.
+        compile: whether the networks of a student step are compiled.
         clock: the run's; everything lives on its device.
         real: the training split, for reference methods that declare `needs_data`.
         seal: called before the method's file is imported, where no kernel confines this process.
@@ -70,6 +71,7 @@ class Distillation(TrainingModule):
         precision: str,
         prior: dict[str, Any] | None,
         log: str,
+        compile: bool = False,
         *,
         clock: Clock,
         real: tuple[Tensor, Tensor] | None = None,
@@ -78,7 +80,7 @@ class Distillation(TrainingModule):
         axes = (run["data"], run["teacher"], run["student"], run["method"], run["protocol"], run["seed"])
         seed = seed_for("run", *axes)
         seed_globals(seed)
-        self._names, self.on = run, task(run["data"])
+        self._names, self.on, self._compile = run, task(run["data"]), compile
         spec, device = InputSpec.from_dict(teacher["spec"]), clock.device
         network = artifacts.load(Path(teacher["weights"]), teacher["arch"], spec)
         frozen = Teacher(network, spec).to(device).to(memory_format=torch.channels_last)
@@ -196,7 +198,7 @@ class Distillation(TrainingModule):
         return batch
 
     def train_step(self, data: Batch, optim_wrapper: OptimWrapper) -> None:
-        with optim_wrapper.optim_context(self):
+        with optim_wrapper.optim_context(self), self._compiling():
             outputs = self.method.distill(self.ctx, data)
         loss: Any = sum(outputs.values())
         self.bad |= ~torch.isfinite(loss.detach())
@@ -207,6 +209,9 @@ class Distillation(TrainingModule):
         if self._random.random() < self._share:
             self._seen = checksum(self.student.parameters())
         self.method.after_step(self.ctx, data, outputs)
+
+    def _compiling(self) -> AbstractContextManager:
+        return compiling.compiled(self.ctx.teacher, self.student) if self._compile else nullcontext()
 
     def synthesize(self) -> Samples:
         # The student's weights get no gradient here; only the images do.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from dfkd import artifacts, paths, records
-from dfkd.engine import configuration, harness, machine
+from dfkd.engine import configuration, harness, machine, throughput
 from dfkd.engine.configuration import INSIDE, STATE
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.harness import Worker
@@ -24,6 +24,7 @@ from dfkd.engine.judge import GRID, Failed, Judge, raise_failure
 from dfkd.engine.precision import settled
 from dfkd.engine.record import Facts, Measured
 from dfkd.errors import FULL, CannotWrite, UserError, one_line
+from dfkd.priors import text
 from dfkd.signals import Stopped, stopping
 from dfkd.tables.resolve import Resolved
 
@@ -121,6 +122,8 @@ def _measure(judge: Judge, options: Options, facts: Facts) -> None:
     measured.harness_memory = memory.peak()
     if measured.status == "ok":
         _keep_student(judge, facts)
+        # The worker has ended: nothing slows this machine down while its throughput is measured.
+        measured.predicted = throughput.predicted(judge.resolved, judge.device)
 
 
 def _begin(judge: Judge, options: Options) -> dict[str, Any]:
@@ -136,12 +139,16 @@ def _begin(judge: Judge, options: Options) -> dict[str, Any]:
         time_limit=options.time_limit,
         live=sys.stderr.isatty(),
     )
+    encoder = text.asked_for(resolved.config["args"])
+    if encoder:  # as an absolute path: the worker has another folder
+        config["model"]["method"]["arguments"][text.ARGUMENT] = str(encoder)
     configuration.write(config, folder)
     reads = [
         weights,
         artifacts.TEACHER.card_path(weights),
         *_code(resolved),
         *(_files(Path(prior[0])) if prior else ()),
+        *(_files(encoder) if encoder else ()),
     ]
     what = {"device": str(judge.device), "precision": resolved.precision, "since": judge.journal.begun}
     return harness.begin(folder / INSIDE, reads, judge.root, options.apart, **what, config=config)

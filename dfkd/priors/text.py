@@ -6,7 +6,7 @@ other; letters tell classes apart and no more, need no file, and stand for it wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from dfkd import names
 from dfkd.artifacts import given_folders
 from dfkd.errors import UserError
 
+ARGUMENT = "text_encoder"  # of a method that uses one
 SIZE = 512  # of CLIP ViT-B/32's embedding, and of the letters'
 
 
@@ -50,6 +51,12 @@ def clip(texts: Sequence[str], encoder: str) -> Tensor:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{folder} holds no CLIP text encoder ({line})") from None
     return torch.nn.functional.normalize(found, dim=1)
+
+
+def asked_for(arguments: Mapping[str, object]) -> Path | None:
+    """The folder of the text encoder that a method's arguments name, if they do. Raises UserError."""
+    name = arguments.get(ARGUMENT)
+    return folder_of(str(name)).resolve() if name else None
 
 
 def folder_of(encoder: str) -> Path:

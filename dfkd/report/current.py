@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 
 from dfkd import catalog, paths, records
@@ -70,16 +69,3 @@ def ablated(data: str, method: str) -> str | None:
     """The recipe that this one is an ablation or a control of; None for a method of its own or an unknown one."""
     book = recipes(table_of(data)) if data in datasets() else {}
     return book.get(method, {}).get("ablates")
-
-
-def estimate(run: Run) -> float:
-    """Seconds a run will take: what its method took in that table, on whatever machine, else the protocol's guess."""
-    return _estimate(run.data, run.protocol, run.method)
-
-
-@functools.cache
-def _estimate(data: str, protocol: str, method: str) -> float:
-    found = records.read_all(paths.records(), f"{data}/*/{method}/{protocol}-seed*.json")
-    finished = [record["time"] for record in found.records if record["status"] == "ok"]
-    took = [time["total"] - time["prior"] for time in finished]  # a prior is trained beforehand
-    return sum(took) / len(took) if took else 60 * table_of(data).protocol(protocol).minutes

@@ -14,7 +14,7 @@ from dfkd.errors import UserError, shown, unknown
 from dfkd.files import find, stamps
 from dfkd.names import LARGEST, NAME
 from dfkd.networks import fitting, network
-from dfkd.optimizers import NOT_NEGATIVE, PARTS, mapping, one_of
+from dfkd.optimizers import PARTS, mapping, one_of
 from dfkd.tasks import task
 from dfkd.teachers.recipes import SCHEMA as TEACHER
 
@@ -56,7 +56,6 @@ _PROTOCOL = mapping(
     seeds={"type": "array", "items": _SEED, "minItems": 1, "uniqueItems": True},
     **SETTINGS["properties"],
     recipe_may_set={"type": "array", "items": {"enum": list(SETTINGS["properties"])}, "uniqueItems": True},
-    minutes=NOT_NEGATIVE,
     teacher=TEACHER,
 )
 SCHEMA = {
@@ -86,7 +85,6 @@ class Protocol:
         settings: precision, training, rounds, synthesis_batch, evaluations and prior as a run has them, unless its
             recipe may and does say otherwise.
         recipe_may_set: the settings that are not the same for all methods.
-        minutes: a guess of what a cell takes, until some have been run.
         teacher: the recipe by which a missing teacher is trained; empty where none is.
     """
 
@@ -96,7 +94,6 @@ class Protocol:
     seeds: tuple[int, ...]
     settings: Mapping[str, Any]
     recipe_may_set: tuple[str, ...]
-    minutes: float
     teacher: Mapping[str, Any]
 
 
@@ -189,7 +186,6 @@ def _protocol(name: str, values: Mapping[str, Any], data: str) -> Protocol:
         seeds=tuple(values["seeds"]),
         settings={key: value for key, value in values.items() if key in SETTINGS["properties"]},
         recipe_may_set=tuple(values.get("recipe_may_set", ())),
-        minutes=values.get("minutes", 0.0),
         teacher=values.get("teacher", {}),
     )
 

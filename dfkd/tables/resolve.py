@@ -48,6 +48,7 @@ class Resolved:
     custom: bool = False
     note: str = ""
     precision: str = "fp32"  # in which it runs; `auto` until `engine.precision` has chosen
+    compiled: bool = False  # `--compile`
 
     @property
     def digest(self) -> str:
@@ -179,7 +180,8 @@ def _apply(changed: Mapping[str, str], arguments: dict, settings: dict, entry: c
             functools.reduce(dict.__getitem__, path, settings)[last] = value_of(key, text, known[key])
         else:
             raise unknown("--set key", key, (*entry.arguments, *known))
-    documents.check(settings, SETTINGS, "--set")
+    if changed:
+        documents.check(settings, SETTINGS, "--set")
 
 
 def _keys(settings: dict) -> dict[str, object]:
