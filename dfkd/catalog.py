@@ -224,8 +224,14 @@ def code_digest(*files: Path) -> str:
 
     Depends neither on where the files lie nor on the version of Python that reads them.
     """
-    each = sorted(hashlib.sha256(repr(_shape(_parse(path))).encode()).hexdigest() for path in files)
+    each = sorted(_digest(_parse(path)) for path in files)
     return hashlib.sha256("".join(each).encode()).hexdigest()
+
+
+@functools.cache
+def _digest(tree: ast.Module) -> str:
+    """Of a tree that `_tree` keeps."""
+    return hashlib.sha256(repr(_shape(tree)).encode()).hexdigest()
 
 
 def _shape(node: object) -> object:
@@ -247,11 +253,17 @@ def _with_imports(path: Path, seen: tuple[Path, ...] = (), home: Path | None = N
     """The file and, transitively, the method files it imports; of one from outside also what it imports from its own
     folder, `home`."""
     seen, home = (*seen, path), home or path.parent
-    for node in ast.walk(_parse(path)):
+    for node in _imports(_parse(path)):
         for target in _imported(node, path, home):
             if target not in seen:
                 seen = _with_imports(target, seen, home)
     return seen
+
+
+@functools.cache
+def _imports(tree: ast.Module) -> list[ast.AST]:
+    """Every import statement of a tree that `_tree` keeps."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def _imported(node: ast.AST, path: Path, home: Path) -> Iterator[Path]:

@@ -81,8 +81,8 @@ class WantedTeacher(Wanted):
         self.tell(f"training {recipe['epochs']} epochs")
         network, encoder = initialise(self.arch, on.spec, self.seed), None
         if "encoder" in recipe:
-            sha256 = recipe.get("encoder_sha256")
-            encoder = file_digest(load_encoder(network, recipe["encoder"], self.folders, sha256))
+            chosen = recipe.get("encoder_sha256"), recipe.get("encoder_classes", ())
+            encoder = file_digest(load_encoder(network, recipe["encoder"], self.folders, *chosen))
         options = self.training(dict(recipe), encoder, self.data_digest)
         arrays, test = (on.load(split, self.data_root) for split in ("train", "test"))
         seconds = train(network, *arrays, on, recipe, **options)

@@ -7,7 +7,7 @@ import json
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +81,12 @@ def load_any(path: Path, arch: str, spec: InputSpec) -> nn.Module:
     return network.eval()
 
 
-def _fill(network: nn.Module, path: Path, state: Any, what: str, head: str | None = None) -> None:
+def _fill(network: nn.Module, path: Path, state: Any, what: str, *head: Any) -> None:
+    """`head` as `adapt` takes it."""
     from dfkd.networks.keys import adapt
 
     try:
-        network.load_state_dict(adapt(state, network, head))
+        network.load_state_dict(adapt(state, network, *head))
     except UserError as error:
         raise UserError(f"{path} does not fit {what}: {error}") from None
 
@@ -154,12 +155,14 @@ def _what_else(path: Path) -> str | None:
     return "a tar archive of something else" if tarfile.is_tarfile(path) else None
 
 
-def load_encoder(network: nn.Module, name: str, folders: Iterable[Path], sha256: str | None = None) -> Path:
+def load_encoder(
+    network: nn.Module, name: str, folders: Iterable[Path], sha256: str | None = None, rows: Sequence[int] = ()
+) -> Path:
     """Start a network from `<name>.safetensors` in one of `folders`; returns that file.
 
     Of a segmentation network that is the encoder, and the file has torchvision's keys (a classifier in it is left out);
-    of a classifier everything but its last layer. Raises UserError where the file is missing, does not fit, or has not
-    this `sha256`.
+    of a classifier everything but its last layer, which gets these `rows` of the file's. Raises UserError where the
+    file is missing, does not fit, or has not this `sha256`.
     """
     from dfkd.networks.keys import efficientnet_lite0, mobilenetv2_encoder
 
@@ -177,5 +180,5 @@ def load_encoder(network: nn.Module, name: str, folders: Iterable[Path], sha256:
         _fill(network.get_submodule("encoder"), path, mobilenetv2_encoder(state), "the encoder")
     else:
         head = next(name for name, module in network.named_modules() if module is network.fc)
-        _fill(network, path, efficientnet_lite0(state), "the network", head)
+        _fill(network, path, efficientnet_lite0(state), "the network", head, rows)
     return path

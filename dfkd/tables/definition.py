@@ -97,7 +97,7 @@ class Protocol:
     teacher: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """One family of data sets and how they are measured. Its recipes are files beside it and beside its base."""
 

@@ -52,9 +52,14 @@ def recipes(table: Table) -> dict[str, dict]:
     Raises UserError, naming file and key, for any that is wrong, whichever is wanted,
     and where a protocol spans one that there is not.
     """
-    files = _files(table)
-    joined = _joined(stamps(files.values()))
-    methods = catalog.entries()
+    return _book(table, stamps(_files(table).values()), stamps(catalog.files()))
+
+
+@lru_cache(maxsize=32)
+def _book(table: Table, stamped: tuple, methods_stamped: tuple) -> dict[str, dict]:
+    """As `recipes`, read from these files and checked against these methods."""
+    files = {path.stem: path for path, *_ in stamped}
+    joined, methods = _joined(files), catalog.entries()
     known = {*joined, *methods}
     for name, recipe in joined.items():
         _check(recipe, files[name], table, methods.get(recipe["method"]))
@@ -90,11 +95,9 @@ def _files(table: Table) -> dict[str, Path]:
     return found
 
 
-@lru_cache(maxsize=32)
-def _joined(files: tuple) -> dict[str, dict]:
-    places = {path.stem: path for path, *_ in files}
-    found = {name: documents.read_checked(path, SCHEMA) for name, path in places.items()}
-    return {name: _inherit(name, found, places) for name in found}
+def _joined(files: Mapping[str, Path]) -> dict[str, dict]:
+    found = {name: documents.read_checked(path, SCHEMA) for name, path in files.items()}
+    return {name: _inherit(name, found, files) for name in found}
 
 
 def _inherit(name: str, found: Mapping[str, dict], files: Mapping[str, Path]) -> dict:

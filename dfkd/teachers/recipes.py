@@ -19,6 +19,8 @@ _KEYS = {
     "schedule": {"type": "string"},
     "focal": NOT_NEGATIVE,  # γ of the focal loss; without it the cross-entropy
     "encoder": {"type": "string", "pattern": NAME},  # the weights file from which all but the head starts
+    # The numbers that this task's classes have in that file, from whose rows the head starts too.
+    "encoder_classes": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
     "encoder_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
 }
 SCHEMA = one_of(

@@ -235,6 +235,12 @@ def test_a_record_of_what_is_gone_is_stale(identity, record):
     assert current.current_digests([made]) == {Run.of(made).cell: (None, None)}
 
 
+def test_a_record_with_networks_of_a_library_is_of_today(record):
+    networks = dict(teacher="torchvision.resnet34", student="torchvision.resnet18")
+    made = record(**CELL | networks | dict(data="domainnet-sketch", protocol="paper", method="fast-10"))
+    assert None not in current.current_digests([made])[Run.of(made).cell]
+
+
 def test_a_record_of_a_method_that_was_removed_is_stale(project, record):
     recipe = project / "benchmarks" / "digits" / "recipes" / "passing.yaml"
     recipe.write_text("method: fast\n")
