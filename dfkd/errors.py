@@ -29,6 +29,11 @@ def one_line(error: BaseException, most: int = 4000) -> str:
     return re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], str(error))[:most]
 
 
+def reason(error: BaseException, most: int = 200) -> str:
+    """What a library says of a file, on one line, or the name of its error where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None where none is alike."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)), None)

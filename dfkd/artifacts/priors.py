@@ -163,7 +163,7 @@ def check_known(name: str, source: Path | None = None) -> None:
     names.check_name(name, "a prior's name")
     known = {*recipes(), *HUB, *(path.stem for path in paths.priors().glob("*.json"))}
     there = name in known or PRIOR.there(paths.prior(name))
-    if not there and PRIOR.find(name, given_folders(paths.priors(), source)[1:]) is None:
+    if not there and PRIOR.find(name, given_folders(source)) is None:
         raise unknown("prior", name, known)
 
 

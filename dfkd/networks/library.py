@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError, reason, unknown
 from dfkd.networks.capture import outputs
 
 
@@ -127,5 +127,4 @@ def _fitted(model: nn.Module, classes: int, size: int) -> LibraryNetwork:
     try:
         return LibraryNetwork(model, classes, size)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{type(model).__name__} does not take images of {size} x {size} ({reason})") from None
+        raise UserError(f"{type(model).__name__} does not take images of {size} x {size} ({reason(error)})") from None
