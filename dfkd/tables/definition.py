@@ -23,7 +23,7 @@ MEANINGS = {
     "paper": "The published recipes",
     "scaled": "Published budgets divided by one factor, so that speeds may be compared with papers; scores may not",
     "cpu": "Real data, small pairs, cut budgets; not to be compared with papers",
-    "quick": "Embedded data, minutes on a laptop; not to be compared with papers",
+    "quick": "Data that come with the packages, minutes on a laptop; not to be compared with papers",
 }
 PRECISIONS = ("fp32", "tf32", "bf16")
 AUTO = "auto"  # precision: bf16 where the machine is faster in it, else fp32
