@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
+Thing = TypeVar("Thing")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # how the system says that no more can be written
 
 
@@ -40,8 +42,15 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not known, e.g. `raise unknown("method", "sskd", METHODS)`."""
+    """The error for a name that is not known, telling the nearest that is."""
     names = sorted(known)
     close = nearest(name[:100], names)  # its cost is the square of the length
     hint = f"nearest: {close!r}; " if close else ""
     return UserError(f"unknown {kind} {shown(name)} ({hint}there are: {', '.join(names) or 'none'})")
+
+
+def named(kind: str, name: str, things: Mapping[str, Thing]) -> Thing:
+    """The thing of that name, e.g. `named("method", "ssdkd", METHODS)`. Raises the error of `unknown`."""
+    if name not in things:
+        raise unknown(kind, name, things)
+    return things[name]

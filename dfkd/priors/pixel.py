@@ -84,7 +84,6 @@ class PixelPrior(Prior):
         return Condition(null, null, 0.0) if labels is None else Condition(null, labels, guidance)
 
     def noise(self, z: Tensor, t: int, condition: Condition | None) -> Tensor:
-        """As `Prior.noise`."""
         # Made on the device: a number copied there would be waited for.
         time = torch.full((), t, dtype=torch.int64, device=z.device)
         if condition is None:

@@ -102,7 +102,6 @@ class StableDiffusion(LatentPrior):
         return Condition(null[:1].expand(count, -1, -1), given.expand(count, -1, -1), guidance)
 
     def noise(self, z: Tensor, t: int, condition: Condition) -> Tensor:
-        """As `Prior.noise`."""
         time = torch.full((), t, dtype=torch.int64, device=z.device)
 
         def predict(z: Tensor, text: Tensor) -> Tensor:
