@@ -93,11 +93,8 @@ def _averages_to(map: Tensor, pooled: Tensor) -> bool:
 def _input(layer: nn.Module) -> Iterator[list[Tensor]]:
     """What a layer is given in the forward passes made inside."""
     found: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
-    try:
+    with layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0])):
         yield found
-    finally:
-        handle.remove()
 
 
 def torchvision(name: str, classes: int, size: int) -> LibraryNetwork:
