@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dfkd.errors import UserError, reason, unknown
+from dfkd.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
@@ -79,7 +79,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return sane(yaml.load(text, _Loader))
     except yaml.YAMLError as error:
-        raise _Refused(reason(error)) from None
+        raise _Refused(" ".join(str(error).split())[:200]) from None
     except RecursionError:
         raise _Refused("nested too deeply") from None
     except (LookupError, TypeError, AttributeError) as error:  # a value that its explicit tag does not fit

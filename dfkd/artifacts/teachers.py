@@ -79,7 +79,7 @@ class WantedTeacher(Wanted):
         network, encoder = initialise(self.arch, on.spec, self.seed), None
         if "encoder" in recipe:
             sha256 = recipe.get("encoder_sha256")
-            encoder = file_digest(load_encoder(network, recipe["encoder"], [self.path.parent, *self.given], sha256))
+            encoder = file_digest(load_encoder(network, recipe["encoder"], self.folders, sha256))
         options = self.training(dict(recipe), encoder, self.data_digest)
         arrays, test = (on.load(split, self.data_root) for split in ("train", "test"))
         seconds = train(network, *arrays, on, recipe, **options)

@@ -44,10 +44,10 @@ class Wanted:
     resume: bool = True
     until: float = math.inf
     say: Callable[[str], None] = print
-    given: list[Path] = field(init=False)  # weights folders that are not our own
+    folders: list[Path] = field(init=False)  # that are searched, our own first
 
     def __post_init__(self) -> None:
-        self.given = given_folders(self.source)
+        self.folders = [self.path.parent, *given_folders(self.source)]
 
     def provide(self) -> Artifact:
         """The artifact; one process makes it while others wait. Raises UserError and `Stopped`."""
@@ -97,5 +97,5 @@ class Wanted:
     def _make(self) -> Artifact:
         file_there(self.kind.card_path(self.path))  # what is no file cannot be replaced either
         check_writable(self.path.parent)
-        given = self.kind.find(self.name, self.given)
+        given = self.kind.find(self.name, self.folders[1:])
         return self.train() if given is None else self.bring(given)

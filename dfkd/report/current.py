@@ -62,9 +62,14 @@ def _now(cell: Cell) -> tuple[str | None, str | None]:
 
 def ablations(everything: Iterable[Mapping]) -> dict[Cell, str]:
     """The recipe that the recipe of a recorded cell is an ablation or a control of, where its file says so."""
-    cells = {Run.of(record).cell for record in everything}
-    known = {cell: recipes(table_of(cell.data)).get(cell.method, {}) for cell in cells if cell.data in datasets()}
-    return {cell: recipe["ablates"] for cell, recipe in known.items() if "ablates" in recipe}
+    found = {cell: ablated(cell.data, cell.method) for cell in {Run.of(record).cell for record in everything}}
+    return {cell: name for cell, name in found.items() if name is not None}
+
+
+def ablated(data: str, method: str) -> str | None:
+    """The recipe that this one is an ablation or a control of; None for a method of its own or an unknown one."""
+    book = recipes(table_of(data)) if data in datasets() else {}
+    return book.get(method, {}).get("ablates")
 
 
 def estimate(run: Run) -> float:

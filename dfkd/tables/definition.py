@@ -172,10 +172,15 @@ def _table(family: str, content: dict[str, Any], texts: Mapping[str, dict[str, A
 def _protocol(name: str, values: Mapping[str, Any], data: str) -> Protocol:
     for pair in values["pairs"]:
         check_pair(data, pair)
-    lists = {key: tuple(values.get(key, ())) for key in ("pairs", "recipes", "seeds", "recipe_may_set")}
-    settings = {key: value for key, value in values.items() if key in SETTINGS["properties"]}
     return Protocol(
-        name, settings=settings, minutes=values.get("minutes", 0.0), teacher=values.get("teacher", {}), **lists
+        name=name,
+        pairs=tuple(values["pairs"]),
+        recipes=tuple(values["recipes"]),
+        seeds=tuple(values["seeds"]),
+        settings={key: value for key, value in values.items() if key in SETTINGS["properties"]},
+        recipe_may_set=tuple(values.get("recipe_may_set", ())),
+        minutes=values.get("minutes", 0.0),
+        teacher=values.get("teacher", {}),
     )
 
 
