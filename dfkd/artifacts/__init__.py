@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkd import names
-from dfkd.artifacts.cards import PRIOR, TEACHER, Artifact, given_folders, weights_folders
+from dfkd.artifacts.cards import PRIOR, TEACHER, Artifact, given_folders
 from dfkd.artifacts.weights import load, load_any, save, spec_of
-from dfkd.files import check_writable
 
 if TYPE_CHECKING:
     import torch
-
-    from dfkd.artifacts.wanted import Wanted
 
 __all__ = [
     "PRIOR",
@@ -27,7 +24,6 @@ __all__ = [
     "save",
     "spec_of",
     "teacher",
-    "weights_folders",
 ]
 
 
@@ -49,7 +45,7 @@ def teacher(
 
     if file is not None:
         return teachers.user_provided(data, arch, file, data_root, device)
-    return _provide(teachers.WantedTeacher(data, arch, recipe, data_root, device, **options))
+    return teachers.WantedTeacher(data, arch, recipe, data_root, device, **options).provide()
 
 
 def prior(name: str, data_root: Path, device: torch.device, **options: Any) -> Artifact:
@@ -61,10 +57,4 @@ def prior(name: str, data_root: Path, device: torch.device, **options: Any) -> A
 
     if "/" in name:
         return priors.user_provided(names.path(name))
-    return _provide(priors.WantedPrior(name, data_root, device, **options))
-
-
-def _provide(wanted: Wanted) -> Artifact:
-    if not wanted.path.exists():
-        check_writable(wanted.path.parent)
-    return wanted.provide()
+    return priors.WantedPrior(name, data_root, device, **options).provide()

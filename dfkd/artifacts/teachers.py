@@ -52,8 +52,6 @@ class WantedTeacher(Wanted):
     ) -> None:
         path = paths.teacher(data, arch)
         super().__init__(path.stem, path, recipe, data_root, device, **options)
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"a seed lies between 0 and 2^63 - 1, not at {str(self.seed)[:40]}")
         self.data, self.arch = data, arch
         self.data_digest = store.digest(task(data).manifest(data_root))
 
@@ -74,7 +72,6 @@ class WantedTeacher(Wanted):
         return bring(self.data, self.arch, given, self.path, measured, self.data_digest)
 
     def train(self) -> Artifact:
-        """An encoder to start from may lie in any of `folders`."""
         recipe, on = self.recipe, task(self.data)
         if not recipe:
             raise UserError(f"no teacher {self.name} and no recipe to train one; name a folder by DFKD_WEIGHTS")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dfkd import paths
 from dfkd.artifacts.cards import Artifact, Kind, given_folders
 from dfkd.errors import UserError
-from dfkd.files import check_digest, file_there
+from dfkd.files import check_digest, check_writable, file_there
 from dfkd.locks import alone
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ class Wanted:
     resume: bool = True
     until: float = math.inf
     say: Callable[[str], None] = print
-    folders: list[Path] = field(init=False)
+    folders: list[Path] = field(init=False)  # that are searched, our own first
 
     def __post_init__(self) -> None:
-        self.folders = given_folders(self.path.parent, self.source)
+        self.folders = [self.path.parent, *given_folders(self.source)]
 
     def provide(self) -> Artifact:
         """The artifact; one process makes it while others wait. Raises UserError and `Stopped`."""
@@ -66,7 +66,7 @@ class Wanted:
         raise NotImplementedError
 
     def train(self) -> Artifact:
-        """Make it, in the first of `folders`."""
+        """Make it, at `path`."""
         raise NotImplementedError
 
     def training(self, *facts: Any) -> dict[str, Any]:
@@ -96,5 +96,6 @@ class Wanted:
 
     def _make(self) -> Artifact:
         file_there(self.kind.card_path(self.path))  # what is no file cannot be replaced either
+        check_writable(self.path.parent)
         given = self.kind.find(self.name, self.folders[1:])
         return self.train() if given is None else self.bring(given)

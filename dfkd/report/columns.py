@@ -167,7 +167,9 @@ def _of_best(show: Callable[[Row], str | None]) -> Callable[[Sequence[Row]], str
 
 def _names_of_best(rows: Sequence[Row]) -> str | None:
     names = ", ".join(plain(row.result.cell.method) for row in _best(rows))
-    return names and names + ("" if any(row.rank for row in rows) else " (no rank)")
+    if not names:
+        return "all stale" if any(row.result.state == "stale" and not row.result.reference for row in rows) else None
+    return names + ("" if any(row.rank for row in rows) else " (no rank)")
 
 
 def _method(row: Row) -> str:
