@@ -1,7 +1,8 @@
-"""What a cell costs in floating-point operations, counted on a few steps of it, and how fast a machine works them off.
+"""What a run costs in floating-point operations, counted on a few of its steps.
 
 A count does not depend on machine, precision or pair: what goes through teacher and student is told in images, all
-else (generator, diffusion model, heads) in operations. `dfkd.tables.costs` keeps the counts and predicts seconds.
+else (generator, diffusion model, heads) in operations. `dfkd.tables.costs` keeps the counts and predicts seconds;
+`python -m dfkd.engine.counting` counts what is new in the tables.
 """
 
 from __future__ import annotations
@@ -9,55 +10,34 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from dfkd.engine import trial
 from dfkd.engine.distillation import Declined
 from dfkd.engine.method import Stage
+from dfkd.engine.operations import Operations
 from dfkd.engine.runner import PlainRunner
 from dfkd.errors import UserError
 from dfkd.networks import initialise
+from dfkd.priors import text
 from dfkd.priors.recipes import recipes as own_priors
 from dfkd.tables import costs
-from dfkd.tables.costs import OWNERS, Passes
+from dfkd.tables.costs import Passes
 from dfkd.tables.pipeline import span
 from dfkd.tables.resolve import Resolved, resolve
 from dfkd.tasks import InputSpec
 
-PAIRS = {  # the smallest of each kind: the pair changes no count
-    "classification": ("resnet20", "resnet8"),
-    "segmentation": ("deeplabv3plus_thin32", "deeplabv3plus_thin16"),
-}
+SMALLEST = {"classification": "resnet8", "segmentation": "deeplabv3plus_thin16"}  # the pair changes no count
 BATCHES = ("bank_batch", "head_images")  # arguments of methods that are numbers of images
 LOOPS = ("k", "bank_steps", "steps")  # and of inner iterations
 FEW = ((1, 2), (5, 10))  # two numbers of these that tell what each costs; a trajectory of DiffDFKD needs five
 CALLS = 2  # synthesis steps that are counted in a stage, evenly spread
-
-
-class Operations(TorchDispatchMode):
-    """Counts operations by who owns the weights they use: `FlopCounterMode` asks for modules, which methods bypass."""
-
-    def __init__(self, **owners: nn.Module) -> None:
-        super().__init__()
-        self.flops: Counter[str] = Counter()
-        self._owners = {p.untyped_storage().data_ptr(): name for name, o in owners.items() for p in o.parameters()}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            of = (self._owners.get(a.untyped_storage().data_ptr()) for a in args if isinstance(a, Tensor))
-            owner = next(filter(None, of), "other")
-            self.flops[owner] += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def update(say: Callable[[str], None]) -> None:
@@ -86,11 +66,14 @@ def count(resolved: Resolved) -> Passes:
 
     Raises Declined, and UserError where the run's diffusion prior is none that is trained here.
     """
+    refused = UserError("nothing was tried")
     with tempfile.TemporaryDirectory() as folder:
         for few, more in FEW:
-            with suppress(UserError):
+            try:
                 return _extrapolated(resolved, few, more, Path(folder))
-    raise UserError(f"{resolved.run.name} cannot be counted")
+            except UserError as error:
+                refused = error
+    raise refused
 
 
 def _extrapolated(resolved: Resolved, few: int, more: int, folder: Path) -> Passes:
@@ -106,15 +89,18 @@ def _extrapolated(resolved: Resolved, few: int, more: int, folder: Path) -> Pass
 
 def _counted(resolved: Resolved, loops: dict[str, int], folder: Path) -> Passes:
     """The whole run if its synthesis steps had so few inner iterations, extrapolated from a few of its steps."""
+    refused = UserError("nothing was tried")
     for divisor in (64, 32, 16, 8, 4, 2, 1):  # the cost of an image does not depend on how many there are
-        with suppress(UserError):
+        try:
             if (small := _divided(resolved, loops, divisor)) is not None:
                 return Passes(*(divisor * part for part in _run(small, folder)))
-    raise UserError(f"{resolved.run.name} cannot be counted")
+        except UserError as error:
+            refused = error
+    raise UserError(f"{resolved.run.name} cannot be counted: {refused}")
 
 
 def _divided(resolved: Resolved, loops: dict[str, int], divisor: int) -> Resolved | None:
-    """The run with every number of images divided, between the smallest networks; None where that cannot be."""
+    """The run with every number of images divided, with the smallest network; None where that cannot be."""
     config, known = deepcopy(dict(resolved.config)), resolved.entry.arguments | resolved.config["args"]
     batches = {name: known[name] for name in BATCHES if known.get(name)}
     counts = (config["training"]["batch"], config["synthesis_batch"], *batches.values())
@@ -123,8 +109,9 @@ def _divided(resolved: Resolved, loops: dict[str, int], divisor: int) -> Resolve
     config["training"]["batch"] //= divisor
     config["synthesis_batch"] //= divisor
     config["args"] = config["args"] | loops | {name: n // divisor for name, n in batches.items()}
-    teacher, student = PAIRS[resolved.task.kind]
-    run = resolved.run._replace(teacher=teacher, student=student)
+    config["args"].pop(text.ARGUMENT, None)  # what is read once costs next to nothing
+    arch = SMALLEST[resolved.task.kind]
+    run = resolved.run._replace(teacher=arch, student=arch)
     return replace(resolved, run=run, config=config, precision="fp32")
 
 
@@ -132,7 +119,6 @@ def _run(small: Resolved, folder: Path) -> Passes:
     prior = None if small.prior is None else trial.untrained_prior(folder, own_priors()[small.prior])
     runner = trial.assemble(small, trial.untrained(small, folder), prior, torch.device("cpu"), folder)
     runner.rebuild_optimizer()
-    spec = small.task.spec
     flops: Any = Counter()
     for stage in runner.model.stages:
         if stage.reset_student:
@@ -142,8 +128,8 @@ def _run(small: Resolved, folder: Path) -> Passes:
             _add(flops, stage.rounds * stage.synthesis_steps, _synthesis(runner, stage))
         if stage.student_steps:
             _add(flops, stage.rounds * stage.student_steps, _steps(runner, stage, trial.period(small)))
-    teacher, student = (flops[name] / forward(arch, spec) for name, arch in zip(OWNERS, small.run[1:3], strict=True))
-    return Passes(teacher, student, flops["other"])
+    each = forward(small.run.teacher, small.task.spec)  # the student's, too
+    return Passes(flops["teacher"] / each, flops["inversion"] / each, flops["student"] / each, flops["other"])
 
 
 def _synthesis(runner: PlainRunner, stage: Stage) -> dict[str, float]:
@@ -155,15 +141,17 @@ def _synthesis(runner: PlainRunner, stage: Stage) -> dict[str, float]:
     calls = stage.rounds * stage.synthesis_steps
     counted = [int((i + 0.5) * calls / min(CALLS, calls)) + 1 for i in range(min(CALLS, calls))]
     found: list[Counter[str]] = []
-    for call in counted if calls == 1 else (1, *counted):
+    if calls > 1:
+        model.progress.synthesis_step = before + 1
+        model.keep(model.synthesize())
+    for call in counted:
         model.progress.synthesis_step = before + call
-        operations = Operations(teacher=model.ctx.teacher, student=model.student)
-        with operations if call > 1 or calls == 1 else nullcontext():
+        with Operations(inversion=model.ctx.teacher, student=model.student) as operations:
             samples = model.synthesize()
         model.keep(samples)
         found.append(operations.flops)
     model.progress.synthesis_step = before + calls
-    return _mean(found[calls > 1 :])
+    return _mean(found)
 
 
 def _steps(runner: PlainRunner, stage: Stage, period: int) -> dict[str, float]:
@@ -172,10 +160,12 @@ def _steps(runner: PlainRunner, stage: Stage, period: int) -> dict[str, float]:
     model.begin_steps()
     found: list[Counter[str]] = []
     for _ in range(period):
-        with Operations(teacher=model.ctx.teacher, student=model.student) as operations:
-            model.train_step(model.draw(), optim_wrapper=runner.optim_wrapper)
+        with Operations(inversion=model.ctx.teacher, student=model.student) as making:
+            batch = model.draw()
+        with Operations(teacher=model.ctx.teacher, student=model.student) as learning:
+            model.train_step(batch, optim_wrapper=runner.optim_wrapper)
         model.progress.student_steps += stage.scored
-        found.append(operations.flops)
+        found.append(making.flops + learning.flops)
     return _mean(found)
 
 
@@ -185,7 +175,7 @@ def _add(flops: Any, steps: int, each: Mapping[str, float]) -> None:
 
 
 def _mean(found: list[Counter[str]]) -> dict[str, float]:
-    return {owner: sum(each[owner] for each in found) / len(found) for owner in (*OWNERS, "other")}
+    return {owner: sum(each[owner] for each in found) / len(found) for owner in Passes._fields}
 
 
 def denoising(recipe: Mapping[str, Any]) -> float:

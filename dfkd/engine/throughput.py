@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from dfkd.engine import machine
 from dfkd.engine.compat import autocast
-from dfkd.engine.counting import Operations
+from dfkd.engine.operations import Operations
 from dfkd.engine.precision import settled
+from dfkd.errors import one_line
 from dfkd.identity import Run
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
+from dfkd.synthesis.batchnorm import BatchNormLoss
 from dfkd.synthesis.generators import build_generator
 from dfkd.tables import costs
 from dfkd.tables.costs import GENERATOR, TRAINING, Speed, Speeds, place
@@ -51,9 +54,16 @@ def measure(runs: Iterable[Run]) -> None:
 
 
 def predicted(resolved: Resolved, device: torch.device) -> float | None:
-    """Seconds of a run on this machine; None where its cost is not known."""
-    known = costs.passes(resolved)
-    return costs.predicted(resolved, speeds(resolved, device) if any(known) else {}) if known else None
+    """Seconds of a run on this machine; None where its cost is not known, or where something goes wrong.
+
+    It is said then what: a run that has ended well does not fail for it.
+    """
+    try:
+        known = costs.passes(resolved)
+        return costs.predicted(resolved, speeds(resolved, device) if any(known) else {}) if known else None
+    except Exception as error:
+        print(f"no time is predicted: {one_line(error)}", file=sys.stderr)
+        return None
 
 
 def _measure(part: str, resolved: Resolved, device: torch.device) -> Speed:
@@ -78,9 +88,17 @@ def _measure(part: str, resolved: Resolved, device: torch.device) -> Speed:
         optimizer.step()
 
     training = TRAINING * batch * each / _fastest(train, device)
-    network.eval()
+    statistics = BatchNormLoss(network.eval().requires_grad_(False))
+    given.requires_grad_()
+
+    def invert() -> None:
+        with statistics.capture():
+            made = forward()
+        (made.float().square().mean() + statistics.loss()).backward()
+
+    inversion = 2 * batch * each / _fastest(invert, device)
     with torch.no_grad():
-        return Speed(batch * each / _fastest(forward, device), training)
+        return Speed(batch * each / _fastest(forward, device), inversion, training)
 
 
 def _network(part: str, on: Task) -> Any:

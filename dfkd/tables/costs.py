@@ -24,32 +24,40 @@ from dfkd.tables.definition import AUTO
 from dfkd.tables.resolve import Resolved, resolve
 from dfkd.tasks import task
 
-OWNERS = ("teacher", "student")
 GENERATOR = "generator"  # stands for all that is neither teacher nor student
 TRAINING = 3  # forward passes that cost as much as a training step
 
-_RUN = mapping("what teacher student other", what={"type": "string"}, **dict.fromkeys((*OWNERS, "other"), NOT_NEGATIVE))
-_NUMBERS = {"type": "object", "additionalProperties": POSITIVE}
-COSTS = mapping("networks runs", networks=_NUMBERS, runs={"type": "object", "additionalProperties": _RUN})
-_SPEED = mapping("forward training", forward=POSITIVE, training=POSITIVE)
-_SPEEDS = {"type": "object", "additionalProperties": _SPEED}
-DEVICES = {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": _SPEEDS}}
-
 
 class Passes(NamedTuple):
-    """What a run asks of the networks: images that pass the teacher and the student, a backward pass counted like the
-    forward passes that cost as much; floating-point operations of all else."""
+    """What a run asks of the networks.
+
+    Images that pass the teacher in student steps and where images are made, and those that pass the student, a backward
+    pass counted like the forward passes that cost as much; floating-point operations of all else.
+    """
 
     teacher: float
+    inversion: float
     student: float
     other: float
 
 
 class Speed(NamedTuple):
-    """Operations a second that a device reaches with a network, in a forward pass and in a training step."""
+    """Operations a second that a device reaches with a network: in a forward pass, in a pass forward and back to the
+    image with BatchNorm statistics taken, in a training step."""
 
     forward: float
+    inversion: float
     training: float
+
+
+_NUMBERS = {"type": "object", "additionalProperties": POSITIVE}
+_RUN = mapping(
+    "what " + " ".join(Passes._fields), what={"type": "string"}, **dict.fromkeys(Passes._fields, NOT_NEGATIVE)
+)
+COSTS = mapping("networks runs", networks=_NUMBERS, runs={"type": "object", "additionalProperties": _RUN})
+_SPEED = mapping(" ".join(Speed._fields), **dict.fromkeys(Speed._fields, POSITIVE))
+_SPEEDS = {"type": "object", "additionalProperties": _SPEED}
+DEVICES = {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": _SPEEDS}}
 
 
 # Of a device: precision → network (`place`) → speed.
@@ -161,7 +169,8 @@ def predicted(resolved: Resolved, speeds: Speeds) -> float | None:
     if found is None or reached is None:
         return None
     spent = found.other / _speed(reached, GENERATOR, size).training
-    for images, name, does in zip(found[:2], resolved.run[1:3], Speed._fields, strict=True):
+    names = (resolved.run.teacher, resolved.run.teacher, resolved.run.student)
+    for images, name, does in zip(found[:3], names, Speed._fields, strict=True):
         if not images:
             continue
         each = counts()["networks"].get(place(name, size))

@@ -7,7 +7,7 @@ import torch
 
 from dfkd import paths
 from dfkd.engine import counting, throughput
-from dfkd.engine.counting import Operations
+from dfkd.engine.operations import Operations
 from dfkd.priors.recipes import recipes as own_priors
 from dfkd.tables import costs
 from dfkd.tables.costs import Passes, Speed, place
@@ -16,7 +16,7 @@ from dfkd.tables.resolve import resolve
 from dfkd.tasks import task
 from tests.conftest import PAIR
 
-DEVICE = {"A chip": {"fp32": {"resnet8 16": {"forward": 2e9, "training": 1e9}}}}
+DEVICE = {"A chip": {"fp32": {"resnet8 16": {"forward": 2e9, "inversion": 5e8, "training": 1e9}}}}
 
 
 @pytest.fixture
@@ -50,13 +50,14 @@ def test_passes_are_those_of_the_schedule(tiny):
     the gradient of images once the warm-up is over."""
     run = tiny("fast", "k=4", "rounds=2", "training.steps=4", "training.batch=8", "synthesis_batch=6")
     found = counting.count(run)
-    assert found.teacher == pytest.approx(4 * 8 + 3 * 4 * 6 * 2, rel=0.01)  # a call of warm-up and two more
+    assert found.teacher == pytest.approx(4 * 8)
+    assert found.inversion == pytest.approx(3 * 4 * 6 * 2, rel=0.01)  # a call of warm-up and two more
     assert found.student == pytest.approx(3 * 4 * 8 + 3 * 4 * 6 * 2, rel=0.05)
     assert found.other > 0
 
 
 def test_what_is_not_run_costs_nothing(tiny):
-    assert counting.count(tiny("teacher")) == Passes(0, 0, 0)
+    assert counting.count(tiny("teacher")) == Passes(0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("method", ["deepinv", "fast"])
@@ -99,23 +100,25 @@ def test_the_counts_are_those_of_today(data, protocol, method):
 def test_a_time_is_operations_over_speed(tiny, files):
     run = tiny("fast")
     assert costs.predicted(run, costs.device("A chip")[1]) is None
-    files([(run, Passes(2000, 3000, 4e9))])
+    files([(run, Passes(2000, 500, 3000, 4e9))])
     # Of the generator nothing is known there: it is taken to be as fast as what is.
-    assert costs.predicted(run, costs.device("A chip")[1]) == pytest.approx(2e9 / 2e9 + 3e9 / 1e9 + 4e9 / 1e9)
+    assert costs.predicted(run, costs.device("A chip")[1]) == pytest.approx(
+        2e9 / 2e9 + 5e8 / 5e8 + 3e9 / 1e9 + 4e9 / 1e9
+    )
     assert costs.predicted(run, {}) is None
     assert costs.predicted(tiny("fast", "k=3"), costs.device("A chip")[1]) is None
 
 
 def test_a_row_that_trains_nothing_takes_no_time(tiny, files):
     run = tiny("teacher")
-    files([(run, Passes(0, 0, 0))])
+    files([(run, Passes(0, 0, 0, 0))])
     assert costs.predicted(run, {}) == 0.0
 
 
 def test_auto_is_the_precision_that_the_device_is_faster_in(files):
     run = resolve("digits", "quick", "kd-noise", PAIR)
-    files([(run, Passes(0, 1000, 0))])
-    slow, fast = ({"resnet8 16": Speed(speed, speed)} for speed in (1e9, 2e9))
+    files([(run, Passes(0, 0, 1000, 0))])
+    slow, fast = ({"resnet8 16": Speed(speed, speed, speed)} for speed in (1e9, 2e9))
     assert costs.predicted(run, {"fp32": slow}) == pytest.approx(1.0)
     assert costs.predicted(run, {"fp32": slow, "bf16": fast}) == pytest.approx(0.5)
 
@@ -132,7 +135,7 @@ def test_this_machine_is_measured_once(tiny, files, monkeypatch):
     monkeypatch.setattr(throughput, "SECONDS", 0.0)
     run, device = tiny("kd-noise"), torch.device("cpu")
     assert throughput.predicted(run, device) is None and not paths.devices()[0].exists()
-    files([(run, Passes(32, 96, 1e9))])
+    files([(run, Passes(32, 0, 96, 1e9))])
     first = throughput.predicted(run, device)
     name, speeds = costs.device()
     assert name == throughput.name_of(device) and set(speeds["fp32"]) == {"resnet8 16", "generator 16"}
@@ -144,7 +147,9 @@ def test_this_machine_is_measured_once(tiny, files, monkeypatch):
 
 
 def test_plan_predicts_for_a_named_device(files, command):
-    files([(resolve("digits", "quick", method), Passes(0, 0, n)) for method, n in (("teacher", 0), ("kd-real", 5e11))])
+    files(
+        [(resolve("digits", "quick", method), Passes(0, 0, 0, n)) for method, n in (("teacher", 0), ("kd-real", 5e11))]
+    )
     status, out, errors = command("plan", "--data", "digits", "--device", "A chip")
     lines = {line.split("--method ")[1].split()[0]: line for line in out.splitlines() if "--method" in line}
     assert (status, lines["teacher"].split("# ")[1]) == (0, "about 0 s")
