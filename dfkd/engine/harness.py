@@ -115,12 +115,16 @@ class Worker:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Meanwhile it and all that it started stand still: seconds that are free of charge are none to work in."""
-        self._signal(signal.SIGSTOP)
+        """Meanwhile it and all that it started stand still: seconds that are free of charge are none to work in.
+
+        On Linux alone: elsewhere nobody would wake it, or end it, after this process was killed.
+        """
+        stop, go = (signal.SIGSTOP, signal.SIGCONT) if sys.platform == "linux" else (0, 0)
+        self._signal(stop)
         try:
             yield
         finally:
-            self._signal(signal.SIGCONT)
+            self._signal(go)
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):

@@ -36,7 +36,7 @@ class Journal:
         self.curve: list[dict] = []
         self.evaluated: str | None = None
         self.free = {"start": 0.0, "evaluation": 0.0, "states": 0.0}
-        self.begun = self._opened = self._mark = time.perf_counter()
+        self.begun = self.opened = self._mark = time.perf_counter()
         self._saves: list[dict] = []
         self._logged, self._sha = 0, hashlib.sha256()  # of the image log
 
@@ -61,7 +61,7 @@ class Journal:
 
     def started(self) -> None:
         """All that this process did until now was the start of a worker."""
-        self.free["start"] += time.perf_counter() - self._opened
+        self.free["start"] += time.perf_counter() - self.opened
 
     def mark(self) -> None:
         """From now on a state is saved or loaded."""

@@ -127,7 +127,7 @@ def _measure(judge: Judge, options: Options, facts: Facts) -> None:
 
 
 def _begin(judge: Judge, options: Options) -> dict[str, Any]:
-    """The worker's first message. Its clock starts when the harness's does."""
+    """The worker's first message. Its clock starts when this process's does."""
     resolved, weights, prior, folder = judge.resolved, judge.teacher[0], judge.prior, judge.folder
     config = configuration.configuration(
         resolved,
@@ -150,7 +150,7 @@ def _begin(judge: Judge, options: Options) -> dict[str, Any]:
         *(_files(Path(prior[0])) if prior else ()),
         *(_files(encoder) if encoder else ()),
     ]
-    what = {"device": str(judge.device), "precision": resolved.precision, "since": judge.journal.begun}
+    what = {"device": str(judge.device), "precision": resolved.precision, "since": judge.journal.opened}
     return harness.begin(folder / INSIDE, reads, judge.root, options.apart, **what, config=config)
 
 
