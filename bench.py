@@ -183,7 +183,7 @@ def plan_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--protocol", type=NAME, help=f"only this protocol: {', '.join(MEANINGS)}")
     text = "every N-th run from the I-th (1-based), for job arrays; of commands that need the same teacher one makes it"
     verb.add_argument("--shard", metavar="I/N", help=text)
-    pipeline = verb.add_argument_group("for DVC")
+    pipeline = verb.add_argument_group("for DVC").add_mutually_exclusive_group()
     text = "write benchmarks/pipeline/*.yaml, the maps over which the stages of dvc.yaml run"
     pipeline.add_argument("--pipeline", action="store_true", help=text)
     text = f"write what each stage depends on to work/inputs, for the pipeline {' or '.join(PIPELINES)}"
@@ -207,10 +207,11 @@ def do_plan(options: argparse.Namespace) -> int:
 
 def leaderboard_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--data", type=NAME, help="only the table of this data set")
-    verb.add_argument("--format", choices=("csv", "latex"), help="print tables, write nothing; latex with BibTeX")
     verb.add_argument("--protocol", type=NAME, help="with --format: only the tables of this protocol")
-    verb.add_argument("--committed", action="store_true", help="show quick records beside the committed ones")
-    verb.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
+    instead = verb.add_mutually_exclusive_group()
+    instead.add_argument("--format", choices=("csv", "latex"), help="print tables, write nothing; latex with BibTeX")
+    instead.add_argument("--committed", action="store_true", help="show quick records beside the committed ones")
+    instead.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
 
 
 def do_leaderboard(options: argparse.Namespace) -> int:
@@ -218,7 +219,7 @@ def do_leaderboard(options: argparse.Namespace) -> int:
     from dfkd.report.commit import compare_with_commit
 
     if options.committed:
-        return fail_each(compare_with_commit())
+        return fail_each(compare_with_commit(options.data))
     said, problems = report.told(options.data, options.protocol, options.format, options.check)
     for line in said:
         print(line)
