@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported: nobody wants to see where that was
 
 from tabulate import tabulate
 
@@ -102,8 +106,7 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     out.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
     out.add_argument("--dry-run", action="store_true", help="print the configuration as YAML, run nothing")
     training_options(verb)
-    text = "of silence after which a method hangs (default 30)"
-    verb.add_argument("--patience", type=MINUTES, default=30, metavar="MINUTES", help=text)
+    verb.add_argument("--patience", type=MINUTES, default=30, metavar="MINUTES", help="silence of a hang (default 30)")
     verb.add_argument("--debug", action="store_true", help="in one process, without a record")
 
 
@@ -297,11 +300,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if (word := next((word for word in arguments if word.endswith("=--")), None)) is not None:
             raise UserError(f"argument {shown(word)}: -- is no value")  # argparse would pass on an empty list
-        options = parser().parse_args(arguments or ["--help"])
-        options.arguments = arguments
+        options = parser().parse_args(arguments or ["--help"], argparse.Namespace(arguments=arguments))
         status = VERBS[options.verb][2](options)
-        if (lost := streams.unsaid()) is not None:
-            raise UserError(f"standard output: {lost.strerror}")
+        streams.flush()
         return status
     except Stopped as stopped:
         return fail(stopped, EXIT_PARTIAL)
@@ -325,4 +326,5 @@ def fail_each(errors: list[UserError]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())
