@@ -154,7 +154,7 @@ def _classes(path: Path, home: Path | None = None, seen: tuple[Path, ...] = ()) 
 
 def _parse(path: Path) -> ast.Module:
     try:
-        return _tree(path.read_text(encoding="utf-8"), str(path))
+        return _tree(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as Python: {error or type(error).__name__}") from error
 

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,7 +80,8 @@ def execute(resolved: Resolved, options: argparse.Namespace) -> dict | None:
         return _execute(resolved, options, until, out, worker)
     finally:
         worker.kill()  # where it was not needed
-        worker.wait()
+        with suppress(BrokenPipeError), worker:  # waited for; nobody misses what it has not read
+            pass
 
 
 def _execute(

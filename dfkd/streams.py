@@ -13,6 +13,8 @@ import select
 import sys
 from typing import Any
 
+from dfkd.errors import UserError
+
 
 class _Lasting(io.FileIO):
     """A standard stream that, once it cannot be written to, is /dev/null."""
@@ -43,9 +45,9 @@ def settle() -> None:
             setattr(sys, name, io.TextIOWrapper(lasting, errors="backslashreplace", **kind))
 
 
-def unsaid() -> OSError | None:
-    """Why what was printed did not arrive; None where it did, or where nobody wanted to read on."""
+def flush() -> None:
+    """Raise UserError where what was printed did not arrive; that nobody wanted to read on is no such case."""
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    lost = raw.lost if isinstance(raw, _Lasting) else None
-    return None if lost and lost.errno == errno.EPIPE else lost
+    if isinstance(raw, _Lasting) and raw.lost and raw.lost.errno != errno.EPIPE:
+        raise UserError(f"standard output: {raw.lost.strerror}")

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,6 +29,7 @@ CACHES = {
     **{"TORCH_EXTENSIONS_DIR": "extensions", "CUDA_CACHE_PATH": "cuda"},
 }
 LAST_LINES = 5  # of stderr, told of a worker that ends without a word
+LOOK = 0.5  # seconds between two looks at whether a worker hangs
 GRACE = 10.0  # seconds in which a worker whose last message has been heard may end by itself
 
 
@@ -43,7 +43,7 @@ class Worker:
         self.patience = patience
         self.reason: str | None = None
         self._heard: queue.Queue = queue.Queue()
-        self._last = time.monotonic()
+        self._silent = 0.0  # seconds, counted here: a clock goes on while this process is stopped
         for folder in begin["environment"].values():
             Path(folder).mkdir(parents=True, exist_ok=True)
         self._process = process or start()
@@ -66,7 +66,7 @@ class Worker:
         """What the worker writes to stderr appears on ours, and its last lines are kept."""
         errors = cast(io.BufferedReader, self._process.stderr)
         while content := errors.read1(65536):
-            self._last = time.monotonic()
+            self._silent = 0.0
             sys.stderr.write(content.decode("utf-8", "replace"))
             sys.stderr.flush()
             lines = content.decode("utf-8", "replace").splitlines()
@@ -86,11 +86,12 @@ class Worker:
 
     def next(self) -> tuple[str, dict, dict]:
         """Its next message. Raises Failed for a worker that is dead or silent, Stopped if it was asked to be."""
-        self._last = time.monotonic()
-        while time.monotonic() < self._last + self.patience:
+        self._silent = 0.0
+        while self._silent < self.patience:
             try:
-                heard = self._heard.get(timeout=0.5)
+                heard = self._heard.get(timeout=LOOK)
             except queue.Empty:
+                self._silent += LOOK
                 continue
             if not isinstance(heard, Broken):
                 return heard

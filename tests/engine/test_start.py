@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import queue
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
 import bench
 from dfkd import paths, session
+from dfkd.engine import harness
 
 WORKER = "import os, sys; print('·', sys.path[0], os.environ['PYTHONPATH'], file=sys.stderr)\n"
 HARNESS = """
@@ -41,6 +45,19 @@ def test_a_worker_starts_wherever_the_project_lies(name, locale, tmp_path):
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True)
     told = f"· {root} {tmp_path / 'relative'}{os.pathsep}/there\n"
     assert (done.stdout.decode(), done.stderr) == (told, b"")
+
+
+def test_that_the_harness_was_stopped_is_no_silence_of_the_worker(monkeypatch):
+    """Ctrl-Z, and an hour later `fg`: what the worker has said meanwhile is heard."""
+    worker, message = object.__new__(harness.Worker), ("saved", {}, {})
+    worker.patience, worker.reason, worker._heard, worker._lines = 1800.0, None, queue.Queue(), []
+    hours = itertools.count(0.0, 3600.0)
+    monkeypatch.setattr("time.monotonic", lambda: next(hours))
+    monkeypatch.setattr(worker._heard, "get", Mock(side_effect=[queue.Empty, message]))
+    assert worker.next() == message
+    monkeypatch.setattr(worker._heard, "get", Mock(side_effect=queue.Empty))
+    with pytest.raises(harness.Failed, match="said nothing for 30 min"):
+        worker.next()
 
 
 def test_a_worker_that_cannot_start_is_told_in_one_line(teacher, tmp_path, monkeypatch, capsys):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -20,7 +22,11 @@ print("x" * 100_000, flush=True)
 print("y" * 100_000, file=sys.stderr)
 open(sys.argv[1], "w").write("done")
 print("z")
-sys.exit(75 if streams.unsaid() is None else 2)
+try:
+    streams.flush()
+except streams.UserError:
+    sys.exit(2)
+sys.exit(75)
 """
 
 
@@ -69,3 +75,14 @@ def test_a_stream_that_another_program_made_non_blocking(tmp_path):
     os.close(write)
     os.close(read)
     assert int(slow.communicate()[0]) == 100_003
+
+
+def test_an_interrupt_while_modules_are_imported_is_no_traceback(tmp_path):
+    slow = f"import time\nopen({str(tmp_path / 'there')!r}, 'w').close()\ntime.sleep(60)\n"
+    (tmp_path / "tabulate.py").write_text(slow, encoding="utf-8")
+    command, environment = [sys.executable, ROOT / "bench.py", "list"], os.environ | {"PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    while not (tmp_path / "there").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate()[1], process.returncode) == (b"", -signal.SIGINT)

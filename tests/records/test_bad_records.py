@@ -223,6 +223,8 @@ def test_broken_code_and_recipes_are_an_error_and_no_staleness(fault, project, g
         said += errors
     assert len(set(said)) == 1
     assert (tmp_path / "LEADERBOARD.md").read_bytes() == before
+    with pytest.raises(UserError):  # nor by itself, whoever else looks at the tables
+        current.current_digests([records.read(good)])
 
 
 GONE = [dict(method="no-such"), dict(protocol="cpu-2"), dict(teacher="vgg99"), dict(data="mnist")]
