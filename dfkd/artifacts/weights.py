@@ -175,6 +175,8 @@ def load_encoder(
         raise UserError(f"{path} is not the file that the teacher starts from: sha256 {sha256} expected, {found} found")
     state = _read_state(path)
     if hasattr(network, "encoder"):
+        if rows:
+            raise UserError("encoder_classes are rows of a classifier's last layer; a segmentation network has none")
         state = {k: v for k, v in state.items() if not k.startswith(("classifier.", "fc."))}
         _fill(network.get_submodule("encoder"), path, mobilenetv2_encoder(state), "the encoder")
     else:
