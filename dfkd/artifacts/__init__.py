@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 from dfkd import names
 from dfkd.artifacts.cards import PRIOR, TEACHER, Artifact, given_folders
 from dfkd.artifacts.weights import load, load_any, save, spec_of
+from dfkd.files import check_writable
 
 if TYPE_CHECKING:
     import torch
+
+    from dfkd.artifacts.wanted import Wanted
 
 __all__ = [
     "PRIOR",
@@ -45,7 +48,7 @@ def teacher(
 
     if file is not None:
         return teachers.user_provided(data, arch, file, data_root, device)
-    return teachers.WantedTeacher(data, arch, recipe, data_root, device, **options).provide()
+    return _provide(teachers.WantedTeacher(data, arch, recipe, data_root, device, **options))
 
 
 def prior(name: str, data_root: Path, device: torch.device, **options: Any) -> Artifact:
@@ -57,4 +60,10 @@ def prior(name: str, data_root: Path, device: torch.device, **options: Any) -> A
 
     if "/" in name:
         return priors.user_provided(names.path(name))
-    return priors.WantedPrior(name, data_root, device, **options).provide()
+    return _provide(priors.WantedPrior(name, data_root, device, **options))
+
+
+def _provide(wanted: Wanted) -> Artifact:
+    if not wanted.path.exists():
+        check_writable(wanted.path.parent)
+    return wanted.provide()
