@@ -192,7 +192,7 @@ def outcome(record: dict) -> dict:
     kept = {key: record[key] for key in ("status", "identity", "config", "reference", "prior", "report", "diagnostics")}
     metrics = dict(record["metrics"])
     metrics["curve"] = [{k: v for k, v in point.items() if k != "seconds"} for point in metrics["curve"]]
-    cost = {key: value for key, value in record["cost"].items() if not key.endswith("memory_bytes")}
+    cost = {key: value for key, value in record["cost"].items() if not key.endswith(("memory_bytes", "seconds"))}
     return {**kept, "metrics": metrics, "cost": cost}
 
 
