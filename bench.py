@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported: nobody wants to see where that was
+
 from tabulate import tabulate
 
-from dfkd import __version__, paths
+from dfkd import __version__, paths, streams
 from dfkd.errors import UserError, one_line, shown, unknown
 from dfkd.names import check_name, device, minutes, network_name, option, path, several, whole
 from dfkd.signals import Stopped, stopping
@@ -103,8 +106,7 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     out.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
     out.add_argument("--dry-run", action="store_true", help="print the configuration as YAML, run nothing")
     training_options(verb)
-    text = "of silence after which a method hangs (default 30)"
-    verb.add_argument("--patience", type=MINUTES, default=30, metavar="MINUTES", help=text)
+    verb.add_argument("--patience", type=MINUTES, default=30, metavar="MINUTES", help="silence of a hang (default 30)")
     verb.add_argument("--debug", action="store_true", help="in one process, without a record")
 
 
@@ -173,7 +175,7 @@ def plan_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--device", metavar="NAME", help="to predict times on (default: that measured here last)")
     text = "measure this machine first, as a run does once for its networks: some seconds for each pair"
     verb.add_argument("--measure", action="store_true", help=text)
-    pipeline = verb.add_argument_group("for DVC")
+    pipeline = verb.add_argument_group("for DVC").add_mutually_exclusive_group()
     text = "write benchmarks/pipeline/*.yaml, the maps over which the stages of dvc.yaml run"
     pipeline.add_argument("--pipeline", action="store_true", help=text)
     text = f"write what each stage depends on to work/inputs, for the pipeline {' or '.join(PIPELINES)}"
@@ -202,10 +204,11 @@ def do_plan(options: argparse.Namespace) -> int:
 
 def leaderboard_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--data", type=NAME, help="only the table of this data set")
-    verb.add_argument("--format", choices=("csv", "latex"), help="print tables, write nothing; latex with BibTeX")
     verb.add_argument("--protocol", type=NAME, help="with --format: only the tables of this protocol")
-    verb.add_argument("--committed", action="store_true", help="show quick records beside the committed ones")
-    verb.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
+    instead = verb.add_mutually_exclusive_group()
+    instead.add_argument("--format", choices=("csv", "latex"), help="print tables, write nothing; latex with BibTeX")
+    instead.add_argument("--committed", action="store_true", help="show quick records beside the committed ones")
+    instead.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
 
 
 def do_leaderboard(options: argparse.Namespace) -> int:
@@ -213,7 +216,7 @@ def do_leaderboard(options: argparse.Namespace) -> int:
     from dfkd.report.commit import compare_with_commit
 
     if options.committed:
-        return fail_each(compare_with_commit())
+        return fail_each(compare_with_commit(options.data))
     said, problems = report.told(options.data, options.protocol, options.format, options.check)
     for line in said:
         print(line)
@@ -285,9 +288,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    for stream in (sys.stdout, sys.stderr):  # a locale that lacks a sign of ours shall not end a run
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    streams.settle()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] not in (*VERBS, "-h", "--help", "--version"):
         if not arguments[0].startswith("-"):
@@ -296,16 +297,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if (word := next((word for word in arguments if word.endswith("=--")), None)) is not None:
             raise UserError(f"argument {shown(word)}: -- is no value")  # argparse would pass on an empty list
-        options = parser().parse_args(arguments or ["--help"])
-        options.arguments = arguments
-        return VERBS[options.verb][2](options)
+        options = parser().parse_args(arguments or ["--help"], argparse.Namespace(arguments=arguments))
+        status = VERBS[options.verb][2](options)
+        streams.flush()
+        return status
     except Stopped as stopped:
         return fail(stopped, EXIT_PARTIAL)
     except UserError as error:
         return fail(error)
-    except BrokenPipeError:  # `plan | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:  # the system refuses a file or folder, in whatever place
         return fail(UserError(f"{error.filename or 'the system'}: {error.strerror or error}"))
     except KeyboardInterrupt:
@@ -324,4 +323,5 @@ def fail_each(errors: list[UserError]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

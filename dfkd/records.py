@@ -109,7 +109,10 @@ SCHEMA: dict = {
             resumes=_COUNT,
         ),
         cost=_object(
-            {"harness_memory_bytes": _COUNT},  # peak of the process that evaluates; charged to nobody
+            {
+                "harness_memory_bytes": _COUNT,  # peak of the process that evaluates; charged to nobody
+                "processor_seconds": _SECONDS,  # of both processes; of a resumed run since it was resumed
+            },
             images_synthesised=_COUNT,
             student_steps=_COUNT,
             teacher_forwards=_COUNT,  # images, not batches
@@ -129,6 +132,7 @@ SCHEMA: dict = {
             {
                 "isolation": {"enum": ["landlock", "audit-hook"]},  # what kept the method from real data
                 "precision": {"enum": ["fp32", "tf32", "bf16"]},  # in which it ran
+                "others": _SECONDS,  # processors that other work kept busy meanwhile, on average
                 "compiled": _FLAG,
             },
             code=_object({"external": _FLAG}, method=_TEXT, harness=_TEXT),

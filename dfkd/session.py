@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,11 +75,13 @@ def execute(resolved: Resolved, options: argparse.Namespace) -> dict | None:
     out = _out(resolved, options.out)
     if options.debug:
         return _execute(resolved, options, until, out, None)
-    with start() as worker:  # it imports torch while this process does
-        try:
-            return _execute(resolved, options, until, out, worker)
-        finally:
-            worker.kill()  # where it was not needed
+    worker = start()  # it imports torch while this process does
+    try:
+        return _execute(resolved, options, until, out, worker)
+    finally:
+        worker.kill()  # where it was not needed
+        with suppress(BrokenPipeError), worker:  # waited for; nobody misses what it has not read
+            pass
 
 
 def _execute(

@@ -85,7 +85,7 @@ class Distillation(TrainingModule):
         network = artifacts.load(Path(teacher["weights"]), teacher["arch"], spec)
         frozen = Teacher(network, spec).to(device).to(memory_format=torch.channels_last)
         model = priors.load(prior["place"], prior["card"], device, precision) if prior else None
-        self.teacher_hash = fingerprint(frozen)  # before any line of the method runs
+        self._teacher_hash = fingerprint(frozen)  # before any line of the method runs
         seal()
         granted = Budget(**budget)
         self.method = built = build_method(**method)
@@ -149,15 +149,26 @@ class Distillation(TrainingModule):
             autocast=lambda: compat.autocast(device, precision),
             progress=self.progress,
             aside=partial(self.clock.aside, "synthesis"),
-            class_names=self.on.class_names,
+            # What the method does not declare it does not get.
+            class_names=self.on.class_names if "class names" in method.prior else (),
             per_pixel=self.on.kind == "segmentation",
             real=real,
-            prior=prior if "diffusion" in method.prior else None,  # what it does not declare it does not get
+            prior=prior if "diffusion" in method.prior else None,
         )
 
     @property
     def trained(self) -> nn.Module:
         return self.student
+
+    def check_teacher(self) -> None:
+        """Raise DataFreeViolation if the teacher has changed, or a hook was left on it."""
+        teacher = self.ctx.teacher
+        if fingerprint(teacher) != self._teacher_hash:
+            raise DataFreeViolation("the method changed the teacher's weights or buffers")
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        for name, module in teacher.named_modules():
+            if any(getattr(module, kind) for kind in kinds):
+                raise DataFreeViolation(f"the method left a hook on the teacher's module {name or '(root)'!r}")
 
     def weights(self) -> dict[str, Tensor]:
         """Of the network whose score is the run's; none where that is the teacher, which the harness has."""
@@ -189,10 +200,12 @@ class Distillation(TrainingModule):
     def train_step(self, data: Batch, optim_wrapper: OptimWrapper) -> None:
         with optim_wrapper.optim_context(self), self._compiling():
             outputs = self.method.distill(self.ctx, data)
-        self._look()
         loss: Any = sum(outputs.values())
         self.bad |= ~torch.isfinite(loss.detach())
-        optim_wrapper.update_params(loss)
+        optim_wrapper.backward(loss)
+        self._look()
+        optim_wrapper.step()
+        optim_wrapper.zero_grad()
         if self._random.random() < self._share:
             self._seen = checksum(self.student.parameters())
         self.method.after_step(self.ctx, data, outputs)

@@ -39,6 +39,8 @@ class Measured:
     time: dict | None = None  # by the harness's clock
     predicted: float | None = None  # seconds
     harness_memory: int = 0
+    processor_seconds: float = 0.0  # of harness and worker
+    others: float = 0.0  # processors that all else kept busy, on average
     isolation: str = "audit-hook"
 
 
@@ -94,6 +96,7 @@ class Facts:
                 "teacher_forwards": end.get("teacher_images", 0),
                 "peak_memory_bytes": end.get("peak", 0),
                 "harness_memory_bytes": measured.harness_memory,
+                "processor_seconds": round(measured.processor_seconds, 2),
             },
             "prior": self.prior(measured),
             "diagnostics": measured.diagnostics,
@@ -107,6 +110,7 @@ class Facts:
                 "commit": self.commit,
                 "versions": self.versions,
                 "hardware": self.hardware,
+                "others": round(measured.others, 2),
                 "precision": resolved.precision,
                 "compiled": resolved.compiled,
                 "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from dfkd import artifacts, catalog
-from dfkd.engine import distillation  # noqa: F401  a configuration names it
+from dfkd.engine import distillation, machine  # noqa: F401  a configuration names the first
 from dfkd.engine.clock import Clock
 from dfkd.engine.configuration import configuration
 from dfkd.engine.evaluation import on_device
 from dfkd.engine.runner import PlainRunner
-from dfkd.engine.seeds import seed_for
 from dfkd.files import file_digest
 from dfkd.networks import initialise
 from dfkd.tables.resolve import Resolved
@@ -105,13 +104,11 @@ def assemble(
 
     Raises Declined where the method does not apply to the task.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = resolved.precision == "tf32"
+    machine.allow_tf32(resolved.precision)
     given = {"resume": False, "time_limit": None, **given}
-    seed = seed_for("run", *resolved.run.axes)
-    config = configuration(resolved, teacher, prior, folder, seed=seed, save_every=math.inf, live=False, **given)
+    config = configuration(resolved, teacher, prior, folder, save_every=math.inf, live=False, **given)
     config["custom_hooks"] = [hook for hook in config["custom_hooks"] if hook["type"] == "StateHook"]
     config["train_cfg"]["evaluations"] = 0
-    config["val_cfg"] = config["val_evaluator"] = None
     Path(config["model"]["log"]).parent.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Any] = {"clock": Clock(device)}
     if resolved.entry.needs_data:

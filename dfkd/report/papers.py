@@ -14,7 +14,7 @@ from dfkd.report.columns import LEFT, RIGHT, Column
 from dfkd.report.markdown import plain
 from dfkd.report.published import PAPER, Quoted
 from dfkd.report.statistics import Result
-from dfkd.tables.definition import Protocol, table_of, tables
+from dfkd.tables.definition import Protocol, Table, tables
 from dfkd.tables.recipes import recipes
 from dfkd.tasks import task
 from dfkd.units import duration
@@ -32,6 +32,7 @@ class Place:
 
     Attributes:
         quoted: what is printed there; None where nothing is known to be.
+        reference: whether its row is one to compare with, and no method.
         result: what is measured here, if anything is.
         spanned: whether the table has the recipe; else its method is not run here.
         open: runs that are still to be made.
@@ -41,6 +42,7 @@ class Place:
     cell: Cell
     metric: Metric
     quoted: Quoted | None
+    reference: bool
     result: Result | None
     spanned: bool
     open: int
@@ -80,6 +82,7 @@ def places(
     found: dict[str, dict[str, list[Place]]] = {}
     for table in tables().values():
         protocol = table.protocols.get(PAPER)
+        references = _references(table) if protocol else set()
         for data in table.data if protocol else ():
             cells = {pair: list(_cells(data, pair, protocol, quotable)) for pair in protocol.pairs}
             score = metric(task(data).metric)
@@ -87,12 +90,22 @@ def places(
 
             found[data] = {
                 pair: [
-                    Place(cell, score, quoted.get(cell), measured.get(cell), *_open(cell, protocol, done, predict))
+                    Place(
+                        *(cell, score, quoted.get(cell), cell.method in references, measured.get(cell)),
+                        *_open(cell, protocol, done, predict),
+                    )
                     for cell in of
                 ]
                 for pair, of in cells.items()
             }
     return found
+
+
+def _references(table: Table) -> set[str]:
+    """The recipes of a table, and methods without one, that are reference rows."""
+    methods = catalog.entries()
+    made_by = {name: name for name in methods} | {name: recipe["method"] for name, recipe in recipes(table).items()}
+    return {name for name, method in made_by.items() if method in methods and methods[method].reference}
 
 
 def _open(
@@ -114,10 +127,8 @@ def _cells(data: str, pair: str, protocol: Protocol, quotable: Sequence[Mapping[
 
 def _name(place: Place) -> str:
     """In italics that of a reference row, as in the other tables."""
-    recipe = recipes(table_of(place.cell.data)).get(place.cell.method, {})
-    entry = catalog.entries().get(recipe.get("method", place.cell.method))
     name = plain(place.cell.method)
-    return f"*{name}*" if entry and entry.reference else name
+    return f"*{name}*" if place.reference else name
 
 
 def _quoted(place: Place) -> str | None:

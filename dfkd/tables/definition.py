@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd import documents, paths
-from dfkd.errors import UserError, shown, unknown
+from dfkd.errors import UserError, named, shown
 from dfkd.files import find, stamps
 from dfkd.names import LARGEST, NAME
 from dfkd.networks import fitting, network
@@ -23,7 +23,7 @@ MEANINGS = {
     "paper": "The published recipes",
     "scaled": "Published budgets divided by one factor, so that speeds may be compared with papers; scores may not",
     "cpu": "Real data, small pairs, cut budgets; not to be compared with papers",
-    "quick": "Embedded data, minutes on a laptop; not to be compared with papers",
+    "quick": "Data that come with the packages, minutes on a laptop; not to be compared with papers",
 }
 PRECISIONS = ("fp32", "tf32", "bf16")
 AUTO = "auto"  # precision: bf16 where the machine is faster in it, else fp32
@@ -97,7 +97,7 @@ class Protocol:
     teacher: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """One family of data sets and how they are measured. Its recipes are files beside it and beside its base."""
 
@@ -118,9 +118,7 @@ class Table:
 
     def protocol(self, name: str) -> Protocol:
         """Raises UserError naming the nearest one."""
-        if name not in self.protocols:
-            raise unknown("protocol", name, self.protocols)
-        return self.protocols[name]
+        return named("protocol", name, self.protocols)
 
 
 def tables() -> dict[str, Table]:
@@ -130,10 +128,7 @@ def tables() -> dict[str, Table]:
 
 def table_of(data: str) -> Table:
     """The table in which a data set stands. Raises UserError naming the nearest one."""
-    known = {name: table for table in tables().values() for name in table.data}
-    if data not in known:
-        raise unknown("data", data, known)
-    return known[data]
+    return named("data", data, {name: table for table in tables().values() for name in table.data})
 
 
 def datasets() -> list[str]:
@@ -143,7 +138,8 @@ def datasets() -> list[str]:
 
 @lru_cache(maxsize=4)
 def _tables(files: tuple) -> dict[str, Table]:
-    texts = {path.parent.name: documents.read_checked(path, {}) for path, *_ in files}
+    mappings = {"properties": {"protocols": {"type": "object"}}}  # as far as a table can be checked without its base
+    texts = {path.parent.name: documents.read_checked(path, mappings) for path, *_ in files}
     found = {family: _table(family, content, texts) for family, content in texts.items()}
     owners: dict[str, str] = {}
     for family, table in found.items():
@@ -158,7 +154,7 @@ def _table(family: str, content: dict[str, Any], texts: Mapping[str, dict[str, A
     if base is not None:
         if not isinstance(base, str) or base not in texts or base == family or "base" in texts[base]:
             raise UserError(f"{path}: base: {shown(base)} is no table that this one could start from")
-        content = content | {"protocols": merge(_mapping(texts[base]), _mapping(content))}
+        content = content | {"protocols": merge(texts[base].get("protocols", {}), content.get("protocols", {}))}
     documents.check(content, SCHEMA, path)
     with naming(path, "data"):
         for data in content["data"]:
@@ -168,12 +164,6 @@ def _table(family: str, content: dict[str, Any], texts: Mapping[str, dict[str, A
         with naming(path, f"protocols.{name}"):
             protocols[name] = _protocol(name, content["protocols"][name], content["data"][0])
     return Table(family, content["about"], tuple(content["data"]), base, protocols)
-
-
-def _mapping(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The protocols of a file, or none where they are no mapping, which the schema tells."""
-    found = content.get("protocols", {})
-    return found if isinstance(found, dict) else {}
 
 
 def _protocol(name: str, values: Mapping[str, Any], data: str) -> Protocol:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from dfkd import catalog, paths
 from dfkd.artifacts.cards import PRIOR, TEACHER
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError, shown, unknown
 from dfkd.identity import Run
+from dfkd.names import whole
 from dfkd.priors.recipes import recipe_for
 from dfkd.priors.recipes import recipes as own_priors
 from dfkd.tables import costs
@@ -95,9 +96,9 @@ def listing(done: Collection[Run], extra: str | None = None) -> Iterator[tuple[t
 def shard(text: str | None) -> slice:
     """`I/N` as every N-th from the I-th. Raises UserError."""
     try:
-        index, count = (int(part) for part in ("1/1" if text is None else text).split("/"))
-    except ValueError:
+        index, count = map(whole, ("1/1" if text is None else text).split("/"))
+    except (UserError, ValueError):
         index, count = 0, 0
     if not 1 <= index <= count:
-        raise UserError(f"--shard takes I/N with 1 <= I <= N, not {text!r}")
+        raise UserError(f"--shard takes I/N with 1 <= I <= N, not {shown(text)}")
     return slice(index - 1, None, count)

@@ -223,6 +223,8 @@ def test_broken_code_and_recipes_are_an_error_and_no_staleness(fault, project, g
         said += errors
     assert len(set(said)) == 1
     assert (tmp_path / "LEADERBOARD.md").read_bytes() == before
+    with pytest.raises(UserError):  # nor by itself, whoever else looks at the tables
+        current.current_digests([records.read(good)])
 
 
 GONE = [dict(method="no-such"), dict(protocol="cpu-2"), dict(teacher="vgg99"), dict(data="mnist")]
@@ -233,6 +235,12 @@ GONE += [dict(teacher="deeplabv3plus_thin32")]  # no network for such a task
 def test_a_record_of_what_is_gone_is_stale(identity, record):
     made = record(**CELL | identity)
     assert current.current_digests([made]) == {Run.of(made).cell: (None, None)}
+
+
+def test_a_record_with_networks_of_a_library_is_of_today(record):
+    networks = dict(teacher="torchvision.resnet34", student="torchvision.resnet18")
+    made = record(**CELL | networks | dict(data="domainnet-sketch", protocol="paper", method="fast-10"))
+    assert None not in current.current_digests([made])[Run.of(made).cell]
 
 
 def test_a_record_of_a_method_that_was_removed_is_stale(project, record):
