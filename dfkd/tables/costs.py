@@ -185,7 +185,7 @@ def teacher(data: str, arch: str, recipe: Mapping[str, Any], speeds: Speeds) -> 
     size, manifest = task(data).spec.size, paths.manifest(data)
     if not manifest.is_file():
         return None
-    images = recipe["epochs"] * documents.read_json(manifest)["splits"]["train"]["images"][0]
+    images = recipe.get("epochs", 0) * documents.read_json(manifest)["splits"]["train"]["images"][0]
     return _training(images, arch, size, speeds)
 
 
