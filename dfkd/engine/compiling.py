@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dfkd.engine import confine
@@ -24,15 +24,18 @@ def impossible() -> str | None:
 @contextmanager
 def compiled(*networks: Normalised) -> Iterator[None]:
     """Within it these networks run compiled, for each shape anew, the first time in a minute or so."""
-    import torch._inductor.config
-
-    torch._inductor.config.compile_threads = 1  # a pool of processes needs locks, which the worker may not have
     for network in networks:
-        if network.compiled is None:
-            network.compiled = torch.compile(network.network.forward, dynamic=False)
+        network.compiled = network.compiled or _compiled(network)
         network.fast = True
     try:
         yield
     finally:
         for network in networks:
             network.fast = False
+
+
+def _compiled(network: Normalised) -> Callable[[Tensor], Tensor]:
+    import torch._inductor.config
+
+    torch._inductor.config.compile_threads = 1  # a pool of processes needs locks, which the worker may not have
+    return torch.compile(network.network.forward, dynamic=False)
