@@ -304,6 +304,8 @@ ROWS: dict[str, Row] = {
             zero=("0", "time-limit"),
             negative=("-1", "time-limit"),
             word=("soon", "time-limit"),
+            grouped=("1_0", "time-limit"),
+            other_digits=("١", "time-limit"),
             empty=("", "time-limit"),
         ).items()
     },
@@ -369,10 +371,20 @@ ROWS: dict[str, Row] = {
     "plan --inputs of nothing": row("plan", "--inputs=all", part="argument --inputs: invalid choice"),
     **{
         f"plan --shard {text!r}": row("plan", f"--shard={text}", part=f"I/N with 1 <= I <= N, not {text!r}")
-        for text in ("", "0/2", "3/2", "1", "a/b", "1/2/3", "1/0", "-1/2", "1.0/2")
+        for text in ("", "0/2", "3/2", "1", "a/b", "1/2/3", "1/0", "-1/2", "1.0/2", "١/٢", " 1/2", "1_0/20", "+1/2")
     },
     **paths(("list",), "--import", missing=("no.py", "there is no file 'no.py'")),
     **names(("leaderboard",), "--data", "digit", "unknown data 'digit' (nearest: 'digits'"),
+    **{
+        f"options that do not go together: {' '.join(words)}": Row(words, part)
+        for words, part in {
+            ("leaderboard", "--check", "--committed"): "not allowed with argument --check",
+            ("leaderboard", "--check", "--format=csv"): "not allowed with argument --check",
+            ("leaderboard", "--protocol=quick"): "--protocol goes with --format",
+            ("leaderboard", "--committed", "--data=digit"): "unknown data 'digit' (nearest: 'digits'",
+            ("plan", "--pipeline", "--inputs=quick"): "not allowed with argument --pipeline",
+        }.items()
+    },
     **paths(("doctor",), "--data-root"),
     # --- files: recipes
     "recipe: a list": recipe("[1]", "mine.yaml cannot be read: a mapping from names is expected"),
