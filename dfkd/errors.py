@@ -25,8 +25,8 @@ def shown(value: object, most: int = 80) -> str:
 
 
 def one_line(error: BaseException, most: int = 4000) -> str:
-    """What it says, whatever was quoted in it, on one line without control signs."""
-    return re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], str(error))[:most]
+    """What it says, whatever was quoted in it, on one line without control signs and halves of signs."""
+    return re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda sign: ascii(sign[0])[1:-1], str(error))[:most]
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -282,7 +282,13 @@ ROWS: dict[str, Row] = {
     **paths(RUN, "--out", below_a_file=("file/out", "cannot write to"), a_file=("file", "cannot write to")),
     "run --out very long": row(*RUN, f"--out={LONG}", part="File name too long"),
     "run --out records": row(*RUN, *SMALL, "--out=results/records", part="a custom run has no place in"),
-    **paths((*RUN, *SMALL), "--teacher-weights", missing=("no.pth", "no.pth"), folder=("results", "results")),
+    **paths(
+        (*RUN, *SMALL),
+        "--teacher-weights",
+        missing=("no.pth", "no.pth"),
+        folder=("results", "results"),
+        surrogate=("x\udcff.pth", r"x\udcff.pth is missing"),
+    ),
     **paths(
         RUN,
         "--import",
@@ -572,6 +578,17 @@ ROWS: dict[str, Row] = {
     "a folder where the record belongs": Row(
         RUN, "it is a folder", {"results/records/digits/resnet8-resnet8/template/quick-seed0.json": FOLDER}
     ),
+    **{
+        f"{content} where the folder {name} belongs": Row((*RUN, "--out=out/in"), "cannot write to", {name: content})
+        for content in (LOOP, "a file")
+        for name in ("work", "out/in/digits")
+    },
+    **{
+        f"{content} where the records of a pair belong": Row(
+            RUN, "cannot write to", {"results/records/digits/resnet8-resnet8": content}
+        )
+        for content in (LOOP, "a file")
+    },
     "a folder where the card of a teacher to be trained belongs": Row(
         TEACHER,
         "digits_resnet8.json is a folder",
