@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd import paths
-from dfkd.errors import UserError, shown, unknown
+from dfkd.errors import UserError, named, shown
 from dfkd.files import find, stamps
 from dfkd.names import check_name
 from dfkd.names import path as typed_path
@@ -76,10 +76,7 @@ def files() -> list[Path]:
 
 
 def entry(name: str, extra: str | None = None) -> Entry:
-    known = entries(extra)
-    if name not in known:
-        raise unknown("method", name, known)
-    return known[name]
+    return named("method", name, entries(extra))
 
 
 def locate(name: str) -> Path:
@@ -157,7 +154,7 @@ def _classes(path: Path, home: Path | None = None, seen: tuple[Path, ...] = ()) 
 
 def _parse(path: Path) -> ast.Module:
     try:
-        return _tree(path.read_text(encoding="utf-8"), str(path))
+        return _tree(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as Python: {error or type(error).__name__}") from error
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-from pathlib import Path
 
 from dfkd import paths
 from dfkd.errors import UserError
@@ -12,18 +12,14 @@ from dfkd.errors import UserError
 def git(*arguments: str) -> str:
     """What a git command prints. Raises UserError, saying why, where git cannot answer for this project.
 
-    The checkout of something else around it, in whose folder a download was unpacked, does not count.
+    Only the repository in the project's own folder is asked: neither that of something around it, in which a download
+    was unpacked, nor the one that a git hook, which sets GIT_DIR, belongs to. No lock is taken that would fail a
+    command of the user's.
     """
-    if Path(_git("rev-parse", "--show-toplevel").rstrip("\n")).resolve() != paths.ROOT.resolve():
-        raise UserError("this folder is no git checkout")
-    return _git(*arguments)
-
-
-def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(paths.ROOT), "--git-dir=.git", "--work-tree=.", "--no-optional-locks", *arguments]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        done = subprocess.run(
-            ["git", "-C", str(paths.ROOT), *arguments], capture_output=True, encoding="utf-8", errors="replace"
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"git cannot be run: {error.strerror}") from None
     if done.returncode:

@@ -61,11 +61,11 @@ def path(text: str) -> Path:
 def minutes(text: str) -> float:
     """A length of time above 0. Raises UserError."""
     try:
-        value = float(text)
+        value = float(text) if re.fullmatch(r"[0-9.e-]+", text) else math.nan  # Python reads 1_0 as 10, too
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise UserError(f"takes minutes above 0, not {text[:40]}")
+        raise UserError(f"takes minutes above 0, not {shown(text)}")
     return value
 
 

@@ -114,15 +114,15 @@ def finish(
     given: dict[str, Any],
     device: str | torch.device,
     *,
-    state: Path | None,
-    resume: bool,
-    until: float,
-    say: Callable[[str], None],
+    state: Path | None = None,
+    resume: bool = True,
+    until: float = math.inf,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Training, float]:
     """Train the model of `config` to the end, saving to `state` (unless None) and telling on the way; and the seconds.
 
     With `resume` it goes on from what a stopped training left in `state`. Raises `Stopped`, with the state saved, at
-    SIGINT, at SIGTERM and at the moment `until` (seconds of `time.monotonic`); UserError where the loss diverges.
+    a signal and at the moment `until` (seconds of `time.monotonic`); UserError where the loss diverges.
     """
     clock = Clock(device)
     limit = None if until == math.inf else until - time.monotonic()

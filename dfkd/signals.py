@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop at the next point where the state can be saved."""
+"""SIGTERM, SIGINT and SIGHUP as a request to stop at the next point where the state can be saved."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dfkd.errors import UserError
+
+ASKING = ("SIGTERM", "SIGINT", "SIGHUP")  # the last, when a terminal closes; Windows has none
 
 
 class Stopped(UserError):
@@ -20,7 +22,8 @@ class Stopped(UserError):
 def stopping(ask: Callable[[str], object]) -> Iterator[None]:
     """Within the block a signal calls `ask` with its line, "stopped by SIGTERM", instead of ending the process.
 
-    Only the main thread of a process may do so; in others signals stay as they are.
+    Only the main thread of a process may do so; in others signals stay as they are. A signal that is off stays off, as
+    SIGHUP under `nohup`; but not SIGINT, which shells turn off for what runs in the background.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -29,7 +32,9 @@ def stopping(ask: Callable[[str], object]) -> Iterator[None]:
     def handle(number: int, frame: object) -> None:
         ask(f"stopped by {signal.Signals(number).name}")
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    present = [getattr(signal, name) for name in ASKING if hasattr(signal, name)]
+    off = {number for number in present if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN}
+    previous = {number: signal.signal(number, handle) for number in present if number not in off}
     try:
         yield
     finally:

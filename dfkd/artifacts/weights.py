@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkd.artifacts.cards import TEACHER
-from dfkd.errors import UserError
+from dfkd.errors import UserError, reason
 from dfkd.files import check_digest, file_digest, file_there, replace_file
 from dfkd.networks import build
 from dfkd.tasks import InputSpec
@@ -113,8 +113,7 @@ def _read_state(path: Path) -> Any:
                 f"{path} is refused: a pickle with more than tensors and plain containers could run code; "
                 "save its state_dict() alone, or convert it to safetensors"
             ) from None
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{path} cannot be read as weights ({reason})") from None
+        raise UserError(f"{path} cannot be read as weights ({type(error).__name__}: {reason(error)})") from None
 
 
 def _is_safetensors(path: Path) -> bool:

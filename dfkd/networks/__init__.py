@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dfkd.errors import unknown
+from dfkd.errors import named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,9 +71,7 @@ def network(arch: str) -> Network:
     library, _, name = arch.replace("/", ".", 1).partition(".")
     if library in LIBRARIES and name:
         return _classifier(f"library:{library}", name=name)
-    if arch not in NETWORKS:
-        raise unknown("network", arch, NETWORKS)
-    return NETWORKS[arch]
+    return named("network", arch, NETWORKS)
 
 
 def fitting(kind: str) -> tuple[str, ...]:

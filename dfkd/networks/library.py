@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError, reason, unknown
 from dfkd.networks.capture import outputs
 
 
@@ -97,11 +97,8 @@ def _averages_to(map: Tensor, pooled: Tensor) -> bool:
 def _input(layer: nn.Module) -> Iterator[list[Tensor]]:
     """What a layer is given in the forward passes made inside."""
     found: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
-    try:
+    with layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0])):
         yield found
-    finally:
-        handle.remove()
 
 
 def torchvision(name: str, classes: int, size: int) -> LibraryNetwork:
@@ -131,5 +128,4 @@ def _fitted(model: nn.Module, classes: int, size: int, side: int | None = None) 
     try:
         return LibraryNetwork(model, classes, size, side)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{type(model).__name__} does not take images of {size} x {size} ({reason})") from None
+        raise UserError(f"{type(model).__name__} does not take images of {size} x {size} ({reason(error)})") from None

@@ -15,10 +15,11 @@ from dfkd.identity import Run
 from dfkd.locks import alone
 from dfkd.report import cells, claims, leaderboard, ledger, papers, plots
 from dfkd.report.columns import Row
-from dfkd.report.current import ablations, current_digests, done, estimate
+from dfkd.report.current import ablations, current_digests, done
 from dfkd.report.papers import Place
 from dfkd.report.published import read_published
 from dfkd.report.statistics import HISTOGRAMS, Result, gather, tidy
+from dfkd.tables.costs import on_reference
 from dfkd.tables.definition import table_of
 
 if TYPE_CHECKING:
@@ -46,40 +47,48 @@ def write(data: str | None = None) -> tuple[list[Path], list[UserError]]:
     One process after the other, each with the records that there are when its turn comes.
     """
     with alone(paths.RESULTS / ".lock", "the leaderboard", time.monotonic() + PATIENCE):
-        files, results, _, found, *_ = render()
-        if data is not None:
-            files, results = {name: text for name, text in files.items() if name == f"tables/{data}.md"}, []
-        changed = [name for name in _differing(files) if data is None or name in files]
+        files, results, changed, problems = _wanted(data)
         for name in changed:
             if name in files:
                 replace_file(paths.RESULTS / name, files[name])
             else:
                 (paths.RESULTS / name).unlink()  # the table of a data set that has no record any more
-        return [paths.RESULTS / name for name in changed] + plots.draw(results, paths.plots()), found.problems
+        return [paths.RESULTS / name for name in changed] + plots.draw(results, paths.plots()), problems
+
+
+def _wanted(data: str | None) -> tuple[dict[str, str], list[Result], list[str], list[UserError]]:
+    """The files and the results to plot, of all data or one table alone; which files differ; broken records."""
+    files, results, _, found, *_ = render()
+    if data is None:
+        return files, results, _differing(files), found.problems
+    files = {name: text for name, text in files.items() if name == f"tables/{data}.md"}
+    return files, [], [name for name in _differing(files) if name in files], found.problems
 
 
 def told(data: str | None, protocol: str | None, kind: str | None, checking: bool) -> tuple[list[str], list[UserError]]:
     """What `export` gives where a kind is named, else `check` or `write` in words: a line for each file.
 
-    Raises UserError for data that no table has.
+    Raises UserError for data that no table has, and a protocol without a kind.
     """
     if data is not None:
         table_of(data)
+    if protocol is not None and kind is None:
+        raise UserError("--protocol goes with --format")
     if kind is not None:
         text, problems = export(kind, data, protocol)
         return [text.removesuffix("\n")], problems
     if checking:
-        differing, problems = check()
+        differing, problems = check(data)
         return [f"results/{name} is not what the records give; run: {RENDER}" for name in differing], problems
     written, problems = write(data)
     return [f"wrote {path.relative_to(paths.RESULTS.parent)}" for path in written], problems
 
 
-def check() -> tuple[list[str], list[UserError]]:
-    """The files below `results` that are not what the records give, and which records are broken."""
-    files, results, _, found, *_ = render()
+def check(data: str | None = None) -> tuple[list[str], list[UserError]]:
+    """The files below `results` that are not what the records give, as `write` has them; and broken records."""
+    _, results, differing, problems = _wanted(data)
     outdated = plots.outdated(results, paths.plots())
-    return _differing(files) + [path.relative_to(paths.RESULTS).as_posix() for path in outdated], found.problems
+    return differing + [path.relative_to(paths.RESULTS).as_posix() for path in outdated], problems
 
 
 def export(kind: str, data: str | None, protocol: str | None) -> tuple[str, list[UserError]]:
@@ -117,7 +126,7 @@ def render() -> Rendered:
     digests = current_digests(found.records)
     runs = tidy(found.records, digests)
     results = gather(runs, ablations(found.records))
-    places = papers.places(results, quotable, done(found.records, digests), estimate)
+    places = papers.places(results, quotable, done(found.records, digests), on_reference)
     sheets = leaderboard.sheets_of(results)
     pairs = [rows for of in sheets.values() for rows in of]
     flat = [place for by_pair in places.values() for of in by_pair.values() for place in of]

@@ -10,11 +10,15 @@ from dfkd.documents import parse_json
 from dfkd.errors import UserError
 from dfkd.identity import Run
 from dfkd.metrics import metric
+from dfkd.tables.definition import table_of
 from dfkd.units import duration
 
 
-def compare_with_commit() -> list[UserError]:
-    """Print the score of each quick record beside the one in the last commit; returns which records are broken."""
+def compare_with_commit(data: str | None = None) -> list[UserError]:
+    """Print the score of each quick record, or of those of one data set, beside the one in the last commit; returns
+    which records are broken."""
+    if data is not None:
+        table_of(data)
     try:
         git("rev-parse", "HEAD")
     except UserError as error:
@@ -22,7 +26,7 @@ def compare_with_commit() -> list[UserError]:
     rows, found = [], records.read_all(paths.records())
     for record in found.records:
         run, metrics = Run.of(record), record["metrics"]
-        if run.protocol != "quick":
+        if run.protocol != "quick" or data not in (None, run.data):
             continue
         both = (metric(metrics["name"]).text(value) for value in (metrics["last"], committed_score(run)))
         took = record["time"]["total"] - record["time"]["prior"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 
 from dfkd import catalog, paths, records
@@ -73,16 +72,3 @@ def ablations(everything: Iterable[Mapping]) -> dict[Cell, str]:
     books = {data: recipes(table_of(data)) for data in {cell.data for cell in cells} & {*datasets()}}
     found = {cell: books.get(cell.data, {}).get(cell.method, {}).get("ablates") for cell in cells}
     return {cell: name for cell, name in found.items() if name is not None}
-
-
-def estimate(run: Run) -> float:
-    """Seconds a run will take: what its method took in that table, on whatever machine, else the protocol's guess."""
-    return _estimate(run.data, run.protocol, run.method)
-
-
-@functools.cache
-def _estimate(data: str, protocol: str, method: str) -> float:
-    found = records.read_all(paths.records(), f"{data}/*/{method}/{protocol}-seed*.json")
-    finished = [record["time"] for record in found.records if record["status"] == "ok"]
-    took = [time["total"] - time["prior"] for time in finished]  # a prior is trained beforehand
-    return sum(took) / len(took) if took else 60 * table_of(data).protocol(protocol).minutes

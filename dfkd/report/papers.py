@@ -36,7 +36,7 @@ class Place:
         result: what is measured here, if anything is.
         spanned: whether the table has the recipe; else its method is not run here.
         open: runs that are still to be made.
-        seconds: what one of them is predicted to take.
+        seconds: what one of them is predicted to take; None where nobody knows.
     """
 
     cell: Cell
@@ -46,7 +46,7 @@ class Place:
     result: Result | None
     spanned: bool
     open: int
-    seconds: float
+    seconds: float | None
 
     @property
     def difference(self) -> float | None:
@@ -74,7 +74,7 @@ def places(
     results: Iterable[Result],
     quotable: Sequence[Mapping[str, str]],
     done: Collection[Run] = (),
-    predict: Callable[[Run], float] | None = None,
+    predict: Callable[[Run], float | None] | None = None,
 ) -> dict[str, dict[str, list[Place]]]:
     """By data set and pair: the rows of every table that has the `paper` protocol, and whatever else papers print of
     its pairs. `predict` gives the seconds of a run; without it none are predicted."""
@@ -109,13 +109,13 @@ def _references(table: Table) -> set[str]:
 
 
 def _open(
-    cell: Cell, protocol: Protocol, done: Collection[Run], predict: Callable[[Run], float] | None
-) -> tuple[bool, int, float]:
+    cell: Cell, protocol: Protocol, done: Collection[Run], predict: Callable[[Run], float | None] | None
+) -> tuple[bool, int, float | None]:
     """Whether the table spans the cell, how many of its runs are open, and the predicted seconds of one."""
     spanned = cell.method in protocol.recipes
     runs = [Run(cell.data, *cell[2:], PAPER, seed) for seed in protocol.seeds if spanned]
     left = [run for run in runs if run not in done]
-    return spanned, len(left), predict(left[0]) if left and predict else 0.0
+    return spanned, len(left), predict(left[0]) if left and predict else None
 
 
 def _cells(data: str, pair: str, protocol: Protocol, quotable: Sequence[Mapping[str, str]]) -> Iterator[Cell]:
@@ -161,11 +161,20 @@ PLACES = (
         LEFT, lambda place: place.word,
     ),
     Column(
-        "to run", "runs that are open × predicted time of one (`bench.py plan`)", RIGHT,
-        lambda place: f"{place.open} × {duration(place.seconds)}" if place.open else None,
+        "to run", "runs that are open × predicted time of one, on the first of `benchmarks/devices.json`", RIGHT,
+        lambda place: _to_run(place) if place.open else None,
         needed=lambda place: place.open,
     ),
 )  # fmt: skip
+
+
+def _to_run(place: Place) -> str:
+    return f"{place.open}" if place.seconds is None else f"{place.open} × {duration(place.seconds)}"
+
+
+def _predicted(places: Sequence[Place]) -> str | None:
+    known = [place.open * place.seconds for place in places if place.seconds is not None]
+    return duration(sum(known)) if known else None
 
 
 def _counted(word: str) -> Column:
@@ -179,7 +188,7 @@ SUMMARY = (  # of data and its places
     Column("measured", "", RIGHT, lambda group: str(sum(_is_measured(place) for place in group[1]))),
     *map(_counted, (MATCHES, ABOVE, BELOW)),
     Column("open runs", "", RIGHT, lambda group: str(sum(place.open for place in group[1]))),
-    Column("predicted", "", RIGHT, lambda group: duration(sum(place.open * place.seconds for place in group[1]))),
+    Column("predicted", "", RIGHT, lambda group: _predicted(group[1])),
 )
 
 

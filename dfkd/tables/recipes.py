@@ -12,7 +12,7 @@ from typing import Any
 
 from dfkd import catalog, documents, paths
 from dfkd.changes import coerce
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError, named, unknown
 from dfkd.files import find as find_files
 from dfkd.files import stamps
 from dfkd.names import check_name
@@ -77,13 +77,9 @@ def _book(table: Table, stamped: tuple, methods_stamped: tuple) -> dict[str, dic
 def find(table: Table, name: str, extra: str | None = None) -> tuple[dict, catalog.Entry]:
     """The recipe of that name ({} for a method without one) and the method that it is of."""
     book, methods = recipes(table), catalog.entries(extra)
-    if name not in book and name not in methods:
-        raise unknown("method", name, {*book, *methods})
-    recipe = book.get(name, {})
-    method = recipe.get("method", name)
-    if method not in methods:
-        raise unknown(f"method in {_files(table)[name]}", method, methods)
-    return recipe, methods[method]
+    recipe = named("method", name, {method: {} for method in methods} | book)
+    where = f" in {_files(table)[name]}" if name in book else ""
+    return recipe, named(f"method{where}", recipe.get("method", name), methods)
 
 
 def _files(table: Table) -> dict[str, Path]:
@@ -141,6 +137,5 @@ def _check(recipe: dict, path: Path, table: Table, entry: catalog.Entry | None) 
 
 def kind_of(key: str, entry: catalog.Entry) -> tuple[object, bool]:
     """A value of the type of a method's argument, and whether it may be None, as `coerce` takes them."""
-    if key not in entry.arguments:
-        raise unknown(f"argument of {entry.name}", key, entry.arguments)
-    return entry.examples[key], entry.arguments[key] is None
+    default = named(f"argument of {entry.name}", key, entry.arguments)
+    return entry.examples[key], default is None

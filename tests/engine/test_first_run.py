@@ -21,8 +21,13 @@ from dfkd import paths
 paths.teachers, paths.RESULTS, paths.WORK = (lambda: Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[2]) / "work"
 sys.exit(bench.main(sys.argv[3:]))
 """
-# By name: HOME, or None; and whether git, fc-list and all else are there.
-HOMES = {"an empty home": ("{}", True), "no home": (None, True), "an unwritable home, no tools": ("/dev/null", False)}
+# HOME, or None; whether git, fc-list and all else are there; what keeps the method from real data, for the hook
+# alone refuses processes.
+HOMES = {
+    "an empty home": ("{}", True, "audit-hook"),
+    "no home": (None, True, "landlock"),
+    "an unwritable home, no tools": ("/dev/null", False, "audit-hook"),
+}
 
 
 @pytest.mark.slow
@@ -30,14 +35,14 @@ HOMES = {"an empty home": ("{}", True), "no home": (None, True), "an unwritable 
 def test_the_first_run_of_an_account(home, teacher, tmp_path):
     from dfkd.artifacts import TEACHER
 
-    own, (place, tools) = tmp_path / "teachers" / teacher[0].name, HOMES[home]
+    own, (place, tools, isolation) = tmp_path / "teachers" / teacher[0].name, HOMES[home]
     own.parent.mkdir()
     own.write_bytes(teacher[0].read_bytes())
     TEACHER.write(own, teacher[1])
     (tmp_path / "home").mkdir()
     kept = ("LANG", "OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
-    environment["PATH"] = os.environ["PATH"] if tools else str(tmp_path)
+    environment |= {"PATH": os.environ["PATH"] if tools else str(tmp_path), "DFKD_ISOLATION": isolation}
     if place:
         environment["HOME"] = place.format(tmp_path / "home")
     changes = [f"--set={change}" for change in (*TINY["fast"], *BUDGET)]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from dfkd.engine import state
 from dfkd.engine.configuration import LOG, STATE
 from dfkd.errors import UserError
 from dfkd.paths import ROOT
+from dfkd.signals import stopping
 from tests.conftest import BUDGET, PAIR, TINY, latest, outcome
 
 CPU = torch.device("cpu")
@@ -134,26 +136,30 @@ def test_the_images_are_not_in_it(stopped):
     assert (folder / LOG).stat().st_size == buffer["log"]["length"] * 3 * 16 * 16
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "pickle", "other"])
-def test_a_damaged_state_is_one_clear_error(damage, stopped, execute, tmp_path):
+@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "longer"])
+def test_a_damaged_state_is_one_clear_error(damage, stopped, execute):
     cell, folder = stopped
     path = folder / STATE
-    if damage == "pickle":
-        state.save(path, {"version": 1, "loop": tmp_path})  # a class, which weights_only=True refuses
-    elif damage == "other":
-        state.save(path, [torch.zeros(1)])
-    else:
-        path.write_bytes({"empty": b"", "cut": path.read_bytes()[:1000], "garbage": b"x" * 1000}[damage])
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "cut": content[:1000], "garbage": b"x" * 1000, "longer": content + b"x"}[damage])
     with pytest.raises(UserError, match=r"state\.pt .*delete it to start this run afresh") as caught:
         execute(cell, resume=True)
     assert "\n" not in str(caught.value)
 
 
-def test_a_state_of_another_version_is_refused(stopped, execute):
-    cell, folder = stopped
-    state.save(folder / STATE, {**state.load(folder / STATE, CPU), "version": 99})
-    with pytest.raises(UserError, match="has version 99"):
-        execute(cell, resume=True)
+STATES = {
+    "a class, which weights_only=True refuses": {"version": 1, "loop": Path("x")},
+    "no mapping": [torch.zeros(1)],
+    "of another version": {"version": 99},
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_what_is_no_state_is_one_clear_error(kind, tmp_path):
+    (tmp_path / "state.pt").write_bytes(state.packed(STATES[kind]))
+    with pytest.raises(UserError, match=r"state\.pt .*delete it to start this run afresh") as caught:
+        state.load(tmp_path / "state.pt", CPU)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_resume_a_run_starts_afresh(stopped, execute):
@@ -212,7 +218,7 @@ def test_an_unwritable_work_folder_is_one_clear_error(tiny, execute, tmp_path):
         execute(tiny("template"), work=tmp_path / "file")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_the_run_at_the_next_safe_point(number, tiny, execute, tmp_path):
     flag = tmp_path / "flag"
     path = tmp_path / "signalled.py"
@@ -245,6 +251,19 @@ class Signalled(Method):
     resumed = execute(cell, resume=True)
     assert resumed["status"] == "ok" and resumed["time"]["resumes"] == 1
     assert outcome(resumed) == outcome(execute(cell))
+
+
+def test_a_hangup_that_nohup_has_turned_off_stops_nothing():
+    asked, before = [], signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping(asked.append):
+            signal.raise_signal(signal.SIGHUP)
+            assert asked == []
+            signal.raise_signal(signal.SIGTERM)
+        assert asked == ["stopped by SIGTERM"]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_time_before_a_resume_counts(stopped, execute):

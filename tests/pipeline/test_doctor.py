@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import shutil
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -65,7 +66,7 @@ def disk(free):
         (lambda patch: patch.setattr(sys, "version", "3.14.1 (main)"), True, "Python 3.14.1"),
         (lambda patch: patch.setenv("PATH", "/nowhere"), None, "git: records will name no commit (git cannot be run"),
         (elsewhere, None, "git: records will name no commit"),
-        (weights("/nowhere"), False, "weights folder /nowhere (DFKD_WEIGHTS) is no folder"),
+        (weights("/nowhere"), False, "there is no weights folder /nowhere (--weights, DFKD_WEIGHTS)"),
         (weights(str(ROOT)), True, f"weights folder {ROOT} (DFKD_WEIGHTS)"),
         (weights(str(ROOT / "bench.py")), False, "is no folder"),
         (home("/dev/null"), None, "home folder /dev/null cannot be written"),
@@ -112,21 +113,26 @@ def test_a_data_root_that_a_run_could_not_live_with(lines, tmp_path):
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_git_answers_for_this_project_only(tmp_path, monkeypatch):
-    """A download inside a checkout of something else must not take that one's commit."""
+    """A download inside a checkout of something else must not take that one's commit, nor a run inside its hook."""
     from dfkd.engine import machine
 
+    def init(folder):
+        own = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        subprocess.run(["git", "init", "-q", folder], check=True)
+        subprocess.run(["git", "-C", folder, *own, "commit", "-qm", str(folder), "--allow-empty"], check=True)
+
+    init(tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "download")
+    (tmp_path / "download").mkdir()
+    with pytest.raises(UserError, match="git says: not a git repository") as caught:
+        checkout.git("rev-parse", "HEAD")
+    assert "\n" not in str(caught.value) and machine.commit() is None
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    with pytest.raises(UserError, match="git says: not a git repository"):
-        checkout.git("rev-parse", "HEAD")
-    for inside in (tmp_path, tmp_path / "download"):
-        inside.mkdir(exist_ok=True)
-        monkeypatch.setattr(paths, "ROOT", inside)
-        checkout._git("init", "-q", str(tmp_path))
-        assert machine.commit() is None
-    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    with pytest.raises(UserError, match="git says: detected dubious ownership") as caught:
-        checkout.git("rev-parse", "HEAD")
-    assert "\n" not in str(caught.value)
+    own = machine.commit()
+    init(tmp_path / "other")
+    for name, value in (("DIR", tmp_path / "other" / ".git"), ("INDEX_FILE", "/nowhere"), ("WORK_TREE", "/")):
+        monkeypatch.setenv(f"GIT_{name}", str(value))
+    assert machine.commit() == own
 
 
 def test_without_git_the_committed_values_are_left_out(monkeypatch, capsys):

@@ -361,12 +361,6 @@ def test_what_is_no_file_in_either_folder_is_named(ask, tmp_path, kind, where):
         ask(source=None if where == "own" else tmp_path / "weights")
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63, 10**20])
-def test_a_seed_that_is_none(ask, seed):
-    with pytest.raises(UserError, match=f"a seed lies between 0 and 2\\^63 - 1, not at {seed}"):
-        ask(seed=seed)
-
-
 def test_too_few_images(tmp_path):
     images, labels = DIGITS.load("train", tmp_path)
     with pytest.raises(UserError, match="digits has 0 training images: too few for a teacher"):
