@@ -17,7 +17,7 @@ from typing import Any
 
 from dfkd import paths
 from dfkd.errors import UserError, named, shown
-from dfkd.files import find, stamps
+from dfkd.files import asked_once, find, stamps
 from dfkd.names import check_name
 from dfkd.names import path as typed_path
 
@@ -50,6 +50,7 @@ class Entry:
         return code_digest(*_with_imports(self.path))
 
 
+@asked_once
 def entries(extra: str | None = None) -> dict[str, Entry]:
     """Every registered method by name; `extra` is what `--import` names, a path or a module.
 

@@ -165,11 +165,13 @@ _COMPILED: dict[int, tuple[Mapping[str, Any], Test]] = {}
 
 
 def _validator(schema: Mapping[str, Any]) -> Any:
-    """What gives the reasons, by the same reading of the standard."""
+    """What gives the reasons, by the same reading of the standard; which of several does not depend on who wrote it."""
     from jsonschema import Draft202012Validator, validators
 
     types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    return validators.extend(Draft202012Validator, {"pattern": _matches}, type_checker=types)(schema)
+    return validators.extend(Draft202012Validator, {"pattern": _matches}, type_checker=types)(
+        json.loads(json.dumps(schema, sort_keys=True))
+    )
 
 
 def _matches(validator: Any, pattern: str, text: Any, schema: Mapping[str, Any]) -> Iterator[Exception]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dfkd import paths, records
 from dfkd.errors import UserError
-from dfkd.files import copy_file, replace_file
+from dfkd.files import copy_file, replace_file, unchanged
 from dfkd.identity import Run
 from dfkd.locks import alone
 from dfkd.report import cells, claims, leaderboard, ledger, papers, plots
@@ -120,6 +120,7 @@ def after_run(record: Mapping, tables: bool = True) -> None:
         print(f"this run's record is written, but for the tables mend: {problem}; then: {RENDER}", file=sys.stderr)
 
 
+@unchanged()
 def render() -> Rendered:
     """Everything but the plots, of the records that there are now."""
     found, quotable = records.read_all(paths.records()), read_published(paths.published())

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from dfkd import catalog, paths, records
 from dfkd.errors import UserError
+from dfkd.files import unchanged
 from dfkd.identity import Cell, Run
 from dfkd.tables.definition import check_fits, datasets, table_of, tables
 from dfkd.tables.recipes import recipes
@@ -14,6 +15,7 @@ from dfkd.tables.resolve import resolve
 Digests = Mapping[Cell, tuple[str | None, str | None]]  # of method and configuration
 
 
+@unchanged()
 def finished() -> tuple[set[Run], list[UserError]]:
     """Every run that has a finished record of today's code and configuration; and which records are broken."""
     found = records.read_all(paths.records())

@@ -11,7 +11,7 @@ from typing import Any
 
 from dfkd import documents, paths
 from dfkd.errors import UserError, named, shown
-from dfkd.files import find, stamps
+from dfkd.files import asked_once, find, stamps
 from dfkd.names import LARGEST, NAME
 from dfkd.networks import fitting, network
 from dfkd.optimizers import PARTS, mapping, one_of
@@ -121,6 +121,7 @@ class Table:
         return named("protocol", name, self.protocols)
 
 
+@asked_once
 def tables() -> dict[str, Table]:
     """Every table by its family. Raises UserError naming the file and key that are wrong, in whichever it is."""
     return _tables(stamps(find(paths.BENCHMARKS, "[!.]*/table.yaml")))

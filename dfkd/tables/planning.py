@@ -8,6 +8,7 @@ from typing import NamedTuple
 from dfkd import catalog, paths
 from dfkd.artifacts.cards import PRIOR, TEACHER
 from dfkd.errors import UserError, shown, unknown
+from dfkd.files import unchanged
 from dfkd.identity import Run
 from dfkd.names import whole
 from dfkd.priors.recipes import recipe_for
@@ -40,6 +41,7 @@ class Planned(NamedTuple):
         return f"python bench.py {self.options}  # {about}"
 
 
+@unchanged()
 def planned(runs: Collection[Run], speeds: costs.Speeds) -> list[Planned]:
     """First the commands that make the teachers and priors that these runs lack, then the runs, on such a device."""
     first = {run.cell: run for run in runs}.values()  # of each cell one: its seeds share what it stands for

@@ -13,8 +13,8 @@ from typing import Any
 from dfkd import catalog, documents, paths
 from dfkd.changes import coerce
 from dfkd.errors import UserError, named, unknown
+from dfkd.files import asked_once, stamps
 from dfkd.files import find as find_files
-from dfkd.files import stamps
 from dfkd.names import check_name
 from dfkd.optimizers import PARTS, mapping
 from dfkd.tables.definition import BUDGET, NAMED, STUDENT, Table, check_pair, merge, naming
@@ -46,6 +46,7 @@ SCHEMA = {
 }
 
 
+@asked_once
 def recipes(table: Table) -> dict[str, dict]:
     """The recipes of a table by name, each joined with its bases; a table with a `base` has that table's too.
 
