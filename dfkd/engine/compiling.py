@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from torch import Tensor
+
 from dfkd.engine import confine
 from dfkd.networks.normalised import Normalised
 
