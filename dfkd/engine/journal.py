@@ -83,7 +83,7 @@ class Journal:
         replace_file(self.path, json.dumps(self._saves) + "\n")
 
     def resume(self) -> None:
-        """Go back to where the run stood when the state that is there was saved; what it needs no more is deleted.
+        """Go back to where the run stood when the state that is there was saved; what a worker left since is deleted.
 
         Raises UserError where it is not known, or the image log is not the one of then.
         """

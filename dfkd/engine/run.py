@@ -78,7 +78,7 @@ def run(
     if folder.is_relative_to(options.data_root.resolve()):
         raise UserError(f"the work folder {folder} lies inside the data root, which a run may not open")
     with _exclusive(folder, options.resume), _resumable(folder):
-        judge = Judge(resolved, (teacher_weights.resolve(), card), prior, options.data_root.resolve(), folder, device)
+        judge = Judge(resolved, (teacher_weights, card), prior, options.data_root.resolve(), folder, device)
         try:
             with _told():
                 _measure(judge, options, facts)
@@ -128,10 +128,10 @@ def _measure(judge: Judge, options: Options, facts: Facts) -> None:
 
 def _begin(judge: Judge, options: Options) -> dict[str, Any]:
     """The worker's first message. Its clock starts when this process's does."""
-    resolved, weights, prior, folder = judge.resolved, judge.teacher[0], judge.prior, judge.folder
+    resolved, (weights, card), prior, folder = judge.resolved, judge.teacher, judge.prior, judge.folder
     config = configuration.configuration(
         resolved,
-        judge.teacher,
+        (weights.resolve(), card),
         prior,
         folder,
         resume=options.resume,
