@@ -23,12 +23,11 @@ from dfkd import __version__, paths, streams
 from dfkd.errors import UserError, one_line, shown, unknown
 from dfkd.names import check_name, device, minutes, network_name, option, path, several, whole
 from dfkd.signals import Stopped, stopping
-from dfkd.tables import planning
+from dfkd.tables import costs, planning
 from dfkd.tables.definition import MEANINGS, PRECISIONS, datasets
 from dfkd.tables.pipeline import PIPELINES, write_inputs, write_maps
 from dfkd.tasks import POOLS, TASKS, prepare
 from dfkd.tasks.store import data_root
-from dfkd.units import duration
 
 EXIT_PARTIAL = 75  # EX_TEMPFAIL: try again, with --resume
 EXAMPLES = """examples:
@@ -98,9 +97,10 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     what.add_argument("--again", action="store_true", help="repeat a finished run from the start")
     custom = verb.add_argument_group("custom runs, left out of the tables")
     change_option(custom, "change a hyper-parameter (docs/protocol.md)")
-    text = "as --set precision=..., but what the protocol may run in makes no custom run"
+    text = "no custom run where the protocol says auto"
     custom.add_argument("--precision", choices=PRECISIONS, help=text)
     custom.add_argument("--teacher-weights", type=PATH, metavar="FILE", help="your own checkpoint")
+    custom.add_argument("--compile", action="store_true", help="the networks of a student step")
     out = verb.add_argument_group("output")
     out.add_argument("--out", type=PATH, help="folder of the record (default: results/records)")
     out.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
@@ -150,26 +150,12 @@ def teacher_options(verb: argparse.ArgumentParser) -> None:
     training_options(verb)
 
 
-def do_teacher(options: argparse.Namespace) -> int:
-    from dfkd import session
-
-    print(session.make_teacher(options))
-    return 0
-
-
 def prior_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--data", type=NAME, required=True, help=f"images that it is trained on: {', '.join(POOLS)}")
     verb.add_argument("--size", type=WHOLE, required=True, help="side of its images, in pixels")
     verb.add_argument("--name", type=NAME, help="default: that of the images and the size, such as public32")
     change_option(verb, "change its recipe (benchmarks/priors.yaml); the prior then needs a --name of its own")
     training_options(verb)
-
-
-def do_prior(options: argparse.Namespace) -> int:
-    from dfkd import session
-
-    print(session.make_prior(options))
-    return 0
 
 
 def do_list(options: argparse.Namespace) -> int:
@@ -186,6 +172,9 @@ def plan_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--protocol", type=NAME, help=f"only this protocol: {', '.join(MEANINGS)}")
     text = "every N-th run from the I-th (1-based), for job arrays; of commands that need the same teacher one makes it"
     verb.add_argument("--shard", metavar="I/N", help=text)
+    verb.add_argument("--device", metavar="NAME", help="to predict times on (default: that measured here last)")
+    text = "measure this machine first, as a run does once for its networks: some seconds for each pair"
+    verb.add_argument("--measure", action="store_true", help=text)
     pipeline = verb.add_argument_group("for DVC").add_mutually_exclusive_group()
     text = "write benchmarks/pipeline/*.yaml, the maps over which the stages of dvc.yaml run"
     pipeline.add_argument("--pipeline", action="store_true", help=text)
@@ -202,9 +191,14 @@ def do_plan(options: argparse.Namespace) -> int:
 
     done, problems = current.finished()
     runs = planning.missing(done, options.data, options.protocol)[planning.shard(options.shard)]
-    for line in planning.commands(runs, current.estimate):
-        print(line)
-    print(f"# {len(runs)} runs, about {duration(sum(map(current.estimate, runs)))}", file=sys.stderr)
+    if options.measure:
+        from dfkd.engine import throughput
+
+        throughput.measure(runs)
+    device, speeds = costs.device(options.device)
+    plan = planning.planned(runs, speeds)
+    print(*plan, sep="\n", end="\n" if plan else "")
+    print(planning.summary(plan, len(runs), device), file=sys.stderr)
     return fail_each(problems)
 
 
@@ -255,26 +249,29 @@ def profile_options(verb: argparse.ArgumentParser) -> None:
     device_option(verb)
 
 
-def do_profile(options: argparse.Namespace) -> int:
-    from dfkd import session
-    from dfkd.engine import profile
+def telling(action: str) -> Callable[[argparse.Namespace], int]:
+    """What does that action of `session` and prints what it says."""
 
-    protocol = session.protocol_of(options)
-    print(profile.show(options.method, options.data, protocol, options.pair, options.precision, options.device))
-    return 0
+    def do(options: argparse.Namespace) -> int:
+        from dfkd import session
+
+        print(getattr(session, action)(options))
+        return 0
+
+    return do
 
 
 Verb = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 VERBS: dict[str, Verb] = {
     "run": ("run a method on a data set (the default verb)", run_options, do_run),
     "data": ("download and convert a data set, or verify the one that is there", data_options, do_data),
-    "teacher": ("import or train a teacher", teacher_options, do_teacher),
-    "prior": ("import or train a diffusion prior", prior_options, do_prior),
+    "teacher": ("import or train a teacher", teacher_options, telling("make_teacher")),
+    "prior": ("import or train a diffusion prior", prior_options, telling("make_prior")),
     "list": ("methods, tables and recipes, with the status of each", import_option, do_list),
     "plan": ("runs of the tables that have no valid record, with an estimated time", plan_options, do_plan),
     "leaderboard": ("write the tables and plots from the records", leaderboard_options, do_leaderboard),
     "check": ("compare a device with the CPU: every method, two tiny rounds", device_option, do_check),
-    "profile": ("show where the time of a method's steps goes", profile_options, do_profile),
+    "profile": ("show where the time of a method's steps goes", profile_options, telling("profile")),
     "site": ("write results/site/index.html, the records as one page", lambda verb: None, do_site),
     "doctor": ("check the installation, the device, the data and the folders", data_root_option, do_doctor),
 }

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dfkd import paths
-from dfkd.errors import UserError, shown, unknown
-from dfkd.files import find, stamps
+from dfkd.errors import UserError, named, shown
+from dfkd.files import asked_once, find, stamps
 from dfkd.names import check_name
 from dfkd.names import path as typed_path
 
@@ -50,6 +50,7 @@ class Entry:
         return code_digest(*_with_imports(self.path))
 
 
+@asked_once
 def entries(extra: str | None = None) -> dict[str, Entry]:
     """Every registered method by name; `extra` is what `--import` names, a path or a module.
 
@@ -76,10 +77,7 @@ def files() -> list[Path]:
 
 
 def entry(name: str, extra: str | None = None) -> Entry:
-    known = entries(extra)
-    if name not in known:
-        raise unknown("method", name, known)
-    return known[name]
+    return named("method", name, entries(extra))
 
 
 def locate(name: str) -> Path:
@@ -224,8 +222,14 @@ def code_digest(*files: Path) -> str:
 
     Depends neither on where the files lie nor on the version of Python that reads them.
     """
-    each = sorted(hashlib.sha256(repr(_shape(_parse(path))).encode()).hexdigest() for path in files)
+    each = sorted(_digest(_parse(path)) for path in files)
     return hashlib.sha256("".join(each).encode()).hexdigest()
+
+
+@functools.cache
+def _digest(tree: ast.Module) -> str:
+    """Of a tree that `_tree` keeps."""
+    return hashlib.sha256(repr(_shape(tree)).encode()).hexdigest()
 
 
 def _shape(node: object) -> object:
@@ -247,11 +251,17 @@ def _with_imports(path: Path, seen: tuple[Path, ...] = (), home: Path | None = N
     """The file and, transitively, the method files it imports; of one from outside also what it imports from its own
     folder, `home`."""
     seen, home = (*seen, path), home or path.parent
-    for node in ast.walk(_parse(path)):
+    for node in _imports(_parse(path)):
         for target in _imported(node, path, home):
             if target not in seen:
                 seen = _with_imports(target, seen, home)
     return seen
+
+
+@functools.cache
+def _imports(tree: ast.Module) -> list[ast.AST]:
+    """Every import statement of a tree that `_tree` keeps."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def _imported(node: ast.AST, path: Path, home: Path) -> Iterator[Path]:

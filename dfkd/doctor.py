@@ -8,18 +8,19 @@ import shutil
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
 from dfkd import paths
-from dfkd.artifacts import PRIOR, TEACHER, given_folders, weights_folders
+from dfkd.artifacts import PRIOR, TEACHER, given_folders
+from dfkd.artifacts.cards import Kind
 from dfkd.checkout import git
 from dfkd.engine import confine
 from dfkd.errors import UserError
-from dfkd.files import file_digest
+from dfkd.files import check_digest
 from dfkd.metrics import metric
 from dfkd.networks import NETWORKS
 from dfkd.priors.recipes import HUB, recipes
@@ -73,16 +74,19 @@ def examine(data_root: Path, teachers: Path, priors: Path) -> Iterator[tuple[boo
             continue
         problems = data.problems(data_root)
         yield not problems, f"data {data.name}: {'; '.join(problems) or 'intact'}"
-    for teacher in (paths.teacher(name, arch) for name in TASKS for arch in NETWORKS):
-        try:
-            found = TEACHER.find(teacher.stem, weights_folders(teachers))
-            good, line = _teacher(found, teachers) if found else (None, "")
-        except UserError as error:  # a folder, a pipe or a broken link has its name
-            good, line = False, str(error)
+    given = []
+    try:
+        given = given_folders()
+        yield from ((True, f"weights folder {folder} (DFKD_WEIGHTS)") for folder in given)
+    except UserError as error:
+        yield False, str(error)
+    for path in (teachers / paths.teacher(name, arch).name for name in TASKS for arch in NETWORKS):
+        good, line = _artifact(TEACHER, path.stem, path, given, _accuracy)
         if line:
-            yield good, f"teacher {teacher.name}: {line}"
+            yield good, f"teacher {path.name}: {line}"
     for name in sorted({*recipes(), *HUB, *(path.stem for path in priors.glob("*.json"))}):
-        yield _prior(name, priors)
+        good, line = _artifact(PRIOR, name, priors / name, given, lambda card: card["trained_on"])
+        yield good, f"prior {name}: {line or f'not there; {_made(name)}'}"
 
 
 def _python() -> tuple[bool, str]:
@@ -115,9 +119,6 @@ def _surroundings(teachers: Path) -> Iterator[tuple[bool | None, str]]:
         SIGNS.encode(sys.stdout.encoding)
     except (UnicodeError, LookupError, TypeError):
         yield None, f"locale: {sys.stdout.encoding} has no {SIGNS}; LC_ALL=C.UTF-8 or PYTHONUTF8=1 shows them"
-    for folder in weights_folders(teachers)[1:]:
-        good = folder.is_dir()
-        yield good, f"weights folder {folder} (DFKD_WEIGHTS)" + ("" if good else " is no folder")
 
 
 def _data_root(root: Path) -> Iterator[tuple[bool | None, str]]:
@@ -157,30 +158,25 @@ def _package(package: str, module: str) -> tuple[bool, str]:
         return False, f"{package}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def _prior(name: str, priors: Path) -> tuple[bool | None, str]:
+def _artifact(
+    kind: Kind, name: str, path: Path, given: Iterable[Path], facts: Callable[[dict], str]
+) -> tuple[bool | None, str]:
+    """What there is of a teacher or prior: made and intact at `path`, or ready in a weights folder; else nothing."""
     try:
-        if (priors / name).is_dir():
-            card, weights = PRIOR.read(priors / name), PRIOR.weights(priors / name)
-            if file_digest(weights) != card["digest"]:
-                return False, f"prior {name}: {weights} is damaged"
-            return True, f"prior {name}: {card['origin']}, {card['trained_on']}"
-        found = PRIOR.find(name, given_folders(priors)[1:])
-    except UserError as error:
-        return False, f"prior {name}: {error}"
-    if found is not None:
-        return True, f"prior {name}: ready in {found}"
+        if kind.there(path):
+            card = kind.read(path)
+            check_digest(kind.weights(path), card["digest"])
+            return True, f"{card['origin']}, {facts(card)}"
+        found = kind.find(name, given)
+    except UserError as error:  # a folder, a pipe or a broken link may have its name
+        return False, str(error)
+    return (None, "") if found is None else (True, f"ready to import from {found.parent}")
+
+
+def _accuracy(card: dict) -> str:
+    return metric(task(card["data"]).metric).text(card["accuracy"])
+
+
+def _made(name: str) -> str:
     recipe = recipes().get(name)
-    made = f"python bench.py prior --data {recipe['data']} --size {recipe['size']}" if recipe else "docs/priors.md"
-    return None, f"prior {name}: not there; {made}"
-
-
-def _teacher(weights: Path, own: Path) -> tuple[bool, str]:
-    try:
-        card = TEACHER.read(weights)
-        if weights.parent == own and file_digest(weights) != card["digest"]:
-            return False, f"{weights} is damaged"
-    except UserError as error:
-        if weights.parent == own:
-            return False, str(error)
-        return True, f"ready to import from {weights.parent}"
-    return True, f"{card['origin']}, {metric(task(card['data']).metric).text(card['accuracy'])}"
+    return f"python bench.py prior --data {recipe['data']} --size {recipe['size']}" if recipe else "docs/priors.md"

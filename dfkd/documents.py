@@ -5,18 +5,17 @@ Records, cards, manifests, recipes and protocols all come in through here.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from dfkd.conformance import Test, compiled, search
 from dfkd.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -92,26 +91,38 @@ def sane(value: Any) -> Any:
     Not recursive: it is the depth that may be wrong.
     """
     pending: list[tuple[tuple, Any]] = [((), value)]
-    for seen in itertools.count(1):
-        if not pending:
-            return value
+    seen = 0
+    while pending:
         path, item = pending.pop()
-        if len(path) > DEPTH:
+        if not isinstance(item, _CONTAINERS):  # `value` itself
+            item = [item]
+        seen += len(item)
+        if item and len(path) >= DEPTH:
             raise _Refused("nested too deeply")
         if seen > NODES:
             raise _Refused("too many entries")
-        if isinstance(item, dict):
-            pending += (((*path, key), part) for key, value in item.items() for part in (key, value))
-        elif isinstance(item, list | tuple):
-            pending += (((*path, index), part) for index, part in enumerate(item))
-        elif isinstance(item, float) and not math.isfinite(item):
-            raise _Refused(f"{dotted(path)}{item} is no number that JSON knows")
-        elif isinstance(item, int) and not -INTEGER <= item < INTEGER:
-            raise _Refused(f"{dotted(path)}an integer beyond 64 bits")
-        elif isinstance(item, str) and not _encodable(item):
-            raise _Refused(f"{dotted(path)}text with a lone surrogate")
-        elif not isinstance(item, str | int | float | None):  # by an explicit tag of YAML: dates, sets, bytes
-            raise _Refused(f"{dotted(path)}a {type(item).__name__} is no plain value")
+        for key, part in item.items() if isinstance(item, dict) else enumerate(item):
+            if isinstance(part, _CONTAINERS):
+                pending.append(((*path, key), part))
+            elif problem := _problem(part) or _problem(key):
+                raise _Refused(f"{dotted((*path, key))}{problem}")
+    return value
+
+
+_CONTAINERS = dict, list, tuple
+
+
+def _problem(item: Any) -> str | None:
+    """Why this is no value of plain JSON."""
+    if item is None or isinstance(item, bool):
+        return None
+    if isinstance(item, str):
+        return None if item.isascii() or _encodable(item) else "text with a lone surrogate"
+    if isinstance(item, float):
+        return None if math.isfinite(item) else f"{item} is no number that JSON knows"
+    if isinstance(item, int):
+        return None if -INTEGER <= item < INTEGER else "an integer beyond 64 bits"
+    return f"a {type(item).__name__} is no plain value"  # by an explicit tag of YAML: dates, sets, bytes
 
 
 def check(value: Any, schema: Mapping[str, Any], where: object) -> None:
@@ -119,9 +130,11 @@ def check(value: Any, schema: Mapping[str, Any], where: object) -> None:
 
     A key or word that is not in a closed list is answered with the nearest that is.
     """
+    if _compiled(schema)(value):
+        return
     from jsonschema.exceptions import best_match
 
-    error = best_match(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
+    error = best_match(_validator(schema).iter_errors(value))
     if error is not None:
         raise UserError(f"{where}: {dotted(error.absolute_path)}{_reason(error)}")
 
@@ -141,20 +154,30 @@ def dotted(path: Iterable[object]) -> str:
     return f"{name}: " if name else ""
 
 
-@lru_cache(maxsize=32)
-def _validator(schema: str) -> Any:
+def _compiled(schema: Mapping[str, Any]) -> Test:
+    """As `compiled`, once for each schema. It is kept with its test, so that no other gets its number."""
+    if id(schema) not in _COMPILED:
+        _COMPILED[id(schema)] = schema, compiled(schema)
+    return _COMPILED[id(schema)][1]
+
+
+_COMPILED: dict[int, tuple[Mapping[str, Any], Test]] = {}
+
+
+def _validator(schema: Mapping[str, Any]) -> Any:
+    """What gives the reasons, by the same reading of the standard; which of several does not depend on who wrote it."""
     from jsonschema import Draft202012Validator, validators
 
-    # 5.0 is a whole number to the standard, and none to range().
     types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    return validators.extend(Draft202012Validator, {"pattern": _matches}, type_checker=types)(json.loads(schema))
+    return validators.extend(Draft202012Validator, {"pattern": _matches}, type_checker=types)(
+        json.loads(json.dumps(schema, sort_keys=True))
+    )
 
 
 def _matches(validator: Any, pattern: str, text: Any, schema: Mapping[str, Any]) -> Iterator[Exception]:
-    """`$` is the end of the text, as the standard has it; Python's also stands before a last line break."""
     from jsonschema import ValidationError
 
-    if isinstance(text, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), text):
+    if isinstance(text, str) and not search(pattern)(text):
         yield ValidationError(f"{text!r} does not match {pattern!r}")
 
 

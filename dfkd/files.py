@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import glob
 import hashlib
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, ParamSpec, TypeVar
 
 from dfkd.errors import CannotWrite, UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ABANDONED = 3600  # seconds without a byte after which the writer of a file must be dead
 
@@ -93,6 +97,34 @@ def _stamp(path: Path) -> tuple[Path, int, int]:
     except OSError:  # whoever reads it will say so
         return path, 0, 0
     return path, status.st_mtime_ns, status.st_size
+
+
+_OPEN: list[dict[tuple, Any]] = []  # for each `unchanged` that is open, what was asked in it
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """A block, or as `@unchanged()` a function, during which nobody edits the files that tables are made of."""
+    _OPEN.append({})
+    try:
+        yield
+    finally:
+        _OPEN.pop()
+
+
+def asked_once(function: Callable[P, T]) -> Callable[P, T]:
+    """A function of what lies in files: where these are `unchanged`, it looks once for the same arguments."""
+
+    @functools.wraps(function)
+    def ask(*arguments: P.args, **named: P.kwargs) -> T:
+        if not _OPEN:
+            return function(*arguments, **named)
+        key = function, *arguments, *named.items()
+        if key not in _OPEN[0]:
+            _OPEN[0][key] = function(*arguments, **named)
+        return _OPEN[0][key]
+
+    return ask
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

@@ -23,6 +23,11 @@ class Cell(NamedTuple):
         """As on the command line: `wrn40_2-wrn16_1`."""
         return f"{self.teacher}-{self.student}"
 
+    @property
+    def name(self) -> str:
+        """What the names of its runs begin with: `digits/wrn16_2-wrn16_1/ssdkd/quick`."""
+        return f"{self.data}/{self.pair}/{self.method}/{self.protocol}"
+
 
 class Run(NamedTuple):
     """One run: a cell and a seed, the fields in the order in which a record has them."""
@@ -50,7 +55,7 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         """`digits/wrn16_2-wrn16_1/ssdkd/quick-seed0`, the same in records, work folders and progress lines."""
-        return f"{self.data}/{self.pair}/{self.method}/{self.protocol}-seed{self.seed}"
+        return f"{self.cell.name}-seed{self.seed}"
 
     @property
     def axes(self) -> tuple[str | int, ...]:

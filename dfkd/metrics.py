@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dfkd.errors import unknown
+from dfkd.errors import named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,9 +74,7 @@ METRICS: dict[str, Metric] = {
 
 def metric(name: str) -> Metric:
     """The metric of that name. Raises UserError naming the nearest one."""
-    if name not in METRICS:
-        raise unknown("metric", name, METRICS)
-    return METRICS[name]
+    return named("metric", name, METRICS)
 
 
 def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:

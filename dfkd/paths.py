@@ -25,6 +25,21 @@ def pipeline(name: str) -> Path:
     return BENCHMARKS / "pipeline" / f"{name}.yaml"
 
 
+def costs() -> Path:
+    """What the runs of the tables cost, counted."""
+    return BENCHMARKS / "costs.json"
+
+
+def devices() -> tuple[Path, Path]:
+    """How fast devices are: this machine as measured here, and named ones."""
+    return WORK / "devices.json", BENCHMARKS / "devices.json"
+
+
+def manifest(data: str) -> Path:
+    """A copy of what the stored arrays of a data set say of themselves."""
+    return BENCHMARKS / "manifests" / f"{data}.json"
+
+
 def references() -> Path:
     """The bibliography of the methods."""
     return ROOT / "docs" / "references.bib"

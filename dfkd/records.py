@@ -99,15 +99,20 @@ SCHEMA: dict = {
         )
         | {"allOf": [_when("name", m.name, _within(m.low, m.high)) for m in METRICS.values()]},
         time=_object(
-            # Of `scored`, the prior apart: what serves every student of the teacher.
-            {"shared": _SECONDS},
+            {
+                "shared": _SECONDS,  # of `scored`, the prior apart: what serves every student of the teacher
+                "predicted": _SECONDS | {"type": ["number", "null"]},  # `scored` without the prior (tables/costs.py)
+            },
             **dict.fromkeys(CATEGORIES, _SECONDS),
             scored=_SECONDS,
             total=_SECONDS,
             resumes=_COUNT,
         ),
         cost=_object(
-            {"harness_memory_bytes": _COUNT},  # peak of the process that evaluates; charged to nobody
+            {
+                "harness_memory_bytes": _COUNT,  # peak of the process that evaluates; charged to nobody
+                "processor_seconds": _SECONDS,  # of both processes; of a resumed run since it was resumed
+            },
             images_synthesised=_COUNT,
             student_steps=_COUNT,
             teacher_forwards=_COUNT,  # images, not batches
@@ -127,6 +132,8 @@ SCHEMA: dict = {
             {
                 "isolation": {"enum": ["landlock", "audit-hook"]},  # what kept the method from real data
                 "precision": {"enum": ["fp32", "tf32", "bf16"]},  # in which it ran
+                "others": _SECONDS,  # processors that other work kept busy meanwhile, on average
+                "compiled": _FLAG,
             },
             code=_object({"external": _FLAG}, method=_TEXT, harness=_TEXT),
             config=_TEXT,

@@ -114,10 +114,10 @@ def finish(
     given: dict[str, Any],
     device: str | torch.device,
     *,
-    state: Path | None,
-    resume: bool,
-    until: float,
-    say: Callable[[str], None],
+    state: Path | None = None,
+    resume: bool = True,
+    until: float = math.inf,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Training, float]:
     """Train the model of `config` to the end, saving to `state` (unless None) and telling on the way; and the seconds.
 

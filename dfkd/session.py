@@ -21,7 +21,7 @@ from dfkd.engine.start import start
 from dfkd.errors import UserError
 from dfkd.files import check_writable
 from dfkd.metrics import metric
-from dfkd.report import current
+from dfkd.tables import costs
 from dfkd.tables.definition import check_fits, table_of
 from dfkd.tables.resolve import Resolved, resolve
 from dfkd.tasks import task
@@ -70,7 +70,8 @@ def execute(resolved: Resolved, options: argparse.Namespace) -> dict | None:
     Raises what `engine.run.run` raises, and `Stopped` before there is a record to write.
     """
     until = _moment(options)
-    resolved = replace(resolved, custom=True) if options.teacher_weights or options.debug else resolved
+    custom = resolved.custom or bool(options.teacher_weights or options.debug or options.compile)
+    resolved = replace(resolved, custom=custom, compiled=options.compile)
     out = _out(resolved, options.out)
     if options.debug:
         return _execute(resolved, options, until, out, None)
@@ -86,18 +87,23 @@ def execute(resolved: Resolved, options: argparse.Namespace) -> dict | None:
 def _execute(
     resolved: Resolved, options: argparse.Namespace, until: float, out: Path, worker: subprocess.Popen[bytes] | None
 ) -> dict | None:
+    from dfkd.engine.compiling import impossible
     from dfkd.engine.configuration import STATE
     from dfkd.engine.machine import device_of
     from dfkd.engine.precision import settled
     from dfkd.engine.record import work_name
     from dfkd.engine.run import Options, declined, run
+    from dfkd.engine.throughput import name_of
 
     root, device = data_root(options.data_root), device_of(options.device)
     if not resolved.entry.needs_data and (held := below(root)):
         raise UserError(f"the data root {root} holds {', '.join(held)}, which a data-free run could not open")
     resolved = settled(resolved, device)
-    seconds = current.estimate(resolved.run)
-    about = f", about {duration(seconds)}" if seconds else ""
+    if resolved.compiled and (reason := impossible()):
+        print(f"not compiled: {reason}", file=sys.stderr)
+        resolved = replace(resolved, compiled=False)
+    seconds = costs.predicted(resolved, costs.devices().get(name_of(device), {}))
+    about = "" if seconds is None else f", about {duration(seconds)}"
     print(f"{resolved.run.name} on {device} in {resolved.precision}{about}")
     given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience}
     settings = Options(root, str(device), options.resume, **given, apart=worker is not None, started=worker)
@@ -167,6 +173,13 @@ def make_prior(options: argparse.Namespace) -> str:
         model = load(folder, card, device, "fp32")
         save_grid(to_bytes(sample(model, 72, torch.Generator(device).manual_seed(0))), grid)
     return f"{folder}: {card['origin']}, {card['trained_on']}; samples in {grid}"
+
+
+def profile(options: argparse.Namespace) -> str:
+    """Where the time of a method's steps goes."""
+    from dfkd.engine.profile import show
+
+    return show(options.method, options.data, protocol_of(options), options.pair, options.precision, options.device)
 
 
 def in_stage() -> bool:

@@ -60,6 +60,7 @@ def pytest_addoption(parser):
     parser.addoption("--dfkd-method", metavar="FILE", default=None, help=text)
     text = "at how many random moments the test of kills kills (30 to be sure)"
     parser.addoption("--kills", metavar="N", type=int, default=3, help=text)
+    parser.addoption("--kills-from", metavar="N", type=int, default=0, help="the first of them")
 
 
 def pytest_generate_tests(metafunc):
@@ -191,7 +192,7 @@ def outcome(record: dict) -> dict:
     kept = {key: record[key] for key in ("status", "identity", "config", "reference", "prior", "report", "diagnostics")}
     metrics = dict(record["metrics"])
     metrics["curve"] = [{k: v for k, v in point.items() if k != "seconds"} for point in metrics["curve"]]
-    cost = {key: value for key, value in record["cost"].items() if not key.endswith("memory_bytes")}
+    cost = {key: value for key, value in record["cost"].items() if not key.endswith(("memory_bytes", "seconds"))}
     return {**kept, "metrics": metrics, "cost": cost}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkd import names
-from dfkd.artifacts.cards import PRIOR, TEACHER, Artifact, given_folders, weights_folders
+from dfkd.artifacts.cards import PRIOR, TEACHER, Artifact, given_folders
 from dfkd.artifacts.weights import load, load_any, save, spec_of
 from dfkd.files import check_writable
 
@@ -27,7 +27,6 @@ __all__ = [
     "save",
     "spec_of",
     "teacher",
-    "weights_folders",
 ]
 
 

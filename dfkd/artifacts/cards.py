@@ -186,16 +186,14 @@ PRIOR = Kind(
 )
 
 
-def weights_folders(own: Path, option: str | Path | None = None) -> list[Path]:
-    """The folders searched for weights, in order: the project's own, then the option, else `DFKD_WEIGHTS`."""
+def given_folders(option: str | Path | None = None) -> list[Path]:
+    """What is searched after the project's own folder: the option, else `DFKD_WEIGHTS`, if there is either.
+
+    Raises UserError where that is no folder.
+    """
     given = option or os.environ.get("DFKD_WEIGHTS")
-    return [Path(own), *([names.path(str(given))] if given else [])]
-
-
-def given_folders(own: Path, option: str | Path | None = None) -> list[Path]:
-    """As `weights_folders`. Raises UserError where one that somebody names is no folder."""
-    folders = weights_folders(own, option)
-    for folder in folders[1:]:
+    folders = [names.path(str(given))] if given else []
+    for folder in folders:
         if not folder.is_dir():
             what = f"{folder} is no folder" if os.path.lexists(folder) else f"there is no weights folder {folder}"
             raise UserError(f"{what} (--weights, DFKD_WEIGHTS)")

@@ -14,7 +14,7 @@ from dfkd.artifacts.cards import IMPORTED, PRIOR, TRAINED, USER_PROVIDED, Artifa
 from dfkd.artifacts.wanted import Wanted
 from dfkd.errors import UserError, unknown
 from dfkd.files import copy_file, file_digest
-from dfkd.priors.disjoint import training_images
+from dfkd.priors.auxiliary import training_images
 from dfkd.priors.folder import kind_of, read_json, side_of, weights_path, write_digests
 from dfkd.priors.recipes import HUB, recipes
 from dfkd.tasks import pool, store
@@ -91,9 +91,9 @@ class WantedPrior(Wanted):
         if self.name in HUB:
             folder = _download(self.name, self.tell)
             return Artifact(folder, _pipeline_card(self.name, folder))
-        own, recipe = self.path.parent, self.recipe or recipes().get(self.name)
+        recipe = self.recipe or recipes().get(self.name)
         if recipe is None:
-            raise unknown("prior", self.name, {*recipes(), *HUB, *(path.stem for path in own.glob("*.json"))})
+            raise unknown("prior", self.name, _known())
         from dfkd.priors.pixel import save
         from dfkd.priors.training import train
 
@@ -161,10 +161,14 @@ def check_known(name: str, source: Path | None = None) -> None:
         _folder(names.path(name))
         return
     names.check_name(name, "a prior's name")
-    known = {*recipes(), *HUB, *(path.stem for path in paths.priors().glob("*.json"))}
-    there = name in known or PRIOR.there(paths.prior(name))
-    if not there and PRIOR.find(name, given_folders(paths.priors(), source)[1:]) is None:
-        raise unknown("prior", name, known)
+    there = name in _known() or PRIOR.there(paths.prior(name))
+    if not there and PRIOR.find(name, given_folders(source)) is None:
+        raise unknown("prior", name, _known())
+
+
+def _known() -> set[str]:
+    """The names of all priors with a recipe, a card or a place on the hub."""
+    return {*recipes(), *HUB, *(path.stem for path in paths.priors().glob("*.json"))}
 
 
 def _folder(folder: Path) -> Path:

@@ -52,13 +52,11 @@ class WantedTeacher(Wanted):
     ) -> None:
         path = paths.teacher(data, arch)
         super().__init__(path.stem, path, recipe, data_root, device, **options)
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"a seed lies between 0 and 2^63 - 1, not at {str(self.seed)[:40]}")
         self.data, self.arch = data, arch
         self.data_digest = store.digest(task(data).manifest(data_root))
 
     def check(self, card: Mapping[str, Any], path: Path) -> None:
-        if card["recipe"] and self.recipe and card["recipe"].get("epochs", 0) < self.recipe["epochs"]:
+        if card["recipe"] and self.recipe and card["recipe"].get("epochs", 0) < self.recipe.get("epochs", 0):
             raise UserError(
                 f"{path} was trained for fewer epochs than this protocol's teacher; remove it to train anew"
             )
@@ -74,22 +72,24 @@ class WantedTeacher(Wanted):
         return bring(self.data, self.arch, given, self.path, measured, self.data_digest)
 
     def train(self) -> Artifact:
-        """An encoder to start from may lie in any of `folders`."""
+        """An encoder to start from may lie in any of `folders`. A recipe without epochs takes it as it is."""
         recipe, on = self.recipe, task(self.data)
         if not recipe:
             raise UserError(f"no teacher {self.name} and no recipe to train one; name a folder by DFKD_WEIGHTS")
-        self.tell(f"training {recipe['epochs']} epochs")
+        self.tell(f"training {recipe['epochs']} epochs" if "epochs" in recipe else f"taken from {recipe['encoder']}")
         network, encoder = initialise(self.arch, on.spec, self.seed), None
         if "encoder" in recipe:
-            sha256 = recipe.get("encoder_sha256")
-            encoder = file_digest(load_encoder(network, recipe["encoder"], self.folders, sha256))
+            chosen = recipe.get("encoder_sha256"), recipe.get("encoder_classes", ())
+            encoder = file_digest(load_encoder(network, recipe["encoder"], self.folders, *chosen))
         options = self.training(dict(recipe), encoder, self.data_digest)
-        arrays, test = (on.load(split, self.data_root) for split in ("train", "test"))
-        seconds = train(network, *arrays, on, recipe, **options)
-        accuracy = measure(Normalised(network.to("cpu"), on.spec), on, test, self.device)
-        facts = dict(recipe=dict(recipe), seed=self.seed, accuracy=accuracy, seconds=round(seconds, 2))
-        facts |= {"spec": on.spec.to_dict(), "data_digest": self.data_digest}
-        card = save(network, self.path, TEACHER.new(self.data, self.arch, origin=TRAINED, **facts))
+        facts: dict[str, Any] = {"origin": IMPORTED}
+        if "epochs" in recipe:
+            seconds = train(network, *on.load("train", self.data_root), on, recipe, **options)
+            facts = {"origin": TRAINED, "seed": self.seed, "seconds": round(seconds, 2)}
+        test = on.load("test", self.data_root)
+        accuracy = measure(Normalised(network.to("cpu").eval(), on.spec), on, test, self.device)
+        facts |= dict(recipe=dict(recipe), accuracy=accuracy, spec=on.spec.to_dict(), data_digest=self.data_digest)
+        card = save(network, self.path, TEACHER.new(self.data, self.arch, **facts))
         options["state"].unlink(missing_ok=True)
         return Artifact(self.path, card)
 

@@ -44,10 +44,10 @@ class Wanted:
     resume: bool = True
     until: float = math.inf
     say: Callable[[str], None] = print
-    folders: list[Path] = field(init=False)
+    folders: list[Path] = field(init=False)  # that are searched, our own first
 
     def __post_init__(self) -> None:
-        self.folders = given_folders(self.path.parent, self.source)
+        self.folders = [self.path.parent, *given_folders(self.source)]
 
     def provide(self) -> Artifact:
         """The artifact; one process makes it while others wait. Raises UserError and `Stopped`."""
@@ -66,7 +66,7 @@ class Wanted:
         raise NotImplementedError
 
     def train(self) -> Artifact:
-        """Make it, in the first of `folders`."""
+        """Make it, at `path`."""
         raise NotImplementedError
 
     def training(self, *facts: Any) -> dict[str, Any]:

@@ -7,12 +7,12 @@ import json
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfkd.artifacts.cards import TEACHER
-from dfkd.errors import UserError
+from dfkd.errors import UserError, reason
 from dfkd.files import check_digest, file_digest, file_there, replace_file
 from dfkd.networks import build
 from dfkd.tasks import InputSpec
@@ -81,11 +81,12 @@ def load_any(path: Path, arch: str, spec: InputSpec) -> nn.Module:
     return network.eval()
 
 
-def _fill(network: nn.Module, path: Path, state: Any, what: str, head: str | None = None) -> None:
+def _fill(network: nn.Module, path: Path, state: Any, what: str, *head: Any) -> None:
+    """`head` as `adapt` takes it."""
     from dfkd.networks.keys import adapt
 
     try:
-        network.load_state_dict(adapt(state, network, head))
+        network.load_state_dict(adapt(state, network, *head))
     except UserError as error:
         raise UserError(f"{path} does not fit {what}: {error}") from None
 
@@ -112,8 +113,7 @@ def _read_state(path: Path) -> Any:
                 f"{path} is refused: a pickle with more than tensors and plain containers could run code; "
                 "save its state_dict() alone, or convert it to safetensors"
             ) from None
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{path} cannot be read as weights ({reason})") from None
+        raise UserError(f"{path} cannot be read as weights ({type(error).__name__}: {reason(error)})") from None
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -154,12 +154,14 @@ def _what_else(path: Path) -> str | None:
     return "a tar archive of something else" if tarfile.is_tarfile(path) else None
 
 
-def load_encoder(network: nn.Module, name: str, folders: Iterable[Path], sha256: str | None = None) -> Path:
+def load_encoder(
+    network: nn.Module, name: str, folders: Iterable[Path], sha256: str | None = None, rows: Sequence[int] = ()
+) -> Path:
     """Start a network from `<name>.safetensors` in one of `folders`; returns that file.
 
     Of a segmentation network that is the encoder, and the file has torchvision's keys (a classifier in it is left out);
-    of a classifier everything but its last layer. Raises UserError where the file is missing, does not fit, or has not
-    this `sha256`.
+    of a classifier everything but its last layer, which gets these `rows` of the file's. Raises UserError where the
+    file is missing, does not fit, or has not this `sha256`.
     """
     from dfkd.networks.keys import efficientnet_lite0, mobilenetv2_encoder
 
@@ -173,9 +175,11 @@ def load_encoder(network: nn.Module, name: str, folders: Iterable[Path], sha256:
         raise UserError(f"{path} is not the file that the teacher starts from: sha256 {sha256} expected, {found} found")
     state = _read_state(path)
     if hasattr(network, "encoder"):
+        if rows:
+            raise UserError("encoder_classes are rows of a classifier's last layer; a segmentation network has none")
         state = {k: v for k, v in state.items() if not k.startswith(("classifier.", "fc."))}
         _fill(network.get_submodule("encoder"), path, mobilenetv2_encoder(state), "the encoder")
     else:
         head = next(name for name, module in network.named_modules() if module is network.fc)
-        _fill(network, path, efficientnet_lite0(state), "the network", head)
+        _fill(network, path, efficientnet_lite0(state), "the network", head, rows)
     return path

@@ -20,7 +20,6 @@ def configuration(
     prior: tuple[Path | str, dict] | None,
     folder: Path,
     *,
-    seed: int,
     resume: bool,
     save_every: float,
     time_limit: float | None,
@@ -40,6 +39,7 @@ def configuration(
             precision=resolved.precision,
             prior=dict(place=str(Path(prior[0]).resolve()), card=prior[1]) if prior else None,
             log=str(folder / LOG),
+            compile=resolved.compiled,
         ),
         train_cfg=dict(
             type="StageLoop",
@@ -51,15 +51,10 @@ def configuration(
             type="PrecisionOptimWrapper", precision=resolved.precision, optimizer=dict(training["optimizer"])
         ),
         param_scheduler=schedule(training["schedule"], budget["steps"], budget["rounds"]),
-        val_cfg=dict(type="SubmissionLoop"),
-        val_evaluator={},
         custom_hooks=[
             dict(type="StateHook", path=str(folder / STATE), interval=save_every, resume=resume),
-            dict(type="TeacherHook"),
-            dict(type="JournalHook"),
             dict(type="ProgressHook", title=resolved.run.name, live=live),
         ],
-        randomness=dict(seed=seed % 2**32),
     )
 
 

@@ -32,7 +32,7 @@ _SYSTEM = (
     *("/dev/zero", "/dev/random", "/dev/urandom"),
 )
 # No /dev/shm: what is put there would outlive the run.
-_DEVICES = ("/dev/null", "/dev/full", "/dev/tty", "/dev/dri", "/dev/kfd", "/dev/nvidia*", "/dev/dxg")
+_DEVICES = ("/dev/null", "/dev/full", "/dev/dri", "/dev/kfd", "/dev/nvidia*", "/dev/dxg")
 _BUNDLED = "sklearn/datasets/data"  # real data of one of our tasks, inside the environment
 
 
@@ -140,8 +140,8 @@ def _allow(rules: int, path: str, rights: int) -> None:
 
 
 def _drop_capabilities() -> None:
-    """Root would read the maps of other processes and the kernel's memory; only rights over its own files are left."""
-    kept = 0b1011  # chown, dac_override, fowner
+    """Root would read the maps of other processes and the kernel's memory; that it may open files of others is left."""
+    kept = 0b10  # dac_override
     for capability in range(64):
         if not kept >> capability & 1:
             _prctl(_DROP_FROM_BOUND, capability)
@@ -163,25 +163,36 @@ def _prove(denied: Iterable[str]) -> None:
                 raise OSError(f"{folder} can still be read under Landlock")
 
 
-# What Landlock leaves open, by number of the system call: sockets other than TCP's, and what may outlive the run:
-# shmget, semget, msgget, mq_open, add_key, keyctl, io_uring_setup, and a process group of one's own, setpgid, setsid.
+# What Landlock leaves open, by number of the system call. Refused: what may outlive the run (shmget, semget, msgget,
+# mq_open, add_key, keyctl, io_uring_setup, and a process group of one's own, setpgid, setsid) and connect, by which
+# a daemon of the user's would do what this process may not. Without effect, for programs end where they are refused:
+# chmod, chown, utime and setxattr in all their forms, which can leave notes on files that may only be read.
 _CALLS = {
-    "x86_64": (0xC000003E, 41, (29, 64, 68, 240, 248, 250, 425, 109, 112)),
-    "aarch64": (0xC00000B7, 198, (194, 190, 186, 180, 217, 219, 425, 154, 157)),
+    "x86_64": (
+        *(0xC000003E, 41, (29, 64, 68, 240, 248, 250, 425, 109, 112, 42)),
+        (90, 91, 92, 93, 94, 132, 188, 189, 190, 235, 260, 261, 268, 280, 452, 463, 469),
+    ),
+    "aarch64": (
+        *(0xC00000B7, 198, (194, 190, 186, 180, 217, 219, 425, 154, 157, 203)),
+        (5, 6, 7, 52, 53, 54, 55, 88, 452, 463, 469),
+    ),
 }
 
 
 def _filter_calls() -> None:
-    """Refuse, by seccomp, sockets that are not local and what may outlive the run; where it cannot, nothing."""
+    """Filter system calls by seccomp; where it cannot, nothing. Of sockets only streams within the machine are left."""
     if platform.machine() not in _CALLS:
         return
-    architecture, socket, lasting = _CALLS[platform.machine()]
-    load, equal, end = 0x20, 0x15, 0x06  # BPF: load a word, skip by equality, return
-    allowed, refused = 0x7FFF0000, 0x00050000 | 13  # EACCES
-    code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, refused), (load, 0, 0, 0)]
-    code += [line for number in lasting for line in ((equal, 0, 1, number), (end, 0, 0, refused))]
-    # Of sockets only AF_UNIX, 1.
-    code += [(equal, 1, 0, socket), (end, 0, 0, allowed), (load, 0, 0, 16), (equal, 1, 0, 1), (end, 0, 0, refused)]
+    architecture, socket, refusals, idle = _CALLS[platform.machine()]
+    load, equal, least, mask, end = 0x20, 0x15, 0x35, 0x54, 0x06  # BPF; comparisons skip so many lines if so, if not
+    allowed, refused, ignored = 0x7FFF0000, 0x00050000 | 13, 0x00050000  # the second is EACCES
+    code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, refused)]
+    code += [(load, 0, 0, 0), (least, 0, 1, 0x40000000), (end, 0, 0, refused)]  # x32's numbers for the same calls
+    for numbers, answer in ((refusals, refused), (idle, ignored)):
+        code += [line for number in numbers for line in ((equal, 0, 1, number), (end, 0, 0, answer))]
+    code += [(equal, 1, 0, socket), (end, 0, 0, allowed)]
+    code += [(load, 0, 0, 16), (equal, 1, 0, 1), (end, 0, 0, refused)]  # AF_UNIX
+    code += [(load, 0, 0, 24), (mask, 0, 0, 15), (equal, 0, 1, 2), (end, 0, 0, refused)]  # SOCK_DGRAM
     code += [(end, 0, 0, allowed)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in code))
     _prctl(_SET_SECCOMP, 2, ctypes.byref(_Program(len(code), ctypes.addressof(program))))

@@ -71,7 +71,7 @@ class Context:
         synthesis_step: the number of the present synthesis step, from 1.
         student_steps: student steps so far (those of discarded students not counted).
         prior: the diffusion model of the run, or None; a method that uses it declares so.
-        class_names: side information; a method that uses them declares so.
+        class_names: of the task, for a method that declares them; else ().
         real: None; the training split, (uint8 N×C×H×W, int64 N or N×H×W), for reference methods that declare
             `needs_data`.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from dfkd import artifacts, priors
-from dfkd.engine import compat
+from dfkd.engine import compat, compiling
 from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Teacher
 from dfkd.engine.guard import DataFreeViolation
@@ -26,6 +26,7 @@ from dfkd.engine.method import Budget, Method, Stage, build_method, refused_valu
 from dfkd.engine.module import TrainingModule
 from dfkd.engine.seeds import Streams, seed_for, seed_globals
 from dfkd.errors import UserError
+from dfkd.identity import Run
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis.augment import augment_for
@@ -56,6 +57,7 @@ class Distillation(TrainingModule):
         precision: "fp32", "tf32" or "bf16".
         prior: `place` and `card` of the diffusion prior, or None.
         log: the file in which the replay buffer keeps every image, for resume.
+        compile: whether the networks of a student step are compiled.
         clock: the run's; everything lives on its device.
         real: the training split, for reference methods that declare `needs_data`.
         seal: called before the method's file is imported, where no kernel confines this process.
@@ -70,33 +72,33 @@ class Distillation(TrainingModule):
         precision: str,
         prior: dict[str, Any] | None,
         log: str,
+        compile: bool = False,
         *,
         clock: Clock,
         real: tuple[Tensor, Tensor] | None = None,
         seal: Callable[[], object] = lambda: None,
     ) -> None:
-        axes = (run["data"], run["teacher"], run["student"], run["method"], run["protocol"], run["seed"])
-        seed = seed_for("run", *axes)
+        self._run = Run(**run)
+        seed = seed_for("run", *self._run.axes)
         seed_globals(seed)
-        self._names, self.on = run, task(run["data"])
+        self.on, self._compile = task(self._run.data), compile
         spec, device = InputSpec.from_dict(teacher["spec"]), clock.device
         network = artifacts.load(Path(teacher["weights"]), teacher["arch"], spec)
         frozen = Teacher(network, spec).to(device).to(memory_format=torch.channels_last)
         model = priors.load(prior["place"], prior["card"], device, precision) if prior else None
-        self.teacher_hash = fingerprint(frozen)  # before any line of the method runs
+        self._teacher_hash = fingerprint(frozen)  # before any line of the method runs
         seal()
         granted = Budget(**budget)
         self.method = built = build_method(**method)
         reason = built.supports(self.on)
         if reason is not None:
             raise Declined(reason, built.prior)
-        with refused_values(run["method"]):
+        with refused_values(self._run.method):
             stages = _stages(built, granted)
             super().__init__(stages, clock)
             student = self._new_student(spec)
-            self.ctx = self._context(
-                frozen, student, granted, precision, Path(log), Streams(device, *axes), real, model
-            )
+            streams = Streams(device, *self._run.axes)
+            self.ctx = self._context(frozen, student, granted, precision, Path(log), streams, real, model)
             with _declining(built):
                 built.setup(self.ctx)
         self.student, self.others = student, nn.ModuleList(built.modules())
@@ -110,9 +112,8 @@ class Distillation(TrainingModule):
 
     def _new_student(self, spec: InputSpec) -> Normalised:
         """The same initialisation for every method at equal data, pair and repetition."""
-        names = self._names
-        seed = seed_for("student-init", names["data"], names["teacher"], names["student"], names["seed"])
-        network = initialise(names["student"], spec, seed)
+        run = self._run
+        network = initialise(run.student, spec, seed_for("student-init", run.data, run.teacher, run.student, run.seed))
         return Normalised(network, spec).to(self.clock.device).to(memory_format=torch.channels_last)
 
     def _context(
@@ -147,15 +148,26 @@ class Distillation(TrainingModule):
             autocast=lambda: compat.autocast(device, precision),
             progress=self.progress,
             aside=partial(self.clock.aside, "synthesis"),
-            class_names=self.on.class_names,
+            # What the method does not declare it does not get.
+            class_names=self.on.class_names if "class names" in method.prior else (),
             per_pixel=self.on.kind == "segmentation",
             real=real,
-            prior=prior if "diffusion" in method.prior else None,  # what it does not declare it does not get
+            prior=prior if "diffusion" in method.prior else None,
         )
 
     @property
     def trained(self) -> nn.Module:
         return self.student
+
+    def check_teacher(self) -> None:
+        """Raise DataFreeViolation if the teacher has changed, or a hook was left on it."""
+        teacher = self.ctx.teacher
+        if fingerprint(teacher) != self._teacher_hash:
+            raise DataFreeViolation("the method changed the teacher's weights or buffers")
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        for name, module in teacher.named_modules():
+            if any(getattr(module, kind) for kind in kinds):
+                raise DataFreeViolation(f"the method left a hook on the teacher's module {name or '(root)'!r}")
 
     def weights(self) -> dict[str, Tensor]:
         """Of the network whose score is the run's; none where that is the teacher, which the harness has."""
@@ -185,15 +197,20 @@ class Distillation(TrainingModule):
         return batch
 
     def train_step(self, data: Batch, optim_wrapper: OptimWrapper) -> None:
-        with optim_wrapper.optim_context(self):
+        with optim_wrapper.optim_context(self), self._compiling():
             outputs = self.method.distill(self.ctx, data)
-        self._look()
         loss: Any = sum(outputs.values())
         self.bad |= ~torch.isfinite(loss.detach())
-        optim_wrapper.update_params(loss)
+        optim_wrapper.backward(loss)
+        self._look()
+        optim_wrapper.step()
+        optim_wrapper.zero_grad()
         if self._random.random() < self._share:
             self._seen = checksum(self.student.parameters())
         self.method.after_step(self.ctx, data, outputs)
+
+    def _compiling(self) -> AbstractContextManager:
+        return compiling.compiled(self.ctx.teacher, self.student) if self._compile else nullcontext()
 
     def synthesize(self) -> Samples:
         # The student's weights get no gradient here; only the images do.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, LOOPS
-from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from dfkd.metrics import confusion, metric
@@ -62,34 +59,3 @@ def confusion_of(network: nn.Module, batches: Batches, classes: int) -> Tensor:
 def score(network: nn.Module, on: Task, images: Array, labels: Array, device: str | torch.device) -> float:
     """The task's metric of a network that takes images in [0, 1]; it waits for the device once."""
     return metric(on.metric).of(confusion_of(network, Batches(images, labels, device), on.spec.classes).cpu())
-
-
-@LOOPS.register_module()
-class SubmissionLoop(BaseLoop):
-    """Hands what is to be evaluated to the harness, which has the test set; what it is worth is not told.
-
-    `dataloader` is what sends one message to the harness: `tell(kind, values, tensors)`.
-    """
-
-    def __init__(self, runner: Runner, dataloader: Callable[..., object], evaluator: object) -> None:
-        super().__init__(runner, dataloader=[])
-        self.tell = dataloader
-
-    def run(self) -> None:
-        model = self.runner.model
-        with model.clock.phase("evaluation"):
-            self.tell("student", {"step": model.progress.student_steps}, model.weights())
-
-
-@HOOKS.register_module()
-class JournalHook(Hook):
-    """Lets the harness write down where it stands before a state is saved, and find that again when it is resumed."""
-
-    def before_save(self, runner: Runner) -> None:
-        runner.val_loop.tell("saving", {"save": runner.train_loop.saves})
-
-    def after_save(self, runner: Runner) -> None:
-        runner.val_loop.tell("saved")
-
-    def after_restore(self, runner: Runner) -> None:
-        runner.val_loop.tell("resumed", {"save": runner.train_loop.saves})

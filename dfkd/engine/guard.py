@@ -36,12 +36,6 @@ class _Guard:
         self.violations: list[str] = []
         self._checking = threading.local()
 
-    def install(self) -> None:
-        """Add the audit hook. It stays for the life of the process and does nothing until sealed."""
-        if not self.installed:
-            self.installed = True
-            sys.addaudithook(self._audit)
-
     def _audit(self, event: str, arguments: tuple) -> None:
         if not self.sealed or getattr(self._checking, "active", False):
             return
@@ -95,7 +89,9 @@ class _Guard:
 
         Raises DataFreeViolation on leaving if anything was refused inside.
         """
-        self.install()
+        if not self.installed:  # it stays for the life of the process and does nothing until sealed
+            self.installed = True
+            sys.addaudithook(self._audit)
         self.roots = tuple(os.path.realpath(root) for root in roots)
         files = dict(_files(self.roots))
         self.inodes, self.names = frozenset(files), frozenset((*files.values(), "digits.csv.gz"))

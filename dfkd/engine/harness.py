@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,20 +34,18 @@ GRACE = 10.0  # seconds in which a worker whose last message has been heard may 
 
 
 class Worker:
-    """The other process, whose first message is `begin` and whose folder is `inside`; started now unless it was.
+    """The other process, whose first message is `begin`; started now unless it was.
 
     It hangs if for `patience` seconds it sends no message and writes nothing to stderr.
     """
 
-    def __init__(
-        self, begin: dict[str, Any], inside: Path, patience: float, process: subprocess.Popen[bytes] | None = None
-    ) -> None:
+    def __init__(self, begin: dict[str, Any], patience: float, process: subprocess.Popen[bytes] | None = None) -> None:
         self.patience = patience
         self.reason: str | None = None
         self._heard: queue.Queue = queue.Queue()
         self._silent = 0.0  # seconds, counted here: a clock goes on while this process is stopped
-        for folder in CACHES.values():
-            (inside / folder).mkdir(parents=True, exist_ok=True)
+        for folder in begin["environment"].values():
+            Path(folder).mkdir(parents=True, exist_ok=True)
         self._process = process or start()
         assert self._process.stdin and self._process.stdout  # as asked for
         self._channel = Channel(self._process.stdout, self._process.stdin)
@@ -116,10 +114,26 @@ class Worker:
     def _told(self) -> str:
         return f"; its last lines: {' | '.join(self._lines)}" if self._lines else ""
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Meanwhile it and all that it started stand still: seconds that are free of charge are none to work in.
+
+        On Linux alone: elsewhere nobody would wake it, or end it, after this process was killed.
+        """
+        stop, go = (signal.SIGSTOP, signal.SIGCONT) if sys.platform == "linux" else (0, 0)
+        self._signal(stop)
+        try:
+            yield
+        finally:
+            self._signal(go)
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
     def end(self) -> None:
         """It, and all that it started, is no more."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self._process.wait()
         self._threads[1].join(GRACE)
 
@@ -144,16 +158,19 @@ def begin(inside: Path, reads: Iterable[Path], root: Path, apart: bool, **what: 
 
 def serve(worker: Worker, judge: Judge) -> None:
     """Answer a worker until its last message. Raises what ended it, if that was not the method's choice."""
-    while judge.end is None:
-        worker.say("go", tensors=judge.answer(*worker.next()))
-    if worker.reason is not None and judge.end.get("status") == "failed":
+    while not judge.measured.end:
+        message = worker.next()
+        with worker.held():
+            answer = judge.answer(*message)
+        worker.say("go", tensors=answer)
+    if worker.reason is not None and judge.measured.status == "failed":
         raise Stopped(worker.reason)
-    raise_failure(judge.end)
+    raise_failure(judge.measured.end)
 
 
 def serve_here(begin: dict[str, Any], judge: Judge) -> None:
     """Harness and worker in one process, for who writes a method: breakpoints work, tracebacks are whole."""
-    from dfkd.engine.worker import work
+    from dfkd.engine.work import work
 
     Path(begin["write"][0]).mkdir(parents=True, exist_ok=True)
 
@@ -162,4 +179,4 @@ def serve_here(begin: dict[str, Any], judge: Judge) -> None:
 
     with ExitStack() as stack:
         work(begin, tell, stack)
-        raise_failure(judge.end or {})
+        raise_failure(judge.measured.end)

@@ -1,4 +1,4 @@
-"""mmengine hooks: exact resume, progress, a look at the teacher."""
+"""mmengine hooks: exact resume and progress; digests of networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from dfkd.engine import state
-from dfkd.engine.guard import DataFreeViolation
+from dfkd.files import replace_file
 from dfkd.units import duration
 
 
@@ -41,7 +41,7 @@ class StateHook(Hook):
             clock = runner.model.clock
             with clock.phase("bookkeeping"):
                 state.restore(runner, state.load(self.path, clock.device))
-                runner.call_hook("after_restore")
+                runner.tell("resumed")
 
     def _due(self, runner: Runner, **_: object) -> None:
         if time.monotonic() - self._last >= self.interval:
@@ -50,31 +50,15 @@ class StateHook(Hook):
     after_synthesis = after_train_iter = after_round = _due
 
     def save_state(self, runner: Runner) -> None:
+        """The harness writes down where it stands, under the digest of this state, before the state is there."""
         with runner.model.clock.phase("bookkeeping"):
-            runner.train_loop.saves += 1
-            collected = state.collect(runner)
-            runner.call_hook("before_save")
-            state.save(self.path, collected)
-            runner.call_hook("after_save")
+            content = state.packed(state.collect(runner))
+            runner.tell("saving", {"state": hashlib.sha256(content).hexdigest()})
+            replace_file(self.path, content)
+            runner.tell("saved")
         self._last = time.monotonic()
 
     after_train = save_state
-
-
-@HOOKS.register_module()
-class TeacherHook(Hook):
-    """Fails the run if the teacher changed, or a hook was left on it."""
-
-    def before_train(self, runner: Runner) -> None:
-        self.before = runner.model.teacher_hash
-
-    def after_train(self, runner: Runner) -> None:
-        teacher = runner.model.ctx.teacher
-        if fingerprint(teacher) != self.before:
-            raise DataFreeViolation("the method changed the teacher's weights or buffers")
-        left = next((name for name, m in teacher.named_modules() if _hooks(m)), None)
-        if left is not None:
-            raise DataFreeViolation(f"the method left a hook on the teacher's module {left or '(root)'!r}")
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -94,11 +78,6 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
     weights = (torch.arange(n, device=flat.device).mul_(2_654_435_761).bitwise_or_(1) for n in bits.shape)
     rows, columns = weights
     return ((bits * columns).sum(1) * rows).sum()  # modulo 2^64
-
-
-def _hooks(module: nn.Module) -> bool:
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind) for kind in kinds)
 
 
 @HOOKS.register_module()

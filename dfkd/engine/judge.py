@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from dfkd import artifacts, priors, records
 from dfkd.engine import diagnostics, samples
 from dfkd.engine.clock import sums
-from dfkd.engine.configuration import STATE
 from dfkd.engine.context import Teacher
 from dfkd.engine.evaluation import Batches, confusion_of
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.hooks import fingerprint
 from dfkd.engine.journal import Journal
 from dfkd.engine.loop import moments
-from dfkd.errors import CannotWrite, UserError
+from dfkd.engine.machine import out_of_memory
+from dfkd.engine.record import Measured
+from dfkd.errors import CannotWrite, UserError, one_line
 from dfkd.files import file_digest
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
@@ -38,77 +39,90 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02  # of a run's seconds, between the worker's clock and the harness's
 SPENT = ("setup", "synthesis", "buffer", "distillation")  # what a worker's seconds that count are spent on
 DELAY = 5.0  # seconds that a message may take on a machine with much else to do
+GRID = "samples.png"
+REPEATED = {"student", "saving", "saved"}  # of a worker's messages; each of the others is sent once
 
 
 class Failed(Exception):
     """A run failed for a reason that one line tells; no traceback would say more."""
 
 
-def training_split(resolved: Resolved, prior: dict | None, root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What a reference row trains on: the task's training split, or what the table's prior has learnt from."""
-    if resolved.entry.prior != PUBLIC:
-        return resolved.task.load("train", root)
-    images = priors.public_images(prior, resolved.task.spec.size, root)
-    return images, np.zeros(len(images), np.int64)  # nobody labelled them with the task's classes
-
-
 class Judge:
-    """Answers the messages of one run.
+    """Answers the messages of one run, and fills in what that comes to.
 
     Args:
-        teacher: the weights file and its card.
-        prior: the card of the diffusion prior that the worker gets, or None.
-        grid: where the picture of the newest samples goes.
+        teacher: its weights file and its card.
+        prior: where the diffusion prior lies that the worker gets, and its card; or None.
+        root: the folder of the data.
+        folder: the run's.
 
     Attributes:
-        end: the worker's last message, once it is there.
+        measured: for the record.
         student: the network that was evaluated last; None where that was the teacher.
-        time: the record's, or None.
-        diagnostics: of the synthetic images, see `diagnostics.describe`.
         curves: TensorBoard's writer, or None.
     """
 
     def __init__(
-        self, resolved: Resolved, teacher: tuple[Path, dict], prior: dict | None, journal: Journal, grid: Path
+        self,
+        resolved: Resolved,
+        teacher: tuple[Path, dict],
+        prior: tuple[Path | str, dict] | None,
+        root: Path,
+        folder: Path,
+        device: torch.device,
     ) -> None:
-        self.resolved, (self.weights, self.card), self.journal, self.grid = resolved, teacher, journal, grid
-        self.end: dict[str, Any] | None = None
+        self.resolved, self.teacher, self.prior = resolved, teacher, prior
+        self.root, self.folder, self.device = root, folder, device
+        self.journal = Journal(folder)
+        self.measured = Measured(curve=self.journal.curve)
         self.student: Normalised | None = None
-        self.diagnostics: dict | None = None
-        self.time: dict[str, float | int] | None = None
         self.curves: Any = None
-        self._prior, self._billed = prior, 0.0
+        self._billed = 0.0
         self._once: set[str] = set()
         self._moments: set[int] = set()
         self._steps, self._total = 0, 0.0
         self._real: dict[str, Tensor] = {}
 
-    def load(self, root: Path, device: torch.device) -> None:
-        """What evaluations need, while the worker starts."""
-        run = self.resolved.run
-        self.test = Batches(*self.resolved.task.load("test", root), device)
-        if self.resolved.entry.needs_data:
-            arrays = zip(("images", "labels"), training_split(self.resolved, self._prior, root), strict=True)
+    def load(self) -> None:
+        """What evaluations need, while the worker starts. Raises UserError for a prior that has seen test images."""
+        resolved, (weights, card) = self.resolved, self.teacher
+        if self.prior:
+            digests = priors.digests_path(Path(self.prior[0]))
+            priors.check_disjoint(self.prior[1], digests, resolved.task, self.root)
+        self._test = Batches(*resolved.task.load("test", self.root), self.device)
+        if resolved.entry.needs_data:
+            arrays = zip(("images", "labels"), self._training_split(), strict=True)
             self._real = {name: torch.from_numpy(np.array(array)) for name, array in arrays}
-        self.spec = InputSpec.from_dict(self.card["spec"])
-        self._digest = file_digest(self.weights)
-        teacher = Teacher(artifacts.load(self.weights, run.teacher, self.spec), self.spec)
-        self.teacher = teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        student = Normalised(initialise(run.student, self.spec, 0), self.spec)
-        self._student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.spec = InputSpec.from_dict(card["spec"])
+        self._digest = file_digest(weights)
+        self._teacher = self._placed(Teacher(artifacts.load(weights, resolved.run.teacher, self.spec), self.spec))
+        self._student = self._placed(Normalised(initialise(resolved.run.student, self.spec, 0), self.spec))
+
+    def _placed(self, network: Normalised) -> Normalised:
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _training_split(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a reference row trains on: the task's training split, or what the table's prior has learnt from."""
+        task = self.resolved.task
+        if self.resolved.entry.prior != PUBLIC:
+            return task.load("train", self.root)
+        images = priors.public_images(self.prior and self.prior[1], task.spec.size, self.root)
+        return images, np.zeros(len(images), np.int64)  # nobody labelled them with the task's classes
 
     def answer(self, kind: str, values: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Do what a message asks for; returns what it is answered. Raises Failed where it is not what may be sent."""
-        repeated = {"student": self._on_student, "saving": self._on_saving, "saved": self._on_saved}
-        once = {"started": self._on_started, "ready": self._on_ready, "resumed": self._on_resumed}
-        once |= {"result": self._on_result, "done": self._on_done}
-        if self.end is not None or kind in self._once or kind not in repeated | once:
+        answers = {"started": self._on_started, "ready": self._on_ready, "resumed": self._on_saved}
+        answers |= {"student": self._on_student, "saving": self._on_saving, "saved": self._on_saved}
+        answers |= {"result": self._on_result, "done": self._on_done}
+        if self.measured.end or kind in self._once or kind not in answers:
             raise Failed(f"the worker sent {kind!r}, which is no message of a run at that point")
-        self._once |= {kind} & once.keys()
+        self._once |= {kind} - REPEATED
         try:
-            return (repeated | once)[kind](values, tensors) or {}
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise Failed(f"the worker's message {kind!r} makes no sense: {str(error).splitlines()[0]:.200}") from None
+            return answers[kind](values, tensors) or {}
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
+            raise Failed(f"the worker's message {kind!r} makes no sense: {one_line(error, 200)}") from None
 
     def _on_started(self, values: dict, tensors: dict) -> dict[str, Tensor]:
         """All before was start-up. The answer is the training split, for reference rows that declare `needs_data`."""
@@ -119,7 +133,7 @@ class Judge:
     def _on_ready(self, values: dict, tensors: dict) -> None:
         """The schedule; scored steps must be those granted, and no unscored one may serve them."""
         granted, stages = self.resolved.config["training"]["steps"], values["stages"]
-        self._billed = self._prior["seconds"] if self._prior and "diffusion" in values["prior"] else 0.0
+        self._billed = self.prior[1]["seconds"] if self.prior and "diffusion" in values["prior"] else 0.0
         self._steps = sum(steps for scored, _, steps in stages if scored)
         if self._steps != granted and not (self.resolved.entry.reference and self._steps == 0):
             method = self.resolved.run.method
@@ -132,21 +146,12 @@ class Judge:
         self._moments = moments(self._steps, self.resolved.config["evaluations"])
         self.journal.mark()  # a state is loaded now, if any
 
-    def _on_resumed(self, values: dict, tensors: dict) -> None:
-        self.journal.resumed(int(values["save"]))
-        self._grant()
-
     def _on_saving(self, values: dict, tensors: dict) -> None:
-        self.journal.saving(int(values["save"]))
+        self.journal.saving(str(values["state"]))
         self.journal.mark()
 
     def _on_saved(self, values: dict, tensors: dict) -> None:
-        self._grant()
-
-    def _grant(self) -> None:
-        state = self.journal.path.parent / STATE
-        self.journal.grant(state.stat().st_size if state.is_file() else 0)
-        self.journal.mark()
+        self.journal.grant()
 
     def _on_student(self, values: dict, tensors: dict[str, Tensor]) -> None:
         step, journal = int(values["step"]), self.journal
@@ -155,16 +160,16 @@ class Judge:
             raise Failed(f"a student was sent for evaluation at step {step}, due is {due}")
         seconds = journal.scored + self._billed
         with journal.evaluating():
-            value = self.resolved.metric.of(confusion_of(self._network(tensors), self.test, self.spec.classes).cpu())
+            value = self.resolved.metric.of(confusion_of(self._network(tensors), self._test, self.spec.classes).cpu())
             journal.curve.append({"step": step, "seconds": round(seconds, 4), "value": round(value, 6)})
-            if self.test.images.device.type == "cuda":
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()  # the worker shares the device
             self._tell(step, value)
 
     def _network(self, weights: dict[str, Tensor]) -> nn.Module:
         """The network with these weights, which this process built; the teacher for a reference row without any."""
         if self.resolved.entry.reference and not weights:
-            return self.teacher
+            return self._teacher
         self.student = self._student
         self.student.load_state_dict(weights)
         self.journal.evaluated = fingerprint(self.student)
@@ -185,35 +190,33 @@ class Judge:
             if weights and (self._network(weights), self.journal.evaluated)[1] != before:
                 raise Failed("the student was changed after its last evaluation")
             if "images" in tensors:
-                self._describe(**{name: t.to(self.test.images.device) for name, t in named if name in samples.SENT})
+                self._describe(**{name: t.to(self.device) for name, t in named if name in samples.SENT})
 
     def _describe(self, images: Tensor, newest: Tensor, labels: Tensor | None = None) -> None:
-        real = diagnostics.features_of(self.teacher, self.test.images, self.test.size)
-        self.diagnostics = diagnostics.describe(self.teacher, images, labels, real, self.test.size)
+        test, teacher = self._test, self._teacher
+        real = diagnostics.features_of(teacher, test.images, test.size)
+        self.measured.diagnostics = diagnostics.describe(teacher, images, labels, real, test.size)
         if self.student and self.resolved.task.kind == "segmentation":
-            newest = samples.with_predictions(newest, self.spec.classes, self.teacher, self.student)
-        samples.save_grid(newest, self.grid)
+            newest = samples.with_predictions(newest, self.spec.classes, teacher, self.student)
+        samples.save_grid(newest, self.folder / GRID)
 
     def _on_done(self, values: dict, tensors: dict) -> None:
-        self.end, self._total = values, self.journal.total
+        measured, self._total = self.measured, self.journal.total
         if values["status"] not in records.STATUSES:
             raise ValueError(f"{values['status']!r} is no status")
+        measured.error = values["error"] and one_line(values["error"])
+        measured.end, measured.status = values | {"error": measured.error}, values["status"]
         if "time" in values:  # it came to something
-            self.time = self._time(values["time"])
-
-    def check(self) -> None:
-        """Refuse an end whose counts or seconds are not those that the harness has. Raises Failed."""
-        end = self.end or {}
-        try:
-            self._check(end["progress"]["student_steps"], end["time"]["total"])
-        except (KeyError, TypeError) as error:
-            raise Failed(f"the worker's last message makes no sense: {error}") from None
+            measured.time = self._time(values["time"])
+        if measured.status == "ok":
+            self._check(values["progress"]["student_steps"], values["time"]["total"])
 
     def _check(self, steps: int, seconds: float) -> None:
+        """Refuse an end whose counts or seconds are not those that the harness has. Raises Failed."""
         curve = self.journal.curve
         if steps != self._steps or (curve[-1]["step"] if curve else None) != max(self._moments, default=None):
             raise Failed(f"{steps} student steps were taken and {len(curve)} evaluations made of {self._steps} steps")
-        if file_digest(self.weights) != self._digest:
+        if file_digest(self.teacher[0]) != self._digest:
             raise DataFreeViolation("the teacher's file has changed")
         if not abs(seconds - self._total) <= TOLERANCE * self._total + DELAY:
             raise Failed(f"the worker's seconds add up to {seconds:.1f}, the harness counted {self._total:.1f}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def wait(device: torch.device) -> None:
     """Until the device has done what it was given: before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def allow_tf32(precision: str) -> None:
+    """Whether matrix products may be rounded to TF32 in this process from now on."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -81,6 +87,26 @@ class Memory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return max(0, _high_water() - self._start)
+
+
+class Activity:
+    """What keeps the machine's processors busy from now on: this process with its children, and all else."""
+
+    def __init__(self) -> None:
+        self._start = self._counters()
+
+    @staticmethod
+    def _counters() -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        # Those stolen by a hypervisor are others' too.
+        busy = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal"))
+        return time.perf_counter(), sum(os.times()[:4]), busy
+
+    def measured(self) -> tuple[float, float]:
+        """Processor seconds of this process and of its children that have ended, and how many processors all else
+        kept busy, on average."""
+        wall, own, busy = (now - then for now, then in zip(self._counters(), self._start, strict=True))
+        return own, max(0.0, busy - own) / max(wall, 1e-9)
 
 
 def _high_water() -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,7 @@ from dfkd.engine.runner import PlainRunner
 from dfkd.tables.resolve import Resolved, resolve
 
 STEPS = ("synthesis", "student step")
-BUDGET = ("rounds=3", "training.steps=9", "evaluations=1")
+ROUNDS = 3
 # What only repeats: so many are enough to see one.
 REPEATS = {"warmup": 1, "calls": 2, "bank_calls": 2, "bank_steps": 2, "refresh_every": 2, "refresh_steps": 2}
 MOST = {"steps": 10}  # inner iterations of methods that have hundreds
@@ -48,7 +48,9 @@ def changes(resolved: Resolved) -> list[str]:
     """The `--set` changes that leave the sizes as they are and the repetitions few."""
     known = resolved.entry.arguments | resolved.config["args"]
     few = [f"{key}={value}" for key, value in REPEATS.items() if key in known]
-    return [*BUDGET, *few, *(f"{key}={min(value, known[key])}" for key, value in MOST.items() if key in known)]
+    steps = ROUNDS * max(ROUNDS, trial.period(resolved))
+    budget = (f"rounds={ROUNDS}", f"training.steps={steps}", "evaluations=1")
+    return [*budget, *few, *(f"{key}={min(value, known[key])}" for key, value in MOST.items() if key in known)]
 
 
 @dataclass
@@ -57,19 +59,21 @@ class Step:
 
     calls: int = 0
     wall: float = 0.0
-    flops: Counter[str] = field(default_factory=Counter)  # of one call, by kind of operator
+    flops: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # of one call, by kind of operator
     parts: Counter[str] = field(default_factory=Counter)
     operators: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
 
 
 class Watch:
-    """Wraps a Runner's two kinds of step and the parts inside them."""
+    """Wraps a Runner's two kinds of step and the parts inside them; operations are counted in the first `period`."""
 
-    def __init__(self, runner: PlainRunner) -> None:
-        self.steps, self._first = {name: Step() for name in STEPS}, set(STEPS)
+    def __init__(self, runner: PlainRunner, period: int) -> None:
+        self.steps, self._period = {name: Step() for name in STEPS}, dict(zip(STEPS, (1, period), strict=True))
+        self._left = dict(self._period)
         model = runner.model
         model.synthesize = self._step("synthesis", model.synthesize)
+        model.draw = self._step("student step", model.draw, ends=False)
         model.train_step = self._step("student step", model.train_step)
         parts = {"teacher": model.ctx.teacher, "student": model.student}
         parts |= {name: value for name, value in vars(model.method).items() if _callable(value)}
@@ -80,15 +84,18 @@ class Watch:
         for entry in ("augment", "augment_pair"):
             setattr(model.ctx, entry, _ranged("augmentation", getattr(model.ctx, entry)))
 
-    def _step(self, name: str, action: Callable) -> Callable:
+    def _step(self, name: str, action: Callable, ends: bool = True) -> Callable:
+        """A step, or the part of one that comes before what `ends` it."""
+
         def step(*args: Any, **kwargs: Any) -> Any:
-            if name in self._first:
-                self._first.remove(name)
+            if self._left[name]:
+                self._left[name] -= ends
                 with FlopCounterMode(display=False) as counter:
                     made = action(*args, **kwargs)
                 for operator, flops in counter.get_flop_counts().get("Global", {}).items():
-                    self.steps[name].flops[_kind(str(operator))] += flops
+                    self.steps[name].flops[_kind(str(operator))] += flops / self._period[name]
                 return made
+            self.steps[name].calls += ends
             with record_function(f"## {name}"):
                 return action(*args, **kwargs)
 
@@ -145,7 +152,7 @@ def profile(
     """The report, as text; `trace` gets a Chrome trace. Raises Declined and UserError as a run does."""
     teacher = trial.untrained(resolved, folder)
     runner = trial.assemble(resolved, teacher, prior, device, folder)
-    watch = Watch(runner)
+    watch = Watch(runner, trial.period(resolved))
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with torch.profiler.profile(activities=activities) as profiler:
         runner.train()
@@ -161,7 +168,6 @@ def _attribute(events: list[FunctionEvent], steps: dict[str, Step]) -> None:
     """Give each event's own time to its step, its part and its operator."""
     spans = [(e.time_range.start, e.time_range.end, e.name[3:]) for e in events if e.name.startswith("## ")]
     for start, end, name in spans:
-        steps[name].calls += 1
         steps[name].wall += (end - start) / 1e6
     own_work = (e for e in events if e.sequence_nr >= 0 and not _is_backward(e))
     forward = {e.sequence_nr: part for e in own_work if (part := _part(e))}
@@ -219,11 +225,11 @@ def matmul_peak(device: torch.device, precision: str, size: int = 1536) -> float
 
 def _text(name: str, step: Step, peak: float) -> str:
     """One kind of step: a line, its parts, its operators."""
-    took, flops = step.wall / step.calls, step.flops.total()
+    took, flops = step.wall / step.calls, sum(step.flops.values())
     line = f"{name}: {1e3 * took:,.1f} ms, {flops / 1e9:,.1f} GFLOP, {flops / took / 1e9:,.0f} GFLOP/s, "
     line += f"{flops / took / peak:.0%} of the peak ({step.calls} calls)"
     parts = [(part, _percent(own, step), 1e3 * own / step.calls) for part, own in step.parts.most_common()]
-    rows, rest = [], 0.0
+    rows, rest = list[tuple](), 0.0
     for operator, own in step.operators.most_common():
         if own < SHOWN * step.wall:
             rest += own

@@ -20,9 +20,10 @@ NO_TIME = dict.fromkeys((*records.CATEGORIES, "scored", "total"), 0.0) | {"resum
 
 def work_name(resolved: Resolved, card: dict, manifest: dict, device: torch.device, prior: dict | None) -> str:
     """Where a run works, below the work folder. Of another configuration, code, data, teacher, prior, kind of device
-    or precision it is another place, so nothing is mixed up."""
-    parts = (resolved.digest, resolved.entry.digest, catalog.harness_digest(), store.digest(manifest))
+    or precision, or compiled, it is another place, so nothing is mixed up."""
+    parts: tuple[str, ...] = (resolved.digest, resolved.entry.digest, catalog.harness_digest(), store.digest(manifest))
     parts += (str(card["digest"]), device.type, resolved.precision, *((prior["digest"],) if prior else ()))
+    parts += ("compiled",) if resolved.compiled else ()
     return f"{resolved.run.name}/{hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]}"
 
 
@@ -36,7 +37,10 @@ class Measured:
     diagnostics: dict | None = None
     end: dict = field(default_factory=dict)  # the worker's last message
     time: dict | None = None  # by the harness's clock
+    predicted: float | None = None  # seconds
     harness_memory: int = 0
+    processor_seconds: float = 0.0  # of harness and worker
+    others: float = 0.0  # processors that all else kept busy, on average
     isolation: str = "audit-hook"
 
 
@@ -84,13 +88,15 @@ class Facts:
                 "teacher": card["accuracy"],
                 "curve": curve,
             },
-            "time": (measured.time or NO_TIME) | {"shared": end.get("shared", 0.0)},
+            "time": (measured.time or NO_TIME)
+            | {"shared": end.get("shared", 0.0), "predicted": measured.predicted and round(measured.predicted, 1)},
             "cost": {
                 "images_synthesised": counted.get("images_synthesised", 0),
                 "student_steps": counted.get("student_steps", 0),
                 "teacher_forwards": end.get("teacher_images", 0),
                 "peak_memory_bytes": end.get("peak", 0),
                 "harness_memory_bytes": measured.harness_memory,
+                "processor_seconds": round(measured.processor_seconds, 2),
             },
             "prior": self.prior(measured),
             "diagnostics": measured.diagnostics,
@@ -104,7 +110,9 @@ class Facts:
                 "commit": self.commit,
                 "versions": self.versions,
                 "hardware": self.hardware,
+                "others": round(measured.others, 2),
                 "precision": resolved.precision,
+                "compiled": resolved.compiled,
                 "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             },
             "config": {**resolved.config, "args": {**resolved.entry.arguments, **resolved.config["args"]}},

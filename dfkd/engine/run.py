@@ -12,29 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
 
-from dfkd import artifacts, paths, priors, records
-from dfkd.engine import configuration, harness, machine
-from dfkd.engine.configuration import INSIDE
+from dfkd import artifacts, paths, records
+from dfkd.engine import configuration, harness, machine, throughput
+from dfkd.engine.configuration import INSIDE, STATE
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.harness import Worker
-from dfkd.engine.journal import Journal
-from dfkd.engine.judge import Failed, Judge, raise_failure
+from dfkd.engine.journal import JOURNAL
+from dfkd.engine.judge import GRID, Failed, Judge, raise_failure
 from dfkd.engine.precision import settled
 from dfkd.engine.record import Facts, Measured
-from dfkd.engine.seeds import seed_for
-from dfkd.errors import FULL, CannotWrite, UserError
+from dfkd.errors import FULL, CannotWrite, UserError, one_line
+from dfkd.priors import text
 from dfkd.signals import Stopped, stopping
 from dfkd.tables.resolve import Resolved
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-JOURNAL = "journal.json"
-SAVED = (configuration.STATE, configuration.LOG, JOURNAL)  # what a run is resumed from
-GRID = "samples.png"
 MADE = ("student.safetensors", "student.json", GRID)  # what a finished run leaves
 
 
@@ -76,53 +72,43 @@ def run(
     """
     device = machine.device_of(options.device)
     resolved = settled(resolved, device)
-    tf32 = resolved.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    machine.allow_tf32(resolved.precision)
     facts = Facts(resolved, card, resolved.task.manifest(options.data_root), device, prior[1] if prior else None)
-    folder, measured = ((options.work or paths.WORK) / facts.work).resolve(), Measured()
+    folder = ((options.work or paths.WORK) / facts.work).resolve()
     if folder.is_relative_to(options.data_root.resolve()):
         raise UserError(f"the work folder {folder} lies inside the data root, which a run may not open")
     with _exclusive(folder, options.resume), _resumable(folder):
+        judge = Judge(resolved, (teacher_weights.resolve(), card), prior, options.data_root.resolve(), folder, device)
         try:
             with _told():
-                _measure(resolved, (teacher_weights, card), prior, options, facts, measured, device, folder)
-            record = _checked(facts.record(measured))
+                _measure(judge, options, facts)
+            record = _checked(facts.record(judge.measured))
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as problem:
             with suppress(CannotWrite):  # of two misfortunes the first is told
-                keep(_failed(facts, measured, problem))
+                keep(_failed(facts, judge.measured, problem))
             raise
         keep(record)
-        if measured.status != "partial":
-            for name in SAVED if measured.status == "ok" else SAVED + MADE:  # what is left belongs to the record
+        if record["status"] != "partial":  # what is left belongs to the record
+            for name in (JOURNAL,) if record["status"] == "ok" else (JOURNAL, *MADE):
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / INSIDE, ignore_errors=True)
         return record
 
 
-def _measure(
-    resolved: Resolved,
-    teacher: tuple[Path, dict],
-    prior: tuple[Path | str, dict] | None,
-    options: Options,
-    facts: Facts,
-    measured: Measured,
-    device: torch.device,
-    folder: Path,
-) -> None:
-    """Fill `measured` with what the worker does and the harness makes of it."""
-    journal, memory = Journal(folder / JOURNAL, options.save_every), machine.Memory(device)
-    judge = Judge(resolved, teacher, prior[1] if prior else None, journal, folder / GRID)
-    begin = _begin(resolved, teacher, prior, options, folder, device, journal.begun)
+def _measure(judge: Judge, options: Options, facts: Facts) -> None:
+    """What the worker does, and what the harness makes of it."""
+    memory, activity, measured = machine.Memory(judge.device), machine.Activity(), judge.measured
+    if (judge.folder / STATE).is_file():
+        judge.journal.resume()
+    begin = _begin(judge, options)
     measured.isolation = begin["isolation"]
-    worker = Worker(begin, folder / INSIDE, options.patience, options.started) if options.apart else None
+    worker = Worker(begin, options.patience, options.started) if options.apart else None
     try:
         with stopping(worker.ask_to_stop) if worker else nullcontext():
-            if prior:
-                priors.check_disjoint(prior[1], priors.digests_path(Path(prior[0])), resolved.task, options.data_root)
-            judge.load(options.data_root, device)
-            judge.curves = _curves(folder) if options.tensorboard else None
+            judge.load()
+            judge.curves = _curves(judge.folder) if options.tensorboard else None
             if worker:
                 harness.serve(worker, judge)
             else:
@@ -132,46 +118,40 @@ def _measure(
     finally:
         if worker:
             worker.end()
-        measured.curve, measured.diagnostics, measured.end = journal.curve, judge.diagnostics, judge.end or {}
-    if judge.end:
-        measured.status, measured.error = str(judge.end.get("status")), judge.end.get("error")
-        measured.time, measured.harness_memory = judge.time, memory.peak()
+        measured.processor_seconds, measured.others = activity.measured()
+    measured.harness_memory = memory.peak()
     if measured.status == "ok":
-        judge.check()
-        if judge.student and measured.time:
-            _keep_student(resolved, judge, judge.student.network, folder, facts, measured.time["scored"])
+        _keep_student(judge, facts)
+        # The worker has ended: nothing slows this machine down while its throughput is measured.
+        measured.predicted = throughput.predicted(judge.resolved, judge.device)
 
 
-def _begin(
-    resolved: Resolved,
-    teacher: tuple[Path, dict],
-    prior: tuple[Path | str, dict] | None,
-    options: Options,
-    folder: Path,
-    device: torch.device,
-    since: float,
-) -> dict[str, Any]:
-    """The worker's first message. Its clock starts when the harness's does, at `since`."""
+def _begin(judge: Judge, options: Options) -> dict[str, Any]:
+    """The worker's first message. Its clock starts when this process's does."""
+    resolved, weights, prior, folder = judge.resolved, judge.teacher[0], judge.prior, judge.folder
     config = configuration.configuration(
         resolved,
-        (teacher[0].resolve(), teacher[1]),
+        judge.teacher,
         prior,
         folder,
-        seed=seed_for("run", *resolved.run.axes),
         resume=options.resume,
         save_every=options.save_every,
         time_limit=options.time_limit,
         live=sys.stderr.isatty(),
     )
+    encoder = text.asked_for(resolved.config["args"])
+    if encoder:  # as an absolute path: the worker has another folder
+        config["model"]["method"]["arguments"][text.ARGUMENT] = str(encoder)
     configuration.write(config, folder)
     reads = [
-        teacher[0],
-        artifacts.TEACHER.card_path(teacher[0]),
+        weights,
+        artifacts.TEACHER.card_path(weights),
         *_code(resolved),
         *(_files(Path(prior[0])) if prior else ()),
+        *(_files(encoder) if encoder else ()),
     ]
-    what = {"device": str(device), "tf32": resolved.precision == "tf32", "since": since, "config": config}
-    return harness.begin(folder / INSIDE, reads, options.data_root.resolve(), options.apart, **what)
+    what = {"device": str(judge.device), "precision": resolved.precision, "since": judge.journal.opened}
+    return harness.begin(folder / INSIDE, reads, judge.root, options.apart, **what, config=config)
 
 
 def _code(resolved: Resolved) -> list[Path]:
@@ -209,13 +189,12 @@ def declined(resolved: Resolved, options: Options, keep: Callable[[dict], Any]) 
     told now (UserError).
     """
     device = machine.device_of(options.device)
-    resolved = settled(resolved, device)
-    inside = (options.work or paths.WORK) / "asked" / resolved.run.name
-    what = {"device": str(device), "tf32": False, "since": time.perf_counter(), "ask": resolved.run.data}
-    what["method"] = configuration.method(resolved)
-    inside.mkdir(parents=True, exist_ok=True)
-    first = harness.begin(inside.resolve(), _code(resolved), options.data_root.resolve(), True, **what)
-    worker = Worker(first, inside.resolve(), options.patience)
+    resolved, root = settled(resolved, device), options.data_root.resolve()
+    inside = ((options.work or paths.WORK) / "asked" / resolved.run.name).resolve()
+    what = {"device": str(device), "precision": resolved.precision, "since": time.perf_counter()}
+    what |= {"ask": resolved.run.data, "method": configuration.method(resolved)}
+    first = harness.begin(inside, _code(resolved), root, True, **what)
+    worker = Worker(first, options.patience)
     try:
         with stopping(worker.ask_to_stop):
             _, end, _ = worker.next()
@@ -227,8 +206,9 @@ def declined(resolved: Resolved, options: Options, keep: Callable[[dict], Any]) 
         shutil.rmtree(inside, ignore_errors=True)
     if end.get("status") != "unsupported":
         return None
-    facts = Facts(resolved, None, resolved.task.manifest(options.data_root), device, None)
-    record = facts.record(Measured(status="unsupported", error=str(end["error"]), isolation=first["isolation"]))
+    facts = Facts(resolved, None, resolved.task.manifest(root), device, None)
+    reason = one_line(end.get("error"))
+    record = _checked(facts.record(Measured(status="unsupported", error=reason, isolation=first["isolation"])))
     keep(record)
     return record
 
@@ -261,7 +241,7 @@ def _resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except CannotWrite as problem:
-        if not (folder / SAVED[0]).is_file():
+        if not (folder / STATE).is_file():
             raise
         raise Stopped(f"{problem}; the same command with --resume goes on") from problem
 
@@ -281,7 +261,7 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to the work folder {folder}: {error.strerror}") from error
     try:
-        for item in [] if resume else folder.iterdir():
+        for item in [] if resume and (folder / STATE).is_file() else folder.iterdir():
             if item.is_dir():
                 shutil.rmtree(item)
             elif item.name not in ("lock", *MADE):
@@ -291,20 +271,20 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
         lock.release()
 
 
-def _keep_student(
-    resolved: Resolved, judge: Judge, student: torch.nn.Module, folder: Path, facts: Facts, seconds: float
-) -> None:
+def _keep_student(judge: Judge, facts: Facts) -> None:
     """What an engineer came for: the weights that were evaluated last, with a card like the teacher's."""
-    run = resolved.run
+    run, measured = judge.resolved.run, judge.measured
+    if judge.student is None or measured.time is None:
+        return
     card = artifacts.TEACHER.new(
         run.data,
         run.student,
         origin="distilled",
         spec=judge.spec.to_dict(),
-        recipe=resolved.config,
+        recipe=judge.resolved.config,
         seed=run.seed,
-        accuracy=judge.journal.curve[-1]["value"],
-        seconds=round(seconds, 2),
+        accuracy=measured.curve[-1]["value"],
+        seconds=round(measured.time["scored"], 2),
         data_digest=facts.data["digest"],
     )
-    artifacts.save(student, folder / "student.safetensors", card)
+    artifacts.save(judge.student.network, judge.folder / MADE[0], card)

@@ -11,10 +11,10 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
-from dfkd.engine import evaluation, hooks, loop
+from dfkd.engine import hooks, loop
 from dfkd.engine.compat import NO_DEFAULT_HOOKS, QuietRunner
 
-REGISTERED = (evaluation, hooks, loop)  # what a configuration may name is registered when these are imported
+REGISTERED = (hooks, loop)  # what a configuration may name is registered when these are imported
 _count = itertools.count()
 
 
@@ -25,7 +25,7 @@ class PlainRunner(QuietRunner):
         config: what mmengine's Runner takes, in plain values.
         folder: mmengine's work folder.
         given: what no plain value stands for, such as clock and arrays; the model gets it beside its configuration.
-        tell: what sends a message to the harness, for a `SubmissionLoop`.
+        tell: what sends a message to the harness: `tell(kind, values, tensors)`. A training has none.
         say: where a `TellingHook` tells its progress.
     """
 
@@ -35,16 +35,14 @@ class PlainRunner(QuietRunner):
         folder: Path,
         given: dict[str, Any],
         *,
-        tell: object = None,
+        tell: Callable[..., object] = lambda *message: None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.given, self.say = given, say
+        self.given, self.tell, self.say = given, tell, say
         # mmengine keeps loggers and the like for the life of the process under this name.
         name = f"{config['model']['type']}-{next(_count)}"
         fixed = {"default_hooks": NO_DEFAULT_HOOKS, "log_level": "WARNING", "experiment_name": name}
-        super().__init__(
-            **copy.deepcopy(config), **fixed, work_dir=str(folder), train_dataloader={}, val_dataloader=tell
-        )
+        super().__init__(**copy.deepcopy(config), **fixed, work_dir=str(folder), train_dataloader={})
         self._optimizer, self._schedule = config["optim_wrapper"], config["param_scheduler"]
 
     def build_model(self, model: dict) -> nn.Module:

@@ -15,9 +15,8 @@ from mmengine.runner import Runner
 
 from dfkd.engine.seeds import global_state, load_global_state
 from dfkd.errors import UserError
-from dfkd.files import replacing
 
-VERSION = 6
+VERSION = 7
 MAGIC = b"dfkd state\n"
 
 
@@ -45,13 +44,11 @@ def restore(runner: Runner, state: dict) -> None:
     runner.model.clock.load_state_dict(state["clock"])
 
 
-def save(path: Path, state: dict) -> None:
-    """Write atomically: a kill leaves the previous state. Raises CannotWrite."""
-    packed = io.BytesIO()  # not into the file: of a full disk torch tells in a page of C++
-    torch.save(state, packed)
-    content = packed.getbuffer()
-    with replacing(path) as file:
-        file.writelines((MAGIC, hashlib.sha256(content).digest(), content))
+def packed(state: dict) -> bytes:
+    """The content of the file of a state."""
+    content = io.BytesIO()  # not into the file: of a full disk torch tells in a page of C++
+    torch.save(state, content)
+    return MAGIC + hashlib.sha256(content.getbuffer()).digest() + content.getbuffer()
 
 
 def load(path: Path, device: torch.device) -> dict:

@@ -6,6 +6,7 @@ Nothing here is measured for a table, so no worker is confined and nothing is re
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,15 @@ import numpy as np
 import torch
 
 from dfkd import artifacts, catalog
-from dfkd.engine import distillation  # noqa: F401  a configuration names it
+from dfkd.engine import distillation, machine  # noqa: F401  a configuration names the first
 from dfkd.engine.clock import Clock
 from dfkd.engine.configuration import configuration
 from dfkd.engine.evaluation import on_device
 from dfkd.engine.runner import PlainRunner
-from dfkd.engine.seeds import seed_for
 from dfkd.files import file_digest
 from dfkd.networks import initialise
 from dfkd.tables.resolve import Resolved
-from dfkd.tasks.store import data_root
+from dfkd.tasks import Task
 
 # A run of two rounds that any machine finishes in a second or two.
 BUDGET = ("training.steps=2", "training.batch=8", "rounds=2", "synthesis_batch=10", "evaluations=1")
@@ -49,11 +49,17 @@ SMALL = {
     "refresh_steps": 1,
     "adversarial_from": 2,
 }
+TINY = {"size": 16, "channels": [8], "layers": 1}  # the recipe of a diffusion model, as far as it shapes one
 
 
 def small(method: catalog.Entry) -> list[str]:
     """The `--set` changes that make a run of this method a matter of seconds."""
     return [*BUDGET, *(f"{key}={value}" for key, value in SMALL.items() if key in method.arguments)]
+
+
+def period(resolved: Resolved) -> int:
+    """After so many student steps a method does the same again; some step a generator only in the first of them."""
+    return int((resolved.entry.arguments | resolved.config["args"]).get("kd", 1))
 
 
 def untrained(resolved: Resolved, folder: Path) -> tuple[Path, dict]:
@@ -65,25 +71,25 @@ def untrained(resolved: Resolved, folder: Path) -> tuple[Path, dict]:
     return path, artifacts.save(initialise(run.teacher, spec, 0), path, card)
 
 
-def untrained_prior(folder: Path) -> tuple[Path, dict]:
-    """A diffusion model of random weights for images of 16 pixels, and its card; made once a folder."""
-    from diffusers import UNet2DModel
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
+def untrained_prior(folder: Path, recipe: Mapping[str, Any] = TINY) -> tuple[Path, dict]:
+    """A diffusion model of random weights as that recipe has it, by default a small one, and its card."""
     from dfkd.priors.folder import weights_path, write_digests
-    from dfkd.priors.pixel import SCHEDULE
+    from dfkd.priors.pixel import save
+    from dfkd.priors.training import network
 
-    place = folder / "untrained16"
-    if not place.is_dir():
-        blocks = dict(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), block_out_channels=(8,))
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            unet = UNet2DModel(16, norm_num_groups=4, layers_per_block=1, add_attention=False, **blocks)
-        unet.save_pretrained(place)
-        DDPMScheduler(**SCHEDULE).save_pretrained(place / "scheduler")
-        write_digests(place.with_name("untrained16.images.npy"), np.empty((0, 1, 1, 3), np.uint8))
-    facts = {"size": 16, "digest": file_digest(weights_path(place)), "seconds": 100.0, "trained_on": "nothing"}
-    return place, artifacts.PRIOR.new("untrained16", kind="pixel", origin="trained", **facts)
+    name = f"untrained{recipe['size']}"
+    if not (place := folder / name).is_dir():
+        save(network(recipe, 0), place)
+        write_digests(place.with_name(f"{name}.images.npy"), np.empty((0, 1, 1, 3), np.uint8))
+    facts = {"size": recipe["size"], "digest": file_digest(weights_path(place)), "seconds": 100.0}
+    return place, artifacts.PRIOR.new(name, kind="pixel", origin="trained", trained_on="nothing", **facts)
+
+
+def _pictures(task: Task, count: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Noise in place of the training split: which pictures they are says nothing of time or of a device."""
+    random, shape = np.random.default_rng(0), (count, task.side, task.side)
+    labels = random.integers(task.spec.classes, size=shape if task.kind == "segmentation" else count)
+    return random.integers(256, size=(*shape, task.spec.channels), dtype=np.uint8), labels
 
 
 def assemble(
@@ -98,16 +104,13 @@ def assemble(
 
     Raises Declined where the method does not apply to the task.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = resolved.precision == "tf32"
+    machine.allow_tf32(resolved.precision)
     given = {"resume": False, "time_limit": None, **given}
-    seed = seed_for("run", *resolved.run.axes)
-    config = configuration(resolved, teacher, prior, folder, seed=seed, save_every=math.inf, live=False, **given)
+    config = configuration(resolved, teacher, prior, folder, save_every=math.inf, live=False, **given)
     config["custom_hooks"] = [hook for hook in config["custom_hooks"] if hook["type"] == "StateHook"]
     config["train_cfg"]["evaluations"] = 0
-    config["val_cfg"] = config["val_evaluator"] = None
     Path(config["model"]["log"]).parent.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Any] = {"clock": Clock(device)}
     if resolved.entry.needs_data:
-        # For a row on public pictures too: which they are says nothing of time or of a device.
-        parts["real"] = on_device(*resolved.task.load("train", data_root()), device)
+        parts["real"] = on_device(*_pictures(resolved.task), device)
     return PlainRunner(config, folder / "log", parts)

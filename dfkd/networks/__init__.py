@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dfkd.errors import unknown
+from dfkd.errors import named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +53,8 @@ NETWORKS: dict[str, Network] = {
     "wrn40_1": _classifier("wrn:WideResNet", depth=40, widening=1),
     "wrn40_2": _classifier("wrn:WideResNet", depth=40, widening=2),
     "vgg11": _classifier("vgg:VGG11"),
+    # timm's, made for 224 pixels: of 64 it sees more when they are enlarged to 96 (bilinear), which it does itself.
+    "efficientnet_lite0_96": _classifier("library:timm", name="tf_efficientnet_lite0", side=96),
     "deeplabv3_resnet50": _segmenter("deeplabv3", encoder="resnet50"),
     "deeplabv3_mobilenetv2": _segmenter("deeplabv3", encoder="mobilenet_v2"),
     "deeplabv3plus_mobilenetv2": _segmenter("deeplabv3plus", encoder="mobilenet_v2"),
@@ -69,9 +71,7 @@ def network(arch: str) -> Network:
     library, _, name = arch.replace("/", ".", 1).partition(".")
     if library in LIBRARIES and name:
         return _classifier(f"library:{library}", name=name)
-    if arch not in NETWORKS:
-        raise unknown("network", arch, NETWORKS)
-    return NETWORKS[arch]
+    return named("network", arch, NETWORKS)
 
 
 def fitting(kind: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
@@ -23,9 +23,7 @@ def outputs(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tens
 
         return hook
 
-    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    try:
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(network.get_submodule(name).register_forward_hook(keep(name)))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,21 +26,25 @@ RENAMES = (
 )
 
 
-def adapt(state: Mapping[str, Any], network: nn.Module, head: str | None = None) -> dict[str, Tensor]:
+def adapt(
+    state: Mapping[str, Any], network: nn.Module, head: str | None = None, rows: Sequence[int] = ()
+) -> dict[str, Tensor]:
     """The checkpoint `state` with the keys, and the floating-point type, of `network` (float32).
 
-    The layer named `head` keeps what the network has, whatever the checkpoint says of it. Raises UserError naming the
-    first key that is missing, has another shape or holds what no weight can be (in the network's order), or is not the
-    network's (in the checkpoint's order).
+    The layer named `head` gets these `rows` of the checkpoint's; without them it keeps what the network has, whatever
+    the checkpoint says of it. Raises UserError naming the first key that is missing, has another shape or holds what no
+    weight can be (in the network's order), or is not the network's (in the checkpoint's order).
     """
     state, own = _unwrap(state), network.state_dict()
     spelled = _spelled(state, own)
     result: dict[str, Tensor] = {}
     for key, expected in own.items():
-        if head is not None and key.startswith(f"{head}."):
+        of_head = head is not None and key.startswith(f"{head}.")
+        if of_head and not rows:
             result[key] = expected
         elif key in spelled:
-            result[key] = _value(state[spelled[key]], expected, spelled[key])
+            value = state[spelled[key]]
+            result[key] = _value(_chosen(value, rows) if of_head else value, expected, spelled[key])
         elif key.endswith("num_batches_tracked"):
             # A counter that inference never reads; files from before torch 0.4.1 lack it.
             result[key] = torch.zeros_like(expected)
@@ -63,6 +67,14 @@ def _spelled(state: Mapping[Any, Any], own: Mapping[str, Tensor]) -> dict[str, s
             raise UserError(f"the checkpoint's {found[name]!r} and {key!r} are one key of the network, {name!r}")
         found[name] = key
     return found
+
+
+def _chosen(value: Any, rows: Sequence[int]) -> Any:
+    if not isinstance(value, Tensor) or not value.dim():
+        return value
+    if max(rows) >= len(value):
+        raise UserError(f"the checkpoint's last layer is of {len(value)} classes, and has none of number {max(rows)}")
+    return value[list(rows)]
 
 
 def _value(value: Any, expected: Tensor, name: str) -> Tensor:

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError, reason, unknown
 from dfkd.networks.capture import outputs
 
 
@@ -21,12 +22,13 @@ class LibraryNetwork(nn.Module):
 
     `fc` is its last linear layer and the features are that layer's input. `stages` are the names of the last blocks at
     each size of map, and `maps` the map whose mean over positions the features are; of some networks (VGG, vision
-    transformers) there is none. Either raises ValueError where it is asked for in vain.
+    transformers) there is none. Either raises ValueError where it is asked for in vain. With `side` the model
+    itself is given images of that size (bilinear).
     """
 
-    def __init__(self, model: nn.Module, classes: int, size: int) -> None:
+    def __init__(self, model: nn.Module, classes: int, size: int, side: int | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._side = model, side
         linear = [name for name, module in self.named_modules() if isinstance(module, nn.Linear)]
         ends = [name for name in linear if self._ends_in(name, classes)]
         if not ends:
@@ -52,15 +54,17 @@ class LibraryNetwork(nn.Module):
         if self._last is None:
             raise ValueError(f"{type(self.model).__name__} does not classify by the mean of a feature map")
         with outputs(self, [self._last]) as found:
-            self.model(x)
+            self(x)
         return found[self._last]
 
     def features(self, x: Tensor) -> Tensor:
         with _input(self.fc) as found:
-            self.model(x)
+            self(x)
         return found[-1]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._side is not None:
+            x = F.interpolate(x, size=(self._side, self._side), mode="bilinear", align_corners=False)
         return self.model(x)
 
     @torch.no_grad()
@@ -75,7 +79,7 @@ class LibraryNetwork(nn.Module):
         training = self.training
         self.eval()
         with outputs(self, blocks) as made, _input(self.fc) as features:
-            self.model(probe)
+            self(probe)
         self.train(training)
         found = {name: output for name, output in made.items() if isinstance(output, Tensor) and output.dim() == 4}
         last = {map.shape[-1]: name for name, map in found.items()}  # at each size
@@ -93,11 +97,8 @@ def _averages_to(map: Tensor, pooled: Tensor) -> bool:
 def _input(layer: nn.Module) -> Iterator[list[Tensor]]:
     """What a layer is given in the forward passes made inside."""
     found: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
-    try:
+    with layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0])):
         yield found
-    finally:
-        handle.remove()
 
 
 def torchvision(name: str, classes: int, size: int) -> LibraryNetwork:
@@ -113,19 +114,18 @@ def torchvision(name: str, classes: int, size: int) -> LibraryNetwork:
     return _fitted(models.get_model(name, weights=None, num_classes=classes, **alone), classes, size)
 
 
-def timm(name: str, classes: int, size: int) -> LibraryNetwork:
+def timm(name: str, classes: int, size: int, side: int | None = None) -> LibraryNetwork:
     """A classifier of timm, such as `efficientnet_lite0`, of random weights. Raises UserError."""
     import timm as library
 
     known = library.list_models()
     if name not in known:
         raise unknown("network of timm", name, known)
-    return _fitted(library.create_model(name, num_classes=classes), classes, size)
+    return _fitted(library.create_model(name, num_classes=classes), classes, size, side)
 
 
-def _fitted(model: nn.Module, classes: int, size: int) -> LibraryNetwork:
+def _fitted(model: nn.Module, classes: int, size: int, side: int | None = None) -> LibraryNetwork:
     try:
-        return LibraryNetwork(model, classes, size)
+        return LibraryNetwork(model, classes, size, side)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{type(model).__name__} does not take images of {size} x {size} ({reason})") from None
+        raise UserError(f"{type(model).__name__} does not take images of {size} x {size} ({reason(error)})") from None

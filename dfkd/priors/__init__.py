@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dfkd.priors.disjoint import check_disjoint
+from dfkd.priors.auxiliary import check_disjoint, public_images
 from dfkd.priors.folder import digests_path
-from dfkd.priors.public import public_images
 
 if TYPE_CHECKING:
     from pathlib import Path

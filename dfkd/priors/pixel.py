@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dfkd.errors import UserError
+from dfkd.errors import UserError, reason
 from dfkd.files import check_digest
 from dfkd.priors.base import Condition, Prior, check_strength, check_weights, guided, resize
 from dfkd.priors.folder import weights_path
@@ -66,8 +66,7 @@ class PixelPrior(Prior):
             unet = UNet2DModel.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
             schedule = DDPMScheduler.load_config(folder, subfolder="scheduler", local_files_only=True)
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-            line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{folder} holds no UNet2DModel with a scheduler ({line})") from None
+            raise UserError(f"{folder} holds no UNet2DModel with a scheduler ({reason(error)})") from None
         if (unet.config.in_channels, unet.config.out_channels) != (3, 3) or not unet.config.sample_size:
             raise UserError(f"{folder}: a prior has 3 channels in and out and a `sample_size`")
         check_weights(folder, {"": unet})
@@ -85,7 +84,6 @@ class PixelPrior(Prior):
         return Condition(null, null, 0.0) if labels is None else Condition(null, labels, guidance)
 
     def noise(self, z: Tensor, t: int, condition: Condition | None) -> Tensor:
-        """As `Prior.noise`."""
         # Made on the device: a number copied there would be waited for.
         time = torch.full((), t, dtype=torch.int64, device=z.device)
         if condition is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dfkd import documents, paths
 from dfkd.changes import EXAMPLES, parse_changes, value_of
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError, named
 from dfkd.files import stamps
 from dfkd.names import NAME, check_name
 from dfkd.optimizers import NOT_NEGATIVE, POSITIVE, SHARE, mapping
@@ -102,9 +102,8 @@ def changed(recipe: Mapping[str, Any], changes: list[str]) -> dict[str, Any]:
     """The recipe with each `key=value` of `--set` put in, checked. Raises UserError."""
     result = dict(recipe)
     for key, text in parse_changes(changes).items():
-        if key not in CHANGEABLE:
-            raise unknown("--set key", key, CHANGEABLE)
-        result[key] = value_of(key, text, EXAMPLES[CHANGEABLE[key]["type"]])
+        schema = named("--set key", key, CHANGEABLE)
+        result[key] = value_of(key, text, EXAMPLES[schema["type"]])
     check(result)
     return result
 

@@ -21,7 +21,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from dfkd.errors import UserError
+from dfkd.errors import UserError, reason
 from dfkd.priors.base import Condition, Prior, check_strength, check_weights, guided, resize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -69,8 +69,7 @@ class LatentPrior(Prior):
                 dtype=dtype,
             )
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-            line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{folder} holds no {cls.kind.__name__} ({line})") from None
+            raise UserError(f"{folder} holds no {cls.kind.__name__} ({reason(error)})") from None
         check_weights(folder, pipeline.components)
         return cls(pipeline.to(device), card)
 
@@ -103,7 +102,6 @@ class StableDiffusion(LatentPrior):
         return Condition(null[:1].expand(count, -1, -1), given.expand(count, -1, -1), guidance)
 
     def noise(self, z: Tensor, t: int, condition: Condition) -> Tensor:
-        """As `Prior.noise`."""
         time = torch.full((), t, dtype=torch.int64, device=z.device)
 
         def predict(z: Tensor, text: Tensor) -> Tensor:

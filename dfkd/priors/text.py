@@ -6,7 +6,7 @@ other; letters tell classes apart and no more, need no file, and stand for it wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dfkd import names
 from dfkd.artifacts import given_folders
-from dfkd.errors import UserError
+from dfkd.errors import UserError, reason
 
+ARGUMENT = "text_encoder"  # of a method that uses one
 SIZE = 512  # of CLIP ViT-B/32's embedding, and of the letters'
 
 
@@ -47,9 +48,14 @@ def clip(texts: Sequence[str], encoder: str) -> Tensor:
         given = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         found = model(**given).text_embeds
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{folder} holds no CLIP text encoder ({line})") from None
+        raise UserError(f"{folder} holds no CLIP text encoder ({reason(error)})") from None
     return torch.nn.functional.normalize(found, dim=1)
+
+
+def asked_for(arguments: Mapping[str, object]) -> Path | None:
+    """The folder of the text encoder that a method's arguments name, if they do. Raises UserError."""
+    name = arguments.get(ARGUMENT)
+    return folder_of(str(name)).resolve() if name else None
 
 
 def folder_of(encoder: str) -> Path:
@@ -60,7 +66,7 @@ def folder_of(encoder: str) -> Path:
             raise UserError(f"there is no folder {folder}; a text encoder's name has no slash")
         return folder
     names.check_name(encoder, "a text encoder's name")
-    for place in given_folders(Path())[1:]:
+    for place in given_folders():
         if (place / f"text_{encoder}").is_dir():
             return place / f"text_{encoder}"
     raise UserError(

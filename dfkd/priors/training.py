@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,16 +33,12 @@ def train(
     *,
     seed: int,
     device: torch.device | str,
-    state: Path | None = None,
-    resume: bool = True,
-    until: float = math.inf,
-    say: Callable[[str], None] = lambda line: None,
+    **options: Any,
 ) -> tuple[UNet2DModel, float]:
     """Train a U-Net on the auxiliary `images` (uint8, N×H×W×3) of `source`: it with averaged weights, and the seconds.
 
-    With `resume` it goes on from what a stopped training left in `state`; the result is bit for bit that of a training
-    that was never stopped. Raises UserError for a recipe or images that will not do and where the loss diverges,
-    `Stopped` as `resumable.finish` does.
+    The options are those of `resumable.finish`, whose errors it raises, and UserError for a recipe or images that will
+    not do.
     """
     check(recipe)
     if source.spec.size % recipe["size"]:
@@ -57,7 +52,7 @@ def train(
         randomness=dict(seed=seed % 2**32),
     )
     given = {"flip": source.flip, "images": images}
-    training, seconds = resumable.finish(config, given, device, state=state, resume=resume, until=until, say=say)
+    training, seconds = resumable.finish(config, given, device, **options)
     return training.averaged(), seconds
 
 

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dfkd import paths, records
 from dfkd.errors import UserError
-from dfkd.files import copy_file, replace_file
+from dfkd.files import copy_file, replace_file, unchanged
 from dfkd.identity import Run
 from dfkd.locks import alone
 from dfkd.report import cells, claims, leaderboard, ledger, papers, plots
 from dfkd.report.columns import Row
-from dfkd.report.current import ablations, current_digests, done, estimate
+from dfkd.report.current import ablations, current_digests, done
 from dfkd.report.papers import Place
 from dfkd.report.published import read_published
 from dfkd.report.statistics import HISTOGRAMS, Result, gather, tidy
+from dfkd.tables.costs import on_reference
 from dfkd.tables.definition import table_of
 
 if TYPE_CHECKING:
@@ -119,13 +120,14 @@ def after_run(record: Mapping, tables: bool = True) -> None:
         print(f"this run's record is written, but for the tables mend: {problem}; then: {RENDER}", file=sys.stderr)
 
 
+@unchanged()
 def render() -> Rendered:
     """Everything but the plots, of the records that there are now."""
     found, quotable = records.read_all(paths.records()), read_published(paths.published())
     digests = current_digests(found.records)
     runs = tidy(found.records, digests)
     results = gather(runs, ablations(found.records))
-    places = papers.places(results, quotable, done(found.records, digests), estimate)
+    places = papers.places(results, quotable, done(found.records, digests), on_reference)
     sheets = leaderboard.sheets_of(results)
     pairs = [rows for of in sheets.values() for rows in of]
     flat = [place for by_pair in places.values() for of in by_pair.values() for place in of]

@@ -122,9 +122,5 @@ def references() -> dict[str, str]:
 
 def chosen(pairs: Pairs, data: str | None, protocol: str | None) -> list[Sequence[Row]]:
     """The pairs of one data set, of one protocol, or of all."""
-
-    def fits(wanted: str | None, name: str) -> bool:
-        return wanted in (None, name)
-
     cells = ((rows, rows[0].result.cell) for rows in pairs)
-    return [rows for rows, cell in cells if fits(data, cell.data) and fits(protocol, cell.protocol)]
+    return [rows for rows, cell in cells if data in (None, cell.data) and protocol in (None, cell.protocol)]

@@ -69,10 +69,10 @@ class Claim:
     says: str
     source: str
     evidence: str
-    data: tuple[str, ...]
-    protocols: tuple[str, ...]
-    comparisons: tuple[Comparison, ...]
-    remark: str
+    data: Sequence[str]
+    protocols: Sequence[str]
+    comparisons: Sequence[Comparison]
+    remark: str = ""
 
     @property
     def rows(self) -> list[str]:
@@ -113,17 +113,14 @@ def read(path: Path | None = None) -> list[Claim]:
 
     Data sets, recipes and protocols that there are not make a claim untestable, and are named in its verdict.
     """
-    return [_claim(name, content) for name, content in documents.read_checked(path or paths.claims(), SCHEMA).items()]
+    found = documents.read_checked(path or paths.claims(), SCHEMA)
+    return [_claim(name, content) for name, content in found.items()]
 
 
 def _claim(name: str, content: Mapping[str, Any]) -> Claim:
-    comparisons = [
-        Comparison(each["row"], each["than"], each["quantity"], each["is"], each.get("factor", 1.0))
-        for each in content["all"]
-    ]
-    given = {key: content[key] for key in ("paper", "says", "source", "evidence")}
-    given |= {key: tuple(content[key]) for key in ("data", "protocols")}
-    return Claim(name, **given, comparisons=tuple(comparisons), remark=content.get("remark", ""))
+    asked = [{"relation" if key == "is" else key: value for key, value in each.items()} for each in content["all"]]
+    given = {key: value for key, value in content.items() if key != "all"}
+    return Claim(name, **given, comparisons=[Comparison(**each) for each in asked])
 
 
 def judge(claim: Claim, results: Iterable[Result]) -> Verdict:

@@ -16,6 +16,7 @@ from dfkd.units import duration, memory
 
 REFERENCES = ("teacher", "student-real", KD)  # the order of reference rows; the rest by name
 NOTHING = "–"
+DISTURBED = 0.2  # processors of other work from which on a row says so
 LEFT, RIGHT = "left", "right"
 
 
@@ -166,7 +167,9 @@ def _of_best(show: Callable[[Row], str | None]) -> Callable[[Sequence[Row]], str
 
 def _names_of_best(rows: Sequence[Row]) -> str | None:
     names = ", ".join(plain(row.result.cell.method) for row in _best(rows))
-    return names and names + ("" if any(row.rank for row in rows) else " (no rank)")
+    if not names:
+        return "all stale" if any(row.result.state == "stale" and not row.result.reference for row in rows) else None
+    return names + ("" if any(row.rank for row in rows) else " (no rank)")
 
 
 def _method(row: Row) -> str:
@@ -202,6 +205,10 @@ def _mean(key: str, show: Callable[[float], str]) -> Callable[[Row], str | None]
 
 def _score_of(key: str) -> Callable[[Row], str | None]:
     return lambda row: score(row.result.means.get(key), row.result.metric)
+
+
+def _others(row: Row) -> float:
+    return row.cost.means.get("provenance.others", 0.0)
 
 
 _whole = "{:,.0f}".format
@@ -273,6 +280,11 @@ COSTS = (
     Column(
         "memory", "peak: device memory on CUDA, process memory on a CPU", RIGHT,
         _mean("cost.peak_memory_bytes", memory),
+    ),
+    Column(
+        "others", "processors that other work kept busy meanwhile, on average: such times may be too long", RIGHT,
+        lambda row: f"{_others(row):.1f}" if _others(row) >= DISTURBED else None,
+        needed=lambda row: _others(row) >= DISTURBED,
     ),
     Column("hardware", "class of the machine; number of seeds if there are several", LEFT, _hardware, common=True),
 )  # fmt: skip

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 
 from dfkd import catalog, paths, records
 from dfkd.errors import UserError
+from dfkd.files import unchanged
 from dfkd.identity import Cell, Run
-from dfkd.networks import fitting
-from dfkd.tables.definition import datasets, table_of
+from dfkd.tables.definition import check_fits, datasets, table_of, tables
 from dfkd.tables.recipes import recipes
 from dfkd.tables.resolve import resolve
-from dfkd.tasks import task
 
 Digests = Mapping[Cell, tuple[str | None, str | None]]  # of method and configuration
 
 
+@unchanged()
 def finished() -> tuple[set[Run], list[UserError]]:
     """Every run that has a finished record of today's code and configuration; and which records are broken."""
     found = records.read_all(paths.records())
@@ -51,35 +50,27 @@ def current_digests(everything: Iterable[Mapping]) -> Digests:
 
 def _now(cell: Cell) -> tuple[str | None, str | None]:
     """(None, None) where the table, its protocol, the method or a network is no more."""
-    if cell.data not in datasets() or cell.protocol not in table_of(cell.data).protocols:
+    table = {data: table for table in tables().values() for data in table.data}.get(cell.data)
+    if table is None or cell.protocol not in table.protocols:
         return None, None
-    method = recipes(table_of(cell.data)).get(cell.method, {}).get("method", cell.method)
-    if method not in catalog.entries() or {cell.teacher, cell.student} - {*fitting(task(cell.data).kind)}:
+    method = recipes(table).get(cell.method, {}).get("method", cell.method)
+    if method not in catalog.entries() or not (_fits(cell.teacher, cell.data) and _fits(cell.student, cell.data)):
         return None, None
     now = resolve(cell.data, cell.protocol, cell.method, cell.pair)
     return now.entry.digest, now.digest
 
 
+def _fits(arch: str, data: str) -> bool:
+    try:
+        check_fits(data, arch)
+    except UserError:
+        return False
+    return True
+
+
 def ablations(everything: Iterable[Mapping]) -> dict[Cell, str]:
     """The recipe that the recipe of a recorded cell is an ablation or a control of, where its file says so."""
-    found = {cell: ablated(cell.data, cell.method) for cell in {Run.of(record).cell for record in everything}}
+    cells = {Run.of(record).cell for record in everything}
+    books = {data: recipes(table_of(data)) for data in {cell.data for cell in cells} & {*datasets()}}
+    found = {cell: books.get(cell.data, {}).get(cell.method, {}).get("ablates") for cell in cells}
     return {cell: name for cell, name in found.items() if name is not None}
-
-
-def ablated(data: str, method: str) -> str | None:
-    """The recipe that this one is an ablation or a control of; None for a method of its own or an unknown one."""
-    book = recipes(table_of(data)) if data in datasets() else {}
-    return book.get(method, {}).get("ablates")
-
-
-def estimate(run: Run) -> float:
-    """Seconds a run will take: what its method took in that table, on whatever machine, else the protocol's guess."""
-    return _estimate(run.data, run.protocol, run.method)
-
-
-@functools.cache
-def _estimate(data: str, protocol: str, method: str) -> float:
-    found = records.read_all(paths.records(), f"{data}/*/{method}/{protocol}-seed*.json")
-    finished = [record["time"] for record in found.records if record["status"] == "ok"]
-    took = [time["total"] - time["prior"] for time in finished]  # a prior is trained beforehand
-    return sum(took) / len(took) if took else 60 * table_of(data).protocol(protocol).minutes

@@ -20,8 +20,9 @@ HEAD = """\
 
 Generated from `results/records` by `python bench.py leaderboard`; do not edit. `all.csv` beside it has one line for
 each record, `cells.csv` one for each row, with 95 % intervals.
-
-- **`last` ranks**: the student after its last step. Without data there is nothing to choose a better one by.
+"""
+RULES = """\
+- **`last` ranks**: the score after the last step, since without data no better step can be chosen.
 - **Methods share a rank** that a t-test over seeds cannot tell apart (paired over common seeds, else Welch's; 95 %).
   With fewer than three seeds there is an order and no rank. Ablations and controls stand below their method, unranked.
 - **`oracle`** is the best test score seen on the way, which is what papers print. It ranks nothing.
@@ -76,7 +77,7 @@ def render(sheets: Sheets, places: Mapping[str, Mapping[str, Sequence[Place]]]) 
             printed = {pair: each for pair, each in printed.items() if any(place.result for place in each)}
             sections.append(f"## {data}\n\n" + _body(data, run, printed, "plots"))
     pairs = [rows for of in sheets.values() for rows in of]
-    parts = [HEAD, columns.table(OVERVIEW, pairs) if pairs else EMPTY, *_across(pairs)]
+    parts = [HEAD, columns.table(OVERVIEW, pairs) if pairs else EMPTY, RULES, *_across(pairs)]
     parts += [PUBLISHED, papers.summary(places)] if places else []
     everything = [place for by_pair in places.values() for of in by_pair.values() for place in of]
     legend = _legend([row for rows in pairs for row in rows], everything)

@@ -27,13 +27,14 @@ from dfkd.report.ranking import SEEDS
 from dfkd.report.statistics import Result
 from dfkd.units import duration
 
-HEAD = f"""\
+HEAD = """\
 # Claims
 
 Generated from `benchmarks/claims.yaml` and `results/records` by `python bench.py leaderboard`; do not edit.
 
 What the papers say, as comparisons between rows of one table, and what the records say of it.
-
+"""
+RULES = f"""\
 | verdict | meaning |
 |:--|:--|
 | {HOLDS} | true at every pair that has been run |
@@ -47,7 +48,6 @@ Welch's. *No less* allows half a point ({POINT / 100:.1%} of the range). Times a
 run by run, and differ if every run of one side is beyond every run of the other by a factor of {CLOCK_NOISE}. The
 protocol is the first of the claim's own for which there are records. Evidence: the source was *read*, only a third
 party's *summary* of it was, or the claim is *inferred*, our reading of what was read.
-
 """
 
 
@@ -55,8 +55,8 @@ def render(verdicts: Sequence[Verdict]) -> str:
     """The page."""
     counts = Counter(verdict.word for verdict in verdicts)
     said = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
-    parts = [HEAD + f"{len(verdicts)} claims: {said}.\n" if verdicts else HEAD]
-    return "\n".join([*parts, columns.table(OVERVIEW, verdicts), *map(_section, verdicts)])
+    parts = [HEAD, f"{len(verdicts)} claims: {said}.\n", columns.table(OVERVIEW, verdicts)] if verdicts else [HEAD]
+    return "\n".join([*parts, RULES, *map(_section, verdicts)])
 
 
 def _word(verdict: Verdict) -> str:
@@ -70,9 +70,9 @@ def _word(verdict: Verdict) -> str:
 
 OVERVIEW = (
     Column("claim", "", LEFT, lambda verdict: f"[{verdict.claim.name}](#{verdict.claim.name})"),
+    Column("verdict", "", LEFT, _word),
     Column("says", "", LEFT, lambda verdict: plain(verdict.claim.says)),
     Column("evidence", "", LEFT, lambda verdict: verdict.claim.evidence),
-    Column("verdict", "", LEFT, _word),
 )
 
 

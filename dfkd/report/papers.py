@@ -14,7 +14,7 @@ from dfkd.report.columns import LEFT, RIGHT, Column
 from dfkd.report.markdown import plain
 from dfkd.report.published import PAPER, Quoted
 from dfkd.report.statistics import Result
-from dfkd.tables.definition import Protocol, table_of, tables
+from dfkd.tables.definition import Protocol, Table, tables
 from dfkd.tables.recipes import recipes
 from dfkd.tasks import task
 from dfkd.units import duration
@@ -32,19 +32,21 @@ class Place:
 
     Attributes:
         quoted: what is printed there; None where nothing is known to be.
+        reference: whether its row is one to compare with, and no method.
         result: what is measured here, if anything is.
         spanned: whether the table has the recipe; else its method is not run here.
         open: runs that are still to be made.
-        seconds: what one of them is predicted to take.
+        seconds: what one of them is predicted to take; None where nobody knows.
     """
 
     cell: Cell
     metric: Metric
     quoted: Quoted | None
+    reference: bool
     result: Result | None
     spanned: bool
     open: int
-    seconds: float
+    seconds: float | None
 
     @property
     def difference(self) -> float | None:
@@ -72,7 +74,7 @@ def places(
     results: Iterable[Result],
     quotable: Sequence[Mapping[str, str]],
     done: Collection[Run] = (),
-    predict: Callable[[Run], float] | None = None,
+    predict: Callable[[Run], float | None] | None = None,
 ) -> dict[str, dict[str, list[Place]]]:
     """By data set and pair: the rows of every table that has the `paper` protocol, and whatever else papers print of
     its pairs. `predict` gives the seconds of a run; without it none are predicted."""
@@ -80,6 +82,7 @@ def places(
     found: dict[str, dict[str, list[Place]]] = {}
     for table in tables().values():
         protocol = table.protocols.get(PAPER)
+        references = _references(table) if protocol else set()
         for data in table.data if protocol else ():
             cells = {pair: list(_cells(data, pair, protocol, quotable)) for pair in protocol.pairs}
             score = metric(task(data).metric)
@@ -87,7 +90,10 @@ def places(
 
             found[data] = {
                 pair: [
-                    Place(cell, score, quoted.get(cell), measured.get(cell), *_open(cell, protocol, done, predict))
+                    Place(
+                        *(cell, score, quoted.get(cell), cell.method in references, measured.get(cell)),
+                        *_open(cell, protocol, done, predict),
+                    )
                     for cell in of
                 ]
                 for pair, of in cells.items()
@@ -95,14 +101,21 @@ def places(
     return found
 
 
+def _references(table: Table) -> set[str]:
+    """The recipes of a table, and methods without one, that are reference rows."""
+    methods = catalog.entries()
+    made_by = {name: name for name in methods} | {name: recipe["method"] for name, recipe in recipes(table).items()}
+    return {name for name, method in made_by.items() if method in methods and methods[method].reference}
+
+
 def _open(
-    cell: Cell, protocol: Protocol, done: Collection[Run], predict: Callable[[Run], float] | None
-) -> tuple[bool, int, float]:
+    cell: Cell, protocol: Protocol, done: Collection[Run], predict: Callable[[Run], float | None] | None
+) -> tuple[bool, int, float | None]:
     """Whether the table spans the cell, how many of its runs are open, and the predicted seconds of one."""
     spanned = cell.method in protocol.recipes
     runs = [Run(cell.data, *cell[2:], PAPER, seed) for seed in protocol.seeds if spanned]
     left = [run for run in runs if run not in done]
-    return spanned, len(left), predict(left[0]) if left and predict else 0.0
+    return spanned, len(left), predict(left[0]) if left and predict else None
 
 
 def _cells(data: str, pair: str, protocol: Protocol, quotable: Sequence[Mapping[str, str]]) -> Iterator[Cell]:
@@ -114,10 +127,8 @@ def _cells(data: str, pair: str, protocol: Protocol, quotable: Sequence[Mapping[
 
 def _name(place: Place) -> str:
     """In italics that of a reference row, as in the other tables."""
-    recipe = recipes(table_of(place.cell.data)).get(place.cell.method, {})
-    entry = catalog.entries().get(recipe.get("method", place.cell.method))
     name = plain(place.cell.method)
-    return f"*{name}*" if entry and entry.reference else name
+    return f"*{name}*" if place.reference else name
 
 
 def _quoted(place: Place) -> str | None:
@@ -150,11 +161,20 @@ PLACES = (
         LEFT, lambda place: place.word,
     ),
     Column(
-        "to run", "runs that are open × predicted time of one (`bench.py plan`)", RIGHT,
-        lambda place: f"{place.open} × {duration(place.seconds)}" if place.open else None,
+        "to run", "runs that are open × predicted time of one, on the first of `benchmarks/devices.json`", RIGHT,
+        lambda place: _to_run(place) if place.open else None,
         needed=lambda place: place.open,
     ),
 )  # fmt: skip
+
+
+def _to_run(place: Place) -> str:
+    return f"{place.open}" if place.seconds is None else f"{place.open} × {duration(place.seconds)}"
+
+
+def _predicted(places: Sequence[Place]) -> str | None:
+    known = [place.open * place.seconds for place in places if place.seconds is not None]
+    return duration(sum(known)) if known else None
 
 
 def _counted(word: str) -> Column:
@@ -168,7 +188,7 @@ SUMMARY = (  # of data and its places
     Column("measured", "", RIGHT, lambda group: str(sum(_is_measured(place) for place in group[1]))),
     *map(_counted, (MATCHES, ABOVE, BELOW)),
     Column("open runs", "", RIGHT, lambda group: str(sum(place.open for place in group[1]))),
-    Column("predicted", "", RIGHT, lambda group: duration(sum(place.open * place.seconds for place in group[1]))),
+    Column("predicted", "", RIGHT, lambda group: _predicted(group[1])),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -40,12 +40,10 @@ def channel_means(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
     def record(module: nn.Module, inputs: tuple[Tensor]) -> None:
         found.append(inputs[0].float().mean((2, 3)))
 
-    handles = [module.register_forward_pre_hook(record) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(record))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class NoStatistics(ValueError):
@@ -84,12 +82,10 @@ class BatchNormLoss:
             self._batch[index[layer]] = (mean, variance)
 
         self._batch = [None] * len(self.layers)  # type: ignore[list-item]  # set in the pass
-        handles = [layer.register_forward_pre_hook(record) for layer in self.layers]
-        try:
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                hooks.enter_context(layer.register_forward_pre_hook(record))
             yield self
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def loss(self) -> Tensor:
         """The loss of the last captured forward pass, a scalar."""

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dfkd import documents, paths
-from dfkd.errors import UserError, shown, unknown
-from dfkd.files import find, stamps
+from dfkd.errors import UserError, named, shown
+from dfkd.files import asked_once, find, stamps
 from dfkd.names import LARGEST, NAME
 from dfkd.networks import fitting, network
-from dfkd.optimizers import NOT_NEGATIVE, PARTS, mapping, one_of
+from dfkd.optimizers import PARTS, mapping, one_of
 from dfkd.tasks import task
 from dfkd.teachers.recipes import SCHEMA as TEACHER
 
@@ -23,7 +23,7 @@ MEANINGS = {
     "paper": "The published recipes",
     "scaled": "Published budgets divided by one factor, so that speeds may be compared with papers; scores may not",
     "cpu": "Real data, small pairs, cut budgets; not to be compared with papers",
-    "quick": "Embedded data, minutes on a laptop; not to be compared with papers",
+    "quick": "Data that come with the packages, minutes on a laptop; not to be compared with papers",
 }
 PRECISIONS = ("fp32", "tf32", "bf16")
 AUTO = "auto"  # precision: bf16 where the machine is faster in it, else fp32
@@ -56,7 +56,6 @@ _PROTOCOL = mapping(
     seeds={"type": "array", "items": _SEED, "minItems": 1, "uniqueItems": True},
     **SETTINGS["properties"],
     recipe_may_set={"type": "array", "items": {"enum": list(SETTINGS["properties"])}, "uniqueItems": True},
-    minutes=NOT_NEGATIVE,
     teacher=TEACHER,
 )
 SCHEMA = {
@@ -86,7 +85,6 @@ class Protocol:
         settings: precision, training, rounds, synthesis_batch, evaluations and prior as a run has them, unless its
             recipe may and does say otherwise.
         recipe_may_set: the settings that are not the same for all methods.
-        minutes: a guess of what a cell takes, until some have been run.
         teacher: the recipe by which a missing teacher is trained; empty where none is.
     """
 
@@ -96,11 +94,10 @@ class Protocol:
     seeds: tuple[int, ...]
     settings: Mapping[str, Any]
     recipe_may_set: tuple[str, ...]
-    minutes: float
     teacher: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """One family of data sets and how they are measured. Its recipes are files beside it and beside its base."""
 
@@ -121,11 +118,10 @@ class Table:
 
     def protocol(self, name: str) -> Protocol:
         """Raises UserError naming the nearest one."""
-        if name not in self.protocols:
-            raise unknown("protocol", name, self.protocols)
-        return self.protocols[name]
+        return named("protocol", name, self.protocols)
 
 
+@asked_once
 def tables() -> dict[str, Table]:
     """Every table by its family. Raises UserError naming the file and key that are wrong, in whichever it is."""
     return _tables(stamps(find(paths.BENCHMARKS, "[!.]*/table.yaml")))
@@ -133,10 +129,7 @@ def tables() -> dict[str, Table]:
 
 def table_of(data: str) -> Table:
     """The table in which a data set stands. Raises UserError naming the nearest one."""
-    known = {name: table for table in tables().values() for name in table.data}
-    if data not in known:
-        raise unknown("data", data, known)
-    return known[data]
+    return named("data", data, {name: table for table in tables().values() for name in table.data})
 
 
 def datasets() -> list[str]:
@@ -146,7 +139,8 @@ def datasets() -> list[str]:
 
 @lru_cache(maxsize=4)
 def _tables(files: tuple) -> dict[str, Table]:
-    texts = {path.parent.name: documents.read_checked(path, {}) for path, *_ in files}
+    mappings = {"properties": {"protocols": {"type": "object"}}}  # as far as a table can be checked without its base
+    texts = {path.parent.name: documents.read_checked(path, mappings) for path, *_ in files}
     found = {family: _table(family, content, texts) for family, content in texts.items()}
     owners: dict[str, str] = {}
     for family, table in found.items():
@@ -161,7 +155,7 @@ def _table(family: str, content: dict[str, Any], texts: Mapping[str, dict[str, A
     if base is not None:
         if not isinstance(base, str) or base not in texts or base == family or "base" in texts[base]:
             raise UserError(f"{path}: base: {shown(base)} is no table that this one could start from")
-        content = content | {"protocols": merge(_mapping(texts[base]), _mapping(content))}
+        content = content | {"protocols": merge(texts[base].get("protocols", {}), content.get("protocols", {}))}
     documents.check(content, SCHEMA, path)
     with naming(path, "data"):
         for data in content["data"]:
@@ -171,12 +165,6 @@ def _table(family: str, content: dict[str, Any], texts: Mapping[str, dict[str, A
         with naming(path, f"protocols.{name}"):
             protocols[name] = _protocol(name, content["protocols"][name], content["data"][0])
     return Table(family, content["about"], tuple(content["data"]), base, protocols)
-
-
-def _mapping(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The protocols of a file, or none where they are no mapping, which the schema tells."""
-    found = content.get("protocols", {})
-    return found if isinstance(found, dict) else {}
 
 
 def _protocol(name: str, values: Mapping[str, Any], data: str) -> Protocol:
@@ -189,7 +177,6 @@ def _protocol(name: str, values: Mapping[str, Any], data: str) -> Protocol:
         seeds=tuple(values["seeds"]),
         settings={key: value for key, value in values.items() if key in SETTINGS["properties"]},
         recipe_may_set=tuple(values.get("recipe_may_set", ())),
-        minutes=values.get("minutes", 0.0),
         teacher=values.get("teacher", {}),
     )
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 from dfkd import catalog, paths
 from dfkd.artifacts.cards import PRIOR, TEACHER
 from dfkd.errors import UserError, shown, unknown
+from dfkd.files import unchanged
 from dfkd.identity import Run
 from dfkd.names import whole
 from dfkd.priors.recipes import recipe_for
 from dfkd.priors.recipes import recipes as own_priors
-from dfkd.tables.definition import datasets, table_of, tables
+from dfkd.tables import costs
+from dfkd.tables.definition import datasets, tables
 from dfkd.tables.pipeline import span
 from dfkd.tables.recipes import recipes
-from dfkd.tables.resolve import resolve, takes_prior
+from dfkd.tables.resolve import Resolved, resolve
 from dfkd.units import duration
 
 
@@ -27,28 +30,50 @@ def missing(done: Collection[Run], data: str | None = None, protocol: str | None
     return [run for run in span() if run not in done and data in (None, run.data) and protocol in (None, run.protocol)]
 
 
-def lacking(runs: Collection[Run]) -> list[str]:
-    """The options of `bench.py` that make the teachers and priors of these runs, as far as they are not there."""
-    found: dict[str, None] = {}  # each once, in order
-    priors, methods = own_priors(), catalog.entries()
-    books = {data: recipes(table_of(data)) for data in {run.data for run in runs}}
-    for data, protocol, teacher, student, method in dict.fromkeys(run.cell for run in runs):
-        if not TEACHER.there(paths.teacher(data, teacher)):
-            found[f"teacher --data {data} --arch {teacher} --protocol {protocol} --resume"] = None
-        if not takes_prior(methods[books[data].get(method, {}).get("method", method)]):
-            continue
-        prior = resolve(data, protocol, method, f"{teacher}-{student}").prior or ""
+class Planned(NamedTuple):
+    """A command: the options of `bench.py`, and its predicted seconds where its cost is known."""
+
+    options: str
+    seconds: float | None
+
+    def __str__(self) -> str:
+        about = "of unknown cost" if self.seconds is None else f"about {duration(self.seconds)}"
+        return f"python bench.py {self.options}  # {about}"
+
+
+@unchanged()
+def planned(runs: Collection[Run], speeds: costs.Speeds) -> list[Planned]:
+    """First the commands that make the teachers and priors that these runs lack, then the runs, on such a device."""
+    first = {run.cell: run for run in runs}.values()  # of each cell one: its seeds share what it stands for
+    cells = {run.cell: resolve(run.data, run.protocol, run.method, run.pair) for run in first}
+    seconds = {cell: costs.predicted(resolved, speeds) for cell, resolved in cells.items()}
+    made = _lacking(cells.values(), speeds)
+    return [*made, *(Planned(run.command, seconds[run.cell]) for run in runs)]
+
+
+def _lacking(cells: Collection[Resolved], speeds: costs.Speeds) -> list[Planned]:
+    """The commands that make the teachers and priors of these cells, as far as they are not there."""
+    found: dict[str, float | None] = {}  # each once, in order
+    priors = own_priors()
+    for resolved in cells:
+        data, arch, protocol = resolved.run.data, resolved.run.teacher, resolved.protocol
+        if not TEACHER.there(paths.teacher(data, arch)):
+            options = f"teacher --data {data} --arch {arch} --protocol {protocol.name} --resume"
+            found[options] = costs.teacher(data, arch, protocol.teacher, speeds) if protocol.teacher else None
+        prior = resolved.prior or ""
         recipe = priors.get(prior)  # another one comes from the hub when it is first used
         if recipe and not PRIOR.there(paths.prior(prior)):
             name = "" if recipe_for(recipe["data"], recipe["size"])[0] == prior else f" --name {prior}"
-            found[f"prior --data {recipe['data']} --size {recipe['size']}{name} --resume"] = None
-    return list(found)
+            options = f"prior --data {recipe['data']} --size {recipe['size']}{name} --resume"
+            found[options] = costs.prior(prior, recipe, speeds)
+    return [Planned(*item) for item in found.items()]
 
 
-def commands(runs: Sequence[Run], estimate: Callable[[Run], float]) -> Iterator[str]:
-    """A line for each command: first those that make what the runs lack, then the runs, each with its time."""
-    yield from (f"python bench.py {options}" for options in lacking(runs))
-    yield from (f"python bench.py {run.command}  # about {duration(estimate(run))}" for run in runs)
+def summary(plan: Collection[Planned], runs: int, device: str) -> str:
+    """What the commands come to, in a line."""
+    known = [each.seconds for each in plan if each.seconds is not None]
+    unknown = f", and {len(plan) - len(known)} commands of unknown cost" if len(known) < len(plan) else ""
+    return f"# {runs} runs, about {duration(sum(known))} in all on {device}{unknown}"
 
 
 def listing(done: Collection[Run], extra: str | None = None) -> Iterator[tuple[tuple[str, ...], list[tuple]]]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from dfkd import catalog, documents, paths
 from dfkd.changes import coerce
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError, named, unknown
+from dfkd.files import asked_once, stamps
 from dfkd.files import find as find_files
-from dfkd.files import stamps
 from dfkd.names import check_name
 from dfkd.optimizers import PARTS, mapping
 from dfkd.tables.definition import BUDGET, NAMED, STUDENT, Table, check_pair, merge, naming
@@ -46,15 +46,21 @@ SCHEMA = {
 }
 
 
+@asked_once
 def recipes(table: Table) -> dict[str, dict]:
     """The recipes of a table by name, each joined with its bases; a table with a `base` has that table's too.
 
     Raises UserError, naming file and key, for any that is wrong, whichever is wanted,
     and where a protocol spans one that there is not.
     """
-    files = _files(table)
-    joined = _joined(stamps(files.values()))
-    methods = catalog.entries()
+    return _book(table, stamps(_files(table).values()), stamps(catalog.files()))
+
+
+@lru_cache(maxsize=32)
+def _book(table: Table, stamped: tuple, methods_stamped: tuple) -> dict[str, dict]:
+    """As `recipes`, read from these files and checked against these methods."""
+    files = {path.stem: path for path, *_ in stamped}
+    joined, methods = _joined(files), catalog.entries()
     known = {*joined, *methods}
     for name, recipe in joined.items():
         _check(recipe, files[name], table, methods.get(recipe["method"]))
@@ -72,13 +78,9 @@ def recipes(table: Table) -> dict[str, dict]:
 def find(table: Table, name: str, extra: str | None = None) -> tuple[dict, catalog.Entry]:
     """The recipe of that name ({} for a method without one) and the method that it is of."""
     book, methods = recipes(table), catalog.entries(extra)
-    if name not in book and name not in methods:
-        raise unknown("method", name, {*book, *methods})
-    recipe = book.get(name, {})
-    method = recipe.get("method", name)
-    if method not in methods:
-        raise unknown(f"method in {_files(table)[name]}", method, methods)
-    return recipe, methods[method]
+    recipe = named("method", name, {method: {} for method in methods} | book)
+    where = f" in {_files(table)[name]}" if name in book else ""
+    return recipe, named(f"method{where}", recipe.get("method", name), methods)
 
 
 def _files(table: Table) -> dict[str, Path]:
@@ -90,11 +92,9 @@ def _files(table: Table) -> dict[str, Path]:
     return found
 
 
-@lru_cache(maxsize=32)
-def _joined(files: tuple) -> dict[str, dict]:
-    places = {path.stem: path for path, *_ in files}
-    found = {name: documents.read_checked(path, SCHEMA) for name, path in places.items()}
-    return {name: _inherit(name, found, places) for name in found}
+def _joined(files: Mapping[str, Path]) -> dict[str, dict]:
+    found = {name: documents.read_checked(path, SCHEMA) for name, path in files.items()}
+    return {name: _inherit(name, found, files) for name in found}
 
 
 def _inherit(name: str, found: Mapping[str, dict], files: Mapping[str, Path]) -> dict:
@@ -138,6 +138,5 @@ def _check(recipe: dict, path: Path, table: Table, entry: catalog.Entry | None) 
 
 def kind_of(key: str, entry: catalog.Entry) -> tuple[object, bool]:
     """A value of the type of a method's argument, and whether it may be None, as `coerce` takes them."""
-    if key not in entry.arguments:
-        raise unknown(f"argument of {entry.name}", key, entry.arguments)
-    return entry.examples[key], entry.arguments[key] is None
+    default = named(f"argument of {entry.name}", key, entry.arguments)
+    return entry.examples[key], default is None

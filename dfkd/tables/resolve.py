@@ -14,7 +14,7 @@ import yaml
 
 from dfkd import catalog, documents
 from dfkd.changes import EXAMPLES, coerce, parse_changes, value_of
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError, named, unknown
 from dfkd.identity import Run
 from dfkd.metrics import Metric, metric
 from dfkd.names import LARGEST
@@ -48,6 +48,7 @@ class Resolved:
     custom: bool = False
     note: str = ""
     precision: str = "fp32"  # in which it runs; `auto` until `engine.precision` has chosen
+    compiled: bool = False  # `--compile`
 
     @property
     def digest(self) -> str:
@@ -164,9 +165,7 @@ def _apply(changed: Mapping[str, str], arguments: dict, settings: dict, entry: c
     for part, types in PARTS.items():
         name = changed.get(f"training.{part}.type")
         if name is not None:
-            if name not in types:
-                raise unknown(part, name, types)
-            taken = types[name]["properties"]
+            taken = named(part, name, types)["properties"]
             old = settings["training"][part] | {"type": name}
             # The old type's own arguments, which nobody gave here, go with it.
             settings["training"][part] = {key: value for key, value in old.items() if key in taken}
@@ -179,7 +178,8 @@ def _apply(changed: Mapping[str, str], arguments: dict, settings: dict, entry: c
             functools.reduce(dict.__getitem__, path, settings)[last] = value_of(key, text, known[key])
         else:
             raise unknown("--set key", key, (*entry.arguments, *known))
-    documents.check(settings, SETTINGS, "--set")
+    if changed:
+        documents.check(settings, SETTINGS, "--set")
 
 
 def _keys(settings: dict) -> dict[str, object]:

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dfkd.errors import UserError, unknown
+from dfkd.errors import UserError, named
 from dfkd.files import check_writable, replace_file
 from dfkd.metrics import IGNORE
 from dfkd.tasks.base import InputSpec, Task
@@ -34,16 +34,12 @@ POOLS = {name: pool for name, pool in _found().items() if name not in TASKS}
 
 def task(name: str) -> Task:
     """The task of that name. Raises UserError naming the nearest one."""
-    if name not in TASKS:
-        raise unknown("data", name, TASKS)
-    return TASKS[name]
+    return named("data", name, TASKS)
 
 
 def pool(name: str) -> Task:
     """The pool of that name. Raises UserError naming the nearest one."""
-    if name not in POOLS:
-        raise unknown("pool", name, POOLS)
-    return POOLS[name]
+    return named("pool", name, POOLS)
 
 
 def prepare(name: str, root: Path, source: Path | None = None, copy: Path | None = None) -> tuple[dict[str, Any], str]:
@@ -53,14 +49,12 @@ def prepare(name: str, root: Path, source: Path | None = None, copy: Path | None
     are made anew from the files there, and replace what was stored. `copy` is where the manifest is written, too, with
     its digest. Raises UserError, and then nothing has changed.
     """
-    known = TASKS | POOLS
-    if name not in known:
-        raise unknown("data", name, known)
+    wanted = named("data", name, TASKS | POOLS)
     if copy:
         if copy.exists() and not copy.is_file():
             raise UserError(f"--manifest {copy} is no file")
         check_writable(copy.parent)
-    manifest, line = _prepare(known[name], root, source)
+    manifest, line = _prepare(wanted, root, source)
     if copy:
         replace_file(copy, json.dumps({**manifest, "digest": digest(manifest)}, indent=1) + "\n")
     return manifest, line

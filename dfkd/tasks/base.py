@@ -142,3 +142,29 @@ class Task:
     def convert(self, source: Path, root: Path) -> dict[str, Any]:
         """Make the arrays under `root` from files somebody has (`--from`); returns the manifest."""
         raise UserError(f"{self.name}: nothing to convert; leave out --from {source}")
+
+
+@dataclass(frozen=True)
+class Made(Task):
+    """A data set whose arrays are made at each call anew, of what comes with the packages; no `root` is used."""
+
+    embedded: bool = True
+    changed: str = ""
+
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """What `load` gives."""
+        raise NotImplementedError
+
+    def load(self, split: str, root: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+        if split not in self.splits:
+            raise unknown(f"split of {self.name}", split, self.splits)
+        return self.arrays(split)
+
+    def manifest(self, root: Path | None = None) -> dict[str, Any]:
+        """As `Task.manifest`, computed from the arrays: labels count as uint8, as in the store."""
+        made = {split: self.arrays(split) for split in self.splits}
+        splits = {split: (images, labels.astype(np.uint8)) for split, (images, labels) in made.items()}
+        return store.describe(self.name, splits, self.class_names, self.changed)
+
+    def fetch(self, root: Path) -> dict[str, Any]:
+        return self.manifest(root)

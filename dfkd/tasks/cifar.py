@@ -28,25 +28,20 @@ television tiger tractor train trout tulip turtle wardrobe whale willow_tree wol
 
 
 class Cifar(Task):
-    """One of the two; `fetch` downloads."""
+    """One of the two."""
 
     def fetch(self, root: Path) -> dict[str, Any]:
-        """As `Task.fetch`."""
-        return download(self.name, root)
+        """Fetch about 170 MB, verify the md5, store the arrays, remove the archive.
 
+        An archive that lies in `<root>/<name>/download` already is used. UserError without network or space.
+        """
+        from torchvision import datasets
 
-def download(name: str, root: Path) -> dict[str, Any]:
-    """Fetch `cifar10` or `cifar100` (about 170 MB), verify its md5, store the arrays, remove the archive.
-
-    An archive that lies in `<root>/<name>/download` already is used. UserError without network or space.
-    """
-    from torchvision import datasets
-
-    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    with downloading(name, root, source.url, 0.6) as folder:
-        parts = {split: source(folder, train=split == "train", download=True) for split in ("train", "test")}
-        splits = {split: (part.data, np.array(part.targets)) for split, part in parts.items()}
-        return store.write(root, name, splits, parts["test"].classes)
+        source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.name]
+        with downloading(self.name, root, source.url, 0.6) as folder:
+            parts = {split: source(folder, train=split == "train", download=True) for split in self.splits}
+            splits = {split: (part.data, np.array(part.targets)) for split, part in parts.items()}
+            return store.write(root, self.name, splits, parts["test"].classes)
 
 
 CIFAR10 = Cifar(

@@ -13,14 +13,10 @@ teacher's score within a quick budget, on real data either, and the table could 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dfkd.errors import unknown
-from dfkd.tasks import store
-from dfkd.tasks.base import InputSpec, Task
+from dfkd.tasks.base import InputSpec, Made
 from dfkd.tasks.digits import DIGITS
 
 HEIGHT, WIDTH = 64, 80
@@ -32,30 +28,13 @@ SIZES = (36, 56)  # of a digit's square, in pixels
 COVERED = 12  # how many pixels of what is drawn already a digit may hide
 
 
-class DigitScenes(Task):
-    """Arrays made on the fly: rendered once a process, while the digits are opened at each call (see `Task`)."""
+class DigitScenes(Made):
+    """Rendered once a process, while the digits are opened at each call (see `Task`)."""
 
-    def load(self, split: str, root: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """As `Task.load`; `root` is not used."""
-        if split not in self.splits:
-            raise unknown(f"split of {self.name}", split, self.splits)
-        return _scenes(split)
-
-    def manifest(self, root: Path | None = None) -> dict[str, Any]:
-        """As `Task.manifest`, computed from the arrays: labels count as uint8, as in the store."""
-        rendered = {split: _rendered(split, COUNTS[split]) for split in self.splits}
-        splits = {split: (images, labels.astype(np.uint8)) for split, (images, labels) in rendered.items()}
-        return store.describe(self.name, splits, self.class_names)
-
-    def fetch(self, root: Path) -> dict[str, Any]:
-        """Nothing to do."""
-        return self.manifest(root)
-
-
-def _scenes(split: str) -> tuple[np.ndarray, np.ndarray]:
-    DIGITS.load(split)  # whoever guards `open` sees it, rendered or not
-    images, labels = _rendered(split, COUNTS[split])
-    return images.copy(), labels.copy()
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        DIGITS.load(split)  # whoever guards `open` sees it, rendered or not
+        images, labels = _rendered(split, COUNTS[split])
+        return images.copy(), labels.copy()
 
 
 @cache
@@ -132,5 +111,4 @@ DIGIT_SCENES = DigitScenes(
     metric="miou",
     padding=8,
     flip=False,
-    embedded=True,
 )

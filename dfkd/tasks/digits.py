@@ -8,47 +8,26 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dfkd.errors import UserError, unknown
-from dfkd.tasks import store
-from dfkd.tasks.base import InputSpec, Task
+from dfkd.errors import UserError
+from dfkd.tasks.base import InputSpec, Made
 
 TEST = 500
 
 
-class Digits(Task):
-    """Arrays made on the fly, at each call anew (see `Task`)."""
-
-    def load(self, split: str, root: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """As `Task.load`; `root` is not used."""
-        if split not in self.splits:
-            raise unknown(f"split of {self.name}", split, self.splits)
-        return _arrays()[split]
-
-    def manifest(self, root: Path | None = None) -> dict[str, Any]:
-        """As `Task.manifest`, computed from the arrays: labels count as uint8, as in the store."""
-        splits = {split: (images, labels.astype(np.uint8)) for split, (images, labels) in _arrays().items()}
-        return store.describe(self.name, splits, self.class_names)
-
-    def fetch(self, root: Path) -> dict[str, Any]:
-        """Nothing to do."""
-        return self.manifest(root)
-
-
-def _arrays() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    rows = np.loadtxt(_file(), delimiter=",")  # 64 grey levels and the label
-    scans, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
-    images = enlarge(scans)
-    # Shuffled (by numpy's frozen generator), sorted by class, then evenly spaced picks: stratified.
-    shuffled = np.random.RandomState(0).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    picks = by_class[np.arange(TEST) * len(labels) // TEST]
-    test = np.zeros(len(labels), bool)
-    test[picks] = True
-    return {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
+class Digits(Made):
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.loadtxt(_file(), delimiter=",")  # 64 grey levels and the label
+        scans, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
+        # Shuffled (by numpy's frozen generator), sorted by class, then evenly spaced picks: stratified.
+        shuffled = np.random.RandomState(0).permutation(len(labels))
+        by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+        test = np.zeros(len(labels), bool)
+        test[by_class[np.arange(TEST) * len(labels) // TEST]] = True
+        chosen = test if split == "test" else ~test
+        return enlarge(scans[chosen]), labels[chosen]
 
 
 def _file() -> Path:
@@ -83,5 +62,4 @@ DIGITS = Digits(
     class_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     padding=2,
     flip=False,
-    embedded=True,
 )

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from dfkd.errors import UserError
+from dfkd.files import file_digest
 from dfkd.tasks import sources, store
 from dfkd.tasks.base import InputSpec, Task
-from dfkd.tasks.download import downloading, file_sha256
+from dfkd.tasks.download import downloading
 
 BASE = "http://csr.bu.edu/ftp/visda/2019/multi-source"
 DUPLICATES = "domain_net_duplicates.txt"
@@ -121,7 +122,7 @@ class DomainNet(Task):
                 path = folder / url.rsplit("/", 1)[1]
                 if not path.is_file():
                     download_url(url, folder)
-                if digest not in (None, found := file_sha256(path)):
+                if digest not in (None, found := file_digest(path)):
                     raise UserError(
                         f"{self.name}: {path} is not the official file: sha256 {digest} expected, {found} found"
                     )
@@ -143,7 +144,7 @@ class DomainNet(Task):
             raise UserError(f"{source}: {min(both)} is on the lists of training and of test")
         official = OFFICIAL[self.domain]
         own = any(
-            file_sha256(source / f"{self.domain}_{split}.txt") != getattr(official, split) for split in self.splits
+            file_digest(source / f"{self.domain}_{split}.txt") != getattr(official, split) for split in self.splits
         )
         splits = {}
         with ExitStack() as stack:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
-from dfkd.errors import UserError
+from dfkd.errors import UserError, reason
 
 NETWORK = (URLError, HTTPException, ConnectionError, TimeoutError, RuntimeError)  # the last: torchvision's
 
@@ -36,21 +35,12 @@ def downloading(name: str, root: Path, url: str, gigabytes: float) -> Iterator[P
             raise
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{name}: no space left under {root}; about {gigabytes} GB are needed") from error
-        reason = " ".join(str(getattr(error, "reason", None) or error).split())[:200] or type(error).__name__
+        why = reason(getattr(error, "reason", None) or error)
         # Libraries tell of a damaged archive by whatever they stumble over; of the network, and of files, by these.
         if not (isinstance(error, NETWORK) or getattr(error, "errno", None)):
             archive = folder / url.rsplit("/", 1)[1]
-            raise UserError(f"{name}: {archive} is not the official archive ({reason})") from error
+            raise UserError(f"{name}: {archive} is not the official archive ({why})") from error
         raise UserError(
-            f"{name}: cannot download ({reason}); fetch {url}, put it into {folder} and run this again"
+            f"{name}: cannot download ({why}); fetch {url}, put it into {folder} and run this again"
         ) from error
     shutil.rmtree(folder)
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes. Raises UserError where it is missing or cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None

@@ -8,13 +8,11 @@ from __future__ import annotations
 import math
 import string
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dfkd.errors import unknown
-from dfkd.tasks import store
-from dfkd.tasks.base import InputSpec, Task
+from dfkd.tasks.base import InputSpec, Made
 from dfkd.tasks.digits import enlarge
 
 if TYPE_CHECKING:
@@ -31,44 +29,24 @@ FONTS = (
 COPIES = 4  # of each character in each font, each with an affine map of its own
 
 
-class Glyphs(Task):
-    """Arrays made on the fly, at each call anew (see `Task`)."""
+class Glyphs(Made):
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        import matplotlib
+        from PIL import ImageFont
 
-    def load(self, split: str, root: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """As `Task.load`; `root` is not used."""
-        if split not in self.splits:
-            raise unknown(f"split of {self.name}", split, self.splits)
-        return _arrays()
-
-    def manifest(self, root: Path | None = None) -> dict[str, Any]:
-        """As `Task.manifest`, computed from the arrays."""
-        images, labels = _arrays()
-        splits = {"train": (images, labels.astype(np.uint8))}
-        changed = "letters and numerals of fonts, randomly slanted, rotated and squeezed"
-        return store.describe(self.name, splits, self.class_names, changed)
-
-    def fetch(self, root: Path) -> dict[str, Any]:
-        """Nothing to do."""
-        return self.manifest(root)
-
-
-def _arrays() -> tuple[np.ndarray, np.ndarray]:
-    import matplotlib
-    from PIL import ImageFont
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    random = np.random.RandomState(0)  # numpy's frozen generator
-    bitmaps, labels = [], []
-    for name in FONTS:
-        font = ImageFont.truetype(str(folder / f"{name}.ttf"), 48, layout_engine=ImageFont.Layout.BASIC)
-        strokes = range(0, 2) if "Bol" in name else range(1, 4)
-        for label, character in enumerate(CHARACTERS):
-            glyph = _draw(font, character, stroke=random.choice(strokes))
-            bitmaps += [_place(glyph, random) for _ in range(COPIES)]
-            labels += [label] * COPIES
-    # As the scans were made: 32 x 32 black and white, counted in blocks of 4 x 4, which gives 17 grey levels.
-    counts = np.stack(bitmaps).reshape(-1, 8, 4, 8, 4).sum((2, 4))
-    return enlarge(counts), np.array(labels, np.int64)
+        folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+        random = np.random.RandomState(0)  # numpy's frozen generator
+        bitmaps, labels = [], []
+        for name in FONTS:
+            font = ImageFont.truetype(str(folder / f"{name}.ttf"), 48, layout_engine=ImageFont.Layout.BASIC)
+            strokes = range(0, 2) if "Bol" in name else range(1, 4)
+            for label, character in enumerate(CHARACTERS):
+                glyph = _draw(font, character, stroke=random.choice(strokes))
+                bitmaps += [_place(glyph, random) for _ in range(COPIES)]
+                labels += [label] * COPIES
+        # As the scans were made: 32 x 32 black and white, counted in blocks of 4 x 4, which gives 17 grey levels.
+        counts = np.stack(bitmaps).reshape(-1, 8, 4, 8, 4).sum((2, 4))
+        return enlarge(counts), np.array(labels, np.int64)
 
 
 def _draw(font: ImageFont.FreeTypeFont, character: str, stroke: int) -> Image.Image:
@@ -103,6 +81,6 @@ GLYPHS = Glyphs(
     spec=InputSpec(size=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, classes=len(CHARACTERS)),
     class_names=tuple(CHARACTERS),
     flip=False,
-    embedded=True,
     splits=("train",),
+    changed="letters and numerals of fonts, randomly slanted, rotated and squeezed",
 )

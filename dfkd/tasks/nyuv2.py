@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dfkd.errors import UserError
+from dfkd.errors import UserError, reason
 from dfkd.metrics import IGNORE
 from dfkd.tasks import sources, store
 from dfkd.tasks.base import InputSpec, Task
@@ -136,7 +136,7 @@ def _official_pairs(path: Path, numbers: np.ndarray, classes: np.ndarray) -> Pai
     except UserError:
         raise
     except Exception as error:  # h5py raises whatever a damaged or another file makes it stumble over
-        raise UserError(f"{path} cannot be read ({sources.one_line(error)}); published at {PLACES[LABELLED]}") from None
+        raise UserError(f"{path} cannot be read ({reason(error)}); published at {PLACES[LABELLED]}") from None
 
 
 def _variable(path: Path, name: str) -> np.ndarray:
@@ -151,7 +151,7 @@ def _variable(path: Path, name: str) -> np.ndarray:
             value = value[0, 0][0]
         return value.reshape(-1).astype(np.int64)
     except Exception as error:  # scipy raises whatever a damaged file makes it stumble over
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {sources.one_line(error)})") from None
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {reason(error)})") from None
 
 
 def _pictures(folder: Path) -> tuple[dict[str, Pairs], list[str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dfkd.errors import UserError
+from dfkd.errors import UserError, reason
 from dfkd.tasks import store
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def tree(path: Path) -> Tree:
     try:
         return zipfile.Path(zipfile.ZipFile(store.regular(path)))
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is neither a folder nor a zip archive ({one_line(error)})") from None
+        raise UserError(f"{path} is neither a folder nor a zip archive ({reason(error)})") from None
 
 
 def below(root: Tree, name: str) -> Tree:
@@ -48,7 +48,7 @@ def lines(path: Tree) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)})") from None
+        raise UserError(f"{path} cannot be read ({reason(error)})") from None
 
 
 def picture(path: Tree, mode: str | None = "RGB") -> Image.Image:
@@ -63,7 +63,7 @@ def picture(path: Tree, mode: str | None = "RGB") -> Image.Image:
         with bomb, path.open("rb") as file, Image.open(file) as found:
             return found.convert(mode) if mode else found.copy()
     except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
-        raise UserError(f"{path} cannot be read ({one_line(error)})") from None
+        raise UserError(f"{path} cannot be read ({reason(error)})") from None
 
 
 def square(found: Image.Image, side: int) -> np.ndarray:
@@ -76,7 +76,3 @@ def square(found: Image.Image, side: int) -> np.ndarray:
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     resized = found.resize(size, Image.Resampling.BICUBIC)
     return np.asarray(resized.crop((left, top, left + side, top + side)))
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

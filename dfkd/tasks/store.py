@@ -21,7 +21,7 @@ import numpy as np
 
 from dfkd import names
 from dfkd.documents import check, read_json
-from dfkd.errors import CannotWrite, UserError
+from dfkd.errors import CannotWrite, UserError, reason
 from dfkd.files import replacing
 from dfkd.paths import ROOT
 
@@ -193,8 +193,7 @@ def _read(path: Path, name: str, entry: Mapping[str, Any], part: str) -> np.ndar
     except RuntimeError:  # the guard's refusal is no fault of the file
         raise
     except Exception as error:  # numpy raises whatever a damaged header makes it stumble over
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}); {_remedy(name)}") from None
+        raise UserError(f"{path} cannot be read ({reason(error)}); {_remedy(name)}") from None
     shape, expected = entry[part], entry[f"{part}_sha256"]
     if list(array.shape) != shape or array.dtype != np.uint8 or not array.flags.c_contiguous:
         order = "" if array.flags.c_contiguous else " in Fortran's order"

@@ -101,7 +101,6 @@ class TinyImageNet(Task):
     each: int = 500
 
     def fetch(self, root: Path) -> dict[str, Any]:
-        """As `Task.fetch`; raises UserError without network or space."""
         with official(self.name, root, 0.3 + 2.5e-5 * self.each * self.spec.classes) as found:
             return self._store(found, root)
 

@@ -10,6 +10,12 @@ from dfkd.names import NAME
 from dfkd.optimizers import COUNTS, NOT_NEGATIVE, POSITIVE, SHARE, mapping, one_of
 
 _ALWAYS = "epochs batch lr momentum weight_decay schedule"
+_ENCODER = {
+    "encoder": {"type": "string", "pattern": NAME},  # the weights file from which all but the head starts
+    "encoder_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    # The numbers that the task's classes have in that file, from whose rows the head starts too.
+    "encoder_classes": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+}
 _KEYS = {
     "epochs": {"type": "integer", "minimum": 1, "maximum": 10**9},
     "batch": {"type": "integer", "minimum": 2, "maximum": 2**20},
@@ -18,13 +24,13 @@ _KEYS = {
     "weight_decay": NOT_NEGATIVE,
     "schedule": {"type": "string"},
     "focal": NOT_NEGATIVE,  # γ of the focal loss; without it the cross-entropy
-    "encoder": {"type": "string", "pattern": NAME},  # the weights file from which all but the head starts
-    "encoder_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    **_ENCODER,
 }
 SCHEMA = one_of(
     {
         "cosine": mapping(_ALWAYS, **_KEYS),
         "multistep": mapping(f"{_ALWAYS} milestones gamma", **_KEYS, milestones=COUNTS, gamma=SHARE),
+        "none": mapping(f"schedule {' '.join(_ENCODER)}", schedule=_KEYS["schedule"], **_ENCODER),  # not trained here
     },
     "schedule",
 )

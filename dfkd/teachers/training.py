@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,16 +47,12 @@ def train(
     *,
     seed: int,
     device: str | torch.device = "cpu",
-    state: Path | None = None,
-    resume: bool = True,
-    until: float = math.inf,
-    say: Callable[[str], None] = lambda line: None,
+    **options: Any,
 ) -> float:
     """Supervised training of a bare network by SGD, in place, to the last epoch; returns the seconds it took.
 
-    `on` gives normalisation and augmentation. With `resume` it goes on from what a stopped training left in `state`,
-    and ends with the same weights, bit for bit. The network stays on the device, in eval mode. UserError for a bad
-    recipe and where the loss diverges, `Stopped` as `resumable.finish` raises it.
+    `on` gives normalisation and augmentation; the options are those of `resumable.finish`, whose errors it raises, and
+    UserError for a bad recipe. The network stays on the device, in eval mode.
     """
     check(recipe)
     sgd = {key: recipe[key] for key in ("lr", "momentum", "weight_decay")}
@@ -69,7 +64,7 @@ def train(
         randomness=dict(seed=seed % 2**32),
     )
     given = {"network": network, "images": images, "labels": labels, "on": on}
-    _, seconds = resumable.finish(config, given, device, state=state, resume=resume, until=until, say=say)
+    _, seconds = resumable.finish(config, given, device, **options)
     network.eval()
     return seconds
 

@@ -6,11 +6,15 @@ method. What it could lay hands on it tells by ending the run, which does not ha
 
 from __future__ import annotations
 
+import functools
+import socket
+import time
+
 import numpy as np
 import pytest
 
 from dfkd import paths
-from dfkd.engine import confine
+from dfkd.engine import confine, judge
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.judge import Failed
 from dfkd.errors import UserError
@@ -126,6 +130,15 @@ OPENINGS = {
     "ptrace": "C.ptrace(16, HARNESS, 0, 0) == 0 and loot('attached')",
     "a signal": "os.kill(HARNESS, 0); loot('sent')",
     "the network": "loot(socket.create_connection(('127.0.0.1', 22)))",
+    "process_vm_readv": "b = ctypes.create_string_buffer(9); v = (ctypes.c_void_p * 2)(ctypes.addressof(b), 9); "
+    "C.process_vm_readv(HARNESS, v, 1, v, 1, 0) > 0 and loot(b.raw)",
+    "a copied descriptor": "d = C.syscall(438, C.syscall(434, HARNESS, 0), 0, 0); d >= 0 and loot(d)",
+    "a handle": "h, m = (ctypes.c_uint * 34)(128), ctypes.c_int(); "
+    "C.name_to_handle_at(-100, TEST.encode(), h, ctypes.byref(m), 0); "
+    "d = C.open_by_handle_at(os.open('.', 0), h, 0); d >= 0 and loot(d)",
+    "io_uring": "d = C.syscall(425, 8, ctypes.create_string_buffer(240)); d >= 0 and loot(d)",
+    "a daemon of the user's": "s = socket.socket(socket.AF_UNIX); s.connect(str(DATA.parent / 'door')); loot(s)",
+    "a message to a daemon": "loot(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))",
     "shared memory": "from multiprocessing.shared_memory import SharedMemory; loot(SharedMemory(create=True, size=9))",
     "a session of its own": "p = subprocess.Popen(['sleep', '9'], start_new_session=True); loot(p)",
     "tensors in memory": "t = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.dtype == torch.uint8]; "
@@ -180,6 +193,11 @@ TRICKS = {
     ),
     "an extra step in distill": ("distill", EXTRA_STEP, "beside the optimizer's steps"),
     "an extra step in after_step": ("after_step", EXTRA_STEP, "beside the optimizer's steps"),
+    "a step inside the backward pass": (
+        "setup",
+        "next(ctx.student.parameters()).register_post_accumulate_grad_hook(lambda p: (p.data.add_(1), None)[1])",
+        "beside the optimizer's steps",
+    ),
     "weights by their data": ("after_step", "ctx.student.network.fc.bias.data.add_(1)", "beside the optimizer's steps"),
     "a trained student in synthesis": (
         "synthesize",
@@ -219,7 +237,7 @@ TRICKS = {
     "a forged end": (
         "setup",
         "found('Channel').send('done', {'status': 'ok'})",
-        "last message makes no sense: 'progress'",
+        "message 'done' makes no sense: 'error'",
     ),
     "an end that is none": ("setup", "found('Channel').send('done', {'status': 'best'})", "'best' is no status"),
     "an early start": ("setup", "found('Channel').send('started')", "sent 'started', which is no message"),
@@ -247,10 +265,22 @@ TRICKS = {
         "'student' makes no sense",
     ),
     "seconds that are none": ("setup", "found('Channel').send('saving', {'save': float('nan')})", "NaN is no number"),
+    "images that are none": (
+        "setup",
+        "found('Channel').send('ready', {'stages': [[True, False, 4]], 'prior': 'none'}); "
+        "found('Channel').send('result', {}, {'images': torch.ones(2), 'newest': torch.ones(2)})",
+        "'result' makes no sense",
+    ),
+    "an error without end": ("setup", "raise RuntimeError('a line\\n' * 10**6)", r"^a line\\na line"),
+    "names that it does not declare": ("setup", "ctx.class_names and loot(ctx.class_names)", None),
     "what it prints": ("setup", "os.write(1, b'x' * 999); print('x')", None),
     "a report of words": ("report", "return {'share': 'all'}", "finite numbers"),
     "a state that is no state": ("setup", "Path('state.pt').write_bytes(b'x')", None),
 }
+SLOW_SAVING = """with found('Clock').phase('bookkeeping'):
+            c = found('Channel'); c.send('saving', {'state': 'x'}); c.receive()
+            open('state.pt', 'wb').truncate(10**10); time.sleep(2); c.send('saved'); c.receive()
+            os.remove('state.pt')"""
 CLOCK = "c = found('Clock'); time.sleep(1); "
 # Each hides two seconds, and pays them.
 HIDING = {
@@ -263,42 +293,54 @@ HIDING = {
         CLOCK + "c.phase('prior').__enter__(); c.seconds['prior'] += 1; c.seconds['synthesis'] -= 1",
     ),
     "a clock that stands": ("synthesize", "c = found('Clock'); t = c._now(); time.sleep(1); c._now = lambda: t"),
+    "called saving, of a state that is huge": ("synthesize", SLOW_SAVING),
     "in a state": ("state_dict", "time.sleep(2)"),
     "in the report": ("report", "time.sleep(2)"),
 }
 
 
 @pytest.fixture
-def cheat(tiny, execute, tmp_path):
-    """cheat(hook=code): the record of a method that does it there."""
+def cell(tiny, tmp_path):
+    """cell(hook=code): that of a method which does it there. Beside it lies a note, beside the data a door."""
     (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "note").touch()
     (tmp_path / "data" / "other").mkdir(parents=True)
     np.save(tmp_path / "data" / "other" / "test_images.npy", np.ones((4, 8, 8, 3), np.uint8))
     count = iter(range(9))
 
-    def run(**done: str) -> dict:
+    def make(**done: str):
         path = tmp_path / "method" / f"cheat_{next(count)}.py"
         hooks = {name: done.get(name, "pass") for name in HOOKS}
         path.write_text(METHOD.format(data=str(tmp_path / "data"), records=str(paths.records()), **hooks))
-        return execute(tiny("cheat", extra=str(path)), apart=True)
+        return tiny("cheat", extra=str(path))
 
-    return run
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(tmp_path / "door"))
+        door.listen()
+        yield make
+
+
+@pytest.fixture
+def cheat(cell, execute):
+    """cheat(hook=code): the record of a method that does it there."""
+    return lambda **done: execute(cell(**done), apart=True)
 
 
 @pytest.fixture(scope="module")
-def honest() -> dict:
-    """What the honest method comes to, once it has run."""
+def known() -> dict:
     return {}
+
+
+@pytest.fixture
+def honest(cheat, known) -> dict:
+    """What the method comes to that does nothing; it runs once."""
+    if not known:
+        known.update(same(cheat()))
+    return known
 
 
 def same(record: dict) -> dict:
     return {key: outcome(record)[key] for key in ("status", "metrics", "cost", "diagnostics")}
-
-
-def without_effect(cheat, honest: dict, **done: str) -> bool:
-    if not honest:
-        honest.update(same(cheat()))
-    return same(cheat(**done)) == honest
 
 
 def swallowed(ways: dict[str, str]) -> str:
@@ -308,18 +350,19 @@ def swallowed(ways: dict[str, str]) -> str:
 
 def test_no_opening_gets_anything(cheat, honest):
     """All in one run, each refusal swallowed: nothing is got, and the record is the honest one."""
-    assert without_effect(cheat, honest, steal=swallowed(OPENINGS), setup="steal()")
+    assert same(cheat(steal=swallowed(OPENINGS), setup="steal()")) == honest
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRICKS)
-def test_no_trick_pays(cheat, honest, name: str):
+def test_no_trick_pays(cheat, name: str, request):
     hook, code, told = TRICKS[name]
     if told is None:
-        assert without_effect(cheat, honest, **{hook: code})
+        assert same(cheat(**{hook: code})) == request.getfixturevalue("honest")
     else:
-        with pytest.raises((Failed, UserError, DataFreeViolation), match=told):
+        with pytest.raises((Failed, UserError, DataFreeViolation), match=told) as caught:
             cheat(**{hook: code})
+        assert "\n" not in str(caught.value) and len(str(caught.value)) <= 4000
 
 
 @pytest.mark.slow
@@ -332,8 +375,58 @@ def test_hidden_seconds_are_paid(cheat, way: str):
 
 
 @pytest.mark.slow
+def test_nothing_works_while_the_harness_evaluates(cheat, monkeypatch: pytest.MonkeyPatch):
+    """Those seconds are free. A thread and a process would use them; neither gets a turn."""
+    plain = judge.confusion_of
+    monkeypatch.setattr(judge, "confusion_of", lambda *arguments: (time.sleep(1), plain(*arguments))[1])
+    tick = "import time\nwhile True: print(time.perf_counter(), flush=True); time.sleep(0.01)"
+    begin = f"""Cheat.ticks, Cheat.child = [time.perf_counter()], subprocess.Popen(
+            [sys.executable, '-c', {tick!r}], stdout=subprocess.PIPE, text=True)
+        Cheat.child.stdout.readline()
+        def tick():
+            while True: Cheat.ticks.append(time.perf_counter()); time.sleep(0.01)
+        threading.Thread(target=tick, daemon=True).start()"""
+    end = """Cheat.child.kill()
+        for ticks in (Cheat.ticks, [float(line) for line in Cheat.child.stdout if line.strip()]):
+            gaps = [after - before > 0.9 for before, after in zip(ticks, ticks[1:])]
+            sum(gaps) >= 2 or loot(gaps)"""
+    assert cheat(setup=begin, report=end)["status"] == "ok"
+
+
+# What a run leaves that kills itself: an hour's work after its last save would be free, were it found again.
+LEFT = {
+    "a file": ("Path('kept').write_text('x')", None),
+    "a folder": ("os.makedirs('home/deep/kept')", None),
+    "in the log": ("open('bank.bin', 'ab').write(b'kept')", None),
+    "in another log": ("Path('bank.bin').write_bytes(b'kept' * 9**6)", "does not hold the images of the saved state"),
+    "another state": ("torch.save({}, 'state.pt')", "is no state that journal.json knows"),
+}
+FIND = "AGAIN and (any(Path.cwd().rglob('kept')) or b'kept' in Path('bank.bin').read_bytes()) and loot('kept')"
+AGAIN = "AGAIN = (DATA.parent / 'method' / 'again').exists(); "
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", LEFT)
+def test_a_run_that_goes_on_finds_its_state_and_nothing_else(what: str, cell, execute, tmp_path, request):
+    deed, told = LEFT[what]
+    die = f"{AGAIN}\n        if not AGAIN and ctx.student_steps == 3: {deed}; os.kill(os.getpid(), 9)"
+    run = functools.partial(execute, cell(setup=AGAIN + FIND, after_step=die), apart=True, save_every=0)
+    with pytest.raises(Failed, match="SIGKILL"):
+        run()
+    (tmp_path / "method" / "again").touch()
+    if told is None:
+        assert same(run(resume=True)) == request.getfixturevalue("honest")
+    else:
+        with pytest.raises(UserError, match=told):
+            run(resume=True)
+
+
+@pytest.mark.slow
 def test_a_cache_is_of_one_run(cheat):
-    """Whatever a run leaves, wherever it may write, is gone before the next."""
+    """Whatever a run leaves, wherever it may write, is gone before the next; and it can leave no note elsewhere."""
     places = "[Path.home(), Path(os.environ['XDG_CACHE_HOME']), Path(os.environ['TMPDIR']), Path.cwd()]"
-    code = f"for p in {places}: loot(p) if (p / 'left').exists() else (p / 'left').write_text('x')"
+    code = f"""for p in {places}: loot(p) if (p / 'left').exists() else (p / 'left').write_text('x')
+        note = DATA.parent / 'method' / 'note'
+        (os.listxattr(note) or note.stat().st_mtime == 7 or note.stat().st_mode & 0o111) and loot(note.stat())
+        os.setxattr(note, 'user.left', b'x'); os.utime(note, (7, 7)); os.chmod(note, 0o777)"""
     assert cheat(setup=code)["status"] == cheat(setup=code)["status"] == "ok"

@@ -250,11 +250,11 @@ from pathlib import Path
 from dfkd import paths
 paths.teachers, paths.RESULTS, paths.WORK = (lambda: Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[2]) / "work"
 from dfkd.engine import hooks
-save = hooks.state.save
-def first_then_full(path, state):
-    save(path, state)
+write = hooks.replace_file
+def first_then_full(path, content):
+    write(path, content)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-hooks.state.save = first_then_full
+hooks.replace_file = first_then_full
 sys.exit(bench.main(sys.argv[3:]))
 """
 
@@ -333,8 +333,7 @@ def test_no_state_of_before_is_taken_for_one_of_this_run(tiny, execute, tmp_path
 @pytest.mark.parametrize("place", [3, 20, 0.3, 0.6, 0.9, -1])
 def test_a_bit_that_was_flipped_is_seen(place, bit, tmp_path):
     path = tmp_path / "state.pt"
-    state.save(path, {"version": state.VERSION, "student": torch.arange(1000.0)})
-    content = bytearray(path.read_bytes())
+    content = bytearray(state.packed({"version": state.VERSION, "student": torch.arange(1000.0)}))
     content[int(place * len(content)) if isinstance(place, float) else place] ^= 1 << bit
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"state\.pt cannot be read .*delete it to start this run afresh") as caught:

@@ -10,9 +10,10 @@ from dfkd.names import network_name
 from dfkd.networks import build, keys
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis.batchnorm import BatchNormLoss, NoStatistics
-from dfkd.tables.definition import check_pair
+from dfkd.tables.definition import check_pair, table_of
 from dfkd.tasks import task
 
+LITE0 = [*(f"model.blocks.{i}" for i in (0, 1, 2, 4)), "model.bn2"]
 RESNET = ["model.layer1", "model.layer2", "model.layer3", "model.layer4"]
 
 
@@ -27,7 +28,8 @@ def network(name, classes=7, size=64):
         ("torchvision/resnet18", 224, RESNET, 512),
         ("torchvision/resnet18", 32, RESNET, 512),  # whose last map is a single position
         ("timm/resnet18", 64, RESNET, 512),
-        ("timm/efficientnet_lite0", 64, [f"model.blocks.{i}" for i in (0, 1, 2, 4)] + ["model.bn2"], 1280),
+        ("timm/efficientnet_lite0", 64, LITE0, 1280),
+        ("efficientnet_lite0_96", 64, LITE0, 1280),
         ("torchvision/shufflenet_v2_x0_5", 64, ["model.conv1", "model.stage2", "model.stage3", "model.conv5"], 1024),
     ],
 )
@@ -46,11 +48,11 @@ def test_features_maps_and_stages_are_found(name, size, stages, width):
 def test_it_is_inspected_as_any_other_and_its_batchnorm_found():
     """Gradients reach images and stages; statistics are of all layers, timm's own kind among them."""
     spec = task("tiny_imagenet50").spec
-    teacher = Normalised(network("timm/efficientnet_lite0", spec.classes), spec).eval()
+    teacher = Normalised(network("efficientnet_lite0_96", spec.classes), spec).eval()
     images = torch.rand(2, 3, 64, 64, requires_grad=True)
     seen = teacher.inspect(images)
     torch.testing.assert_close(seen.logits, teacher(images), rtol=1e-4, atol=1e-5)
-    assert [stage.shape[-1] for stage in seen.stages] == [32, 16, 8, 4, 2]
+    assert [stage.shape[-1] for stage in seen.stages] == [48, 24, 12, 6, 3]  # it enlarges them to 96
     statistics = BatchNormLoss(teacher)
     assert len(statistics.layers) == 49
     with statistics.capture():
@@ -141,6 +143,33 @@ def test_a_classifier_starts_from_declared_weights_all_but_its_head(tmp_path):
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(started.features(images), source.features(images))
+
+
+def test_a_head_starts_from_the_rows_of_its_classes(tmp_path):
+    from safetensors.torch import save_file
+
+    source, started = network("efficientnet_lite0_96", classes=9), network("efficientnet_lite0_96", classes=3)
+    save_file(ported(source.state_dict()), tmp_path / "nine.safetensors")
+    weights.load_encoder(started, "nine", [tmp_path], rows=[8, 0, 4])
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(started(images), source(images)[:, [8, 0, 4]])
+    for rows, reason in (
+        ([8, 0, 9], "of 9 classes, and has none of number 9"),
+        ([0, 1], r"shape \(2, 1280\), not \(3"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            weights.load_encoder(started, "nine", [tmp_path], rows=rows)
+
+
+@pytest.mark.parametrize("data", ["tiny_imagenet", "tiny_imagenet50"])
+def test_the_classes_of_tiny_imagenet_have_their_numbers_in_imagenet(data):
+    from timm.data import ImageNetInfo
+
+    numbers, info = table_of(data).protocol("cpu").teacher["encoder_classes"], ImageNetInfo()
+    assert numbers == sorted(set(numbers))
+    for number, name in zip(numbers, task(data).class_names, strict=True):
+        assert name.lower() in info.index_to_description(number, detailed=True).lower()
 
 
 def test_the_fields_classifiers_start_from_others_too(tmp_path):

@@ -66,7 +66,7 @@ def disk(free):
         (lambda patch: patch.setattr(sys, "version", "3.14.1 (main)"), True, "Python 3.14.1"),
         (lambda patch: patch.setenv("PATH", "/nowhere"), None, "git: records will name no commit (git cannot be run"),
         (elsewhere, None, "git: records will name no commit"),
-        (weights("/nowhere"), False, "weights folder /nowhere (DFKD_WEIGHTS) is no folder"),
+        (weights("/nowhere"), False, "there is no weights folder /nowhere (--weights, DFKD_WEIGHTS)"),
         (weights(str(ROOT)), True, f"weights folder {ROOT} (DFKD_WEIGHTS)"),
         (weights(str(ROOT / "bench.py")), False, "is no folder"),
         (home("/dev/null"), None, "home folder /dev/null cannot be written"),

@@ -383,7 +383,7 @@ def test_what_is_nowhere_is_trained_by_its_recipe(noise, ask, monkeypatch):
 
 
 def test_names_are_looked_up_in_the_weights_folder_alone(given, tmp_path):
-    folders = given_folders(tmp_path)[1:]
+    folders = given_folders()
     assert PRIOR.find("tiny", folders) == given
     assert PRIOR.find("other", folders) is None
 
@@ -391,7 +391,7 @@ def test_names_are_looked_up_in_the_weights_folder_alone(given, tmp_path):
 @pytest.mark.data
 def test_the_shared_prior_of_natural_images_is_known(ask, tmp_path):
     try:
-        given = PRIOR.find("public32", given_folders(tmp_path)[1:])
+        given = PRIOR.find("public32", given_folders())
     except UserError:
         given = None
     if given is None or pool("public_images").problems(store.data_root()):

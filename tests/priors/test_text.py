@@ -73,3 +73,10 @@ def test_a_folder_that_holds_none_is_told_in_one_line(tmp_path):
     with pytest.raises(UserError, match="holds no CLIP text encoder") as error:
         text.clip(["a"], str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_a_confined_run_may_read_its_text_encoder(encoder, tiny, execute, monkeypatch, tmp_path):
+    """By a path that is relative to where the command is given; the worker works elsewhere."""
+    monkeypatch.chdir(encoder.parent)
+    record = execute(tiny("nayer", f"text_encoder={encoder.name}/text_tiny"), apart=True)
+    assert (record["status"], record["prior"]["kind"]) == ("ok", "class names, text encoder")

@@ -72,3 +72,25 @@ def test_a_folder_in_its_place_is_one_line_and_stays(tmp_path):
     with pytest.raises(UserError, match=r"^cannot write .*file: "):
         files.replace_file(tmp_path / "file", "")
     assert names(tmp_path) == ["file"]
+
+
+def test_what_is_unchanged_is_looked_at_once_and_afterwards_anew(tmp_path):
+    path = tmp_path / "file"
+    read = files.asked_once(lambda place, sign="": place.read_text() + sign)
+
+    @files.unchanged()
+    def twice():
+        found = read(path)
+        path.write_text("new")
+        with files.unchanged():  # one within the other changes nothing
+            assert read(path) == found
+        assert read(path, sign="!") == "new!"
+        return read(path)
+
+    path.write_text("old")
+    assert twice() == "old"
+    assert read(path) == "new"
+    with pytest.raises(FileNotFoundError), files.unchanged():
+        read(tmp_path / "none")
+    path.write_text("newest")
+    assert read(path) == "newest"

@@ -182,7 +182,7 @@ def test_custom_records_have_no_place(record):
 def printed(text, method):
     """The row of a method in the table of what papers print."""
     (table,) = re.findall(r"#### wrn40_2 → wrn16_1, papers\n\n((?:^\|.*\n)+)", text, re.MULTILINE)
-    (row,) = [row for row in parsed(table) if row["method"] == method]
+    (row,) = [row for row in parsed(table) if row["method"].strip("*") == method]
     return row
 
 
@@ -243,7 +243,7 @@ def test_two_sources_of_one_name_have_two_tags(record):
 def test_a_suspect_number_is_shown_with_its_note_and_nothing_is_measured_by_it(record):
     rows = [published("kd-real", 95.2, note="suspect: a copying error")]
     text = page([record("kd-real", reference=True)], rows)
-    row = printed(text, "kd-real")
+    row = printed(text, "*kd-real*")  # marked as a reference row here too
     assert (row["paper"], row["verdict"], "ours − paper" in row) == ("95.20 [Fast]\\*", "no reference", False)
     assert "\\* `kd-real`: suspect: a copying error" in text
 
@@ -358,6 +358,14 @@ def test_a_shared_stage_alone_makes_the_columns_too(record):
 def test_each_class_of_hardware_has_its_own_time_per_student(record):
     runs = [record("dda", shared=40.0, hardware="CPU"), record("dda", seed=1, shared=10.0, hardware="GPU")]
     assert [row["once per teacher"] for row in rows_of(page(runs))] == ["40.0 s", "10.0 s"]
+
+
+def test_a_row_that_was_disturbed_says_by_how_much(record):
+    disturbed, quiet, older = record("dda"), record("fast-10"), record("ssdkd")
+    disturbed["provenance"]["others"], quiet["provenance"]["others"] = 0.84, 0.15
+    text = page([disturbed, quiet, older])
+    assert [row_of(text, name)["others"] for name in ("dda", "fast-10", "ssdkd")] == ["0.8", "–", "–"]
+    assert "others" not in page([quiet, older])
 
 
 def test_the_prior_is_named_in_its_row_and_described_once_below(record):

@@ -200,7 +200,7 @@ def test_damaged_data_are_fetched_again(source, tmp_path):
 def test_a_failed_download_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatch, failure, message):
     monkeypatch.setattr(source, "failure", failure)
     with pytest.raises(UserError, match=message) as caught:
-        cifar.download("cifar10", tmp_path)
+        cifar.CIFAR10.fetch(tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cifar10" / "download").exists()
 
@@ -211,7 +211,7 @@ def test_somebodys_own_archive_survives_a_failure(source, tmp_path, monkeypatch)
     archive.write_bytes(b"theirs")
     monkeypatch.setattr(source, "failure", RuntimeError("corrupted"))
     with pytest.raises(UserError):
-        cifar.download("cifar10", tmp_path)
+        cifar.CIFAR10.fetch(tmp_path)
     assert archive.read_bytes() == b"theirs"
 
 

@@ -219,13 +219,13 @@ def test_a_weights_folder_that_is_none(given, message, tmp_path, monkeypatch):
     monkeypatch.setenv("DFKD_WEIGHTS", str(tmp_path / given))
     for option in (None, tmp_path / given):
         with pytest.raises(UserError, match=message):
-            artifacts.given_folders(tmp_path, option)
+            artifacts.given_folders(option)
 
 
 def test_a_tilde_is_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for option in ("~", None):
         monkeypatch.setenv("DFKD_WEIGHTS", "~")
-        assert artifacts.given_folders(tmp_path / "own", option)[1] == tmp_path
+        assert artifacts.given_folders(option) == [tmp_path]
     with pytest.raises(UserError, match="~nobody-here"):
-        artifacts.given_folders(tmp_path, "~nobody-here/weights")
+        artifacts.given_folders("~nobody-here/weights")

@@ -105,13 +105,14 @@ def test_a_missing_or_broken_card_is_named(saved):
 
 def test_folders_are_searched_in_order(saved, tmp_path, monkeypatch):
     monkeypatch.setenv("DFKD_WEIGHTS", str(tmp_path / "weights"))
-    folders = artifacts.weights_folders(saved.parent)
+    (tmp_path / "weights").mkdir()
+    folders = [saved.parent, *artifacts.given_folders()]
     assert folders == [saved.parent, tmp_path / "weights"]
     assert TEACHER.find("digits_resnet8", folders) == saved
     assert TEACHER.find("digits_wrn16_1", folders) is None
-    assert artifacts.weights_folders(saved.parent, tmp_path)[1] == tmp_path
+    assert artifacts.given_folders(tmp_path) == [tmp_path]
     monkeypatch.delenv("DFKD_WEIGHTS")
-    assert artifacts.weights_folders(saved.parent) == [saved.parent]
+    assert artifacts.given_folders() == []
 
 
 def test_an_import_copies_measures_and_takes_the_file_s_normalisation(network, tmp_path):

@@ -44,7 +44,7 @@ def _page(rendered: report.Rendered) -> str:
     shown = [record for record in rendered.found.records if not record["custom"]]
     galleries = _galleries(rendered.results)
     anchors = {picture["anchor"] for pictures in galleries.values() for picture in pictures}
-    places = {_cell_name(Run.of(record)) for record in shown} | anchors
+    places = {Run.of(record).cell.name for record in shown} | anchors
     sheets = {Path(name).stem: text for name, text in rendered.files.items() if name.startswith("tables/")}
     board = document(rendered.files["LEADERBOARD.md"], "Overview", places, anchored=False)
     script = "\n".join(_asset(name) for name in SCRIPTS)
@@ -81,7 +81,7 @@ def _data(shown: Iterable[Mapping], rendered: report.Rendered) -> dict[str, Any]
         "runs": [
             {
                 "name": (run := Run.of(record)).name,
-                "cell": _cell_name(run),
+                "cell": run.cell.name,
                 "state": "stale" if record["status"] == "ok" and stale[run] else record["status"],
                 "command": f"python bench.py run {run.command} --again",
                 "record": record,
@@ -90,7 +90,7 @@ def _data(shown: Iterable[Mapping], rendered: report.Rendered) -> dict[str, Any]
         ],
         "results": [
             {
-                "cell": f"{result.cell.data}/{result.cell.pair}/{result.cell.method}/{result.cell.protocol}",
+                "cell": result.cell.name,
                 "method": result.cell.method,
                 "place": f"{result.cell.data}/{result.cell.protocol}/{result.cell.pair}",
                 "metric": result.metric.name,
@@ -138,10 +138,6 @@ def _after(parts: Iterable[Part], sheets: Mapping[str, str]) -> list[Part]:
     """What follows the tables."""
     rest = list(itertools.dropwhile(lambda part: part.title not in sheets, parts))
     return [part for part in rest if part.title not in sheets]
-
-
-def _cell_name(run: Run) -> str:
-    return f"{run.data}/{run.pair}/{run.method}/{run.protocol}"
 
 
 def _packed(text: str) -> str:

@@ -38,9 +38,8 @@ function notes(run) {
 function facts(record, data) {
   const { metrics, cost, time } = record, metric = data.metrics[metrics.name];
   const shown = [
-    ["last", score(metrics.last, metric) + (metrics.last === null ? "" : metric.unit)],
-    ["oracle best", score(metrics.oracle_best, metric)],
-    ["teacher", score(metrics.teacher, metric)],
+    ...Object.entries({ last: "last", "oracle best": "oracle_best", teacher: "teacher" }).map(([name, key]) =>
+      [name, score(metrics[key], metric) + (metrics[key] === null ? "" : metric.unit)]),
     ["total time", duration(time.scored)],
     ["images made", cost.images_synthesised.toLocaleString("en")],
     ["student steps", cost.student_steps.toLocaleString("en")],

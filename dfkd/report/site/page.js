@@ -148,7 +148,8 @@ function against(results, title = "Last score against total time") {
   }));
   const once = series.some((each) => each.tails.length);
   const open = series.some((each) => each.open);
-  const hint = [once && "Line: time spent once per teacher.", open && "Open: stale."].filter(Boolean).join(" ");
+  const hint = ["Grey steps: what no method beats.",
+    once && "Line to the left: time spent once per teacher.", open && "Hollow: stale."].filter(Boolean).join(" ");
   return chart({ ...given, series, frontier: true, hint });
 }
 

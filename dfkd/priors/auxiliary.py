@@ -1,4 +1,4 @@
-"""The rule that a prior has seen no image of the task, in any split."""
+"""The images that a diffusion prior was trained on: which they are, and the rule that none of them is the task's."""
 
 from __future__ import annotations
 
@@ -60,3 +60,20 @@ def _read(digests: Path) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{digests} holds no image digests ({error})") from None
     return seen
+
+
+def public_images(card: Mapping[str, Any] | None, size: int, data_root: Path) -> np.ndarray:
+    """The training images of the prior of this card, uint8 N×size×size×3, averaged down as it saw them: for the
+    reference row that does without diffusion.
+
+    There are none without a prior, or for one whose images nobody has. Raises UserError where `size` does not divide
+    theirs.
+    """
+    if card is None or card["data"] is None:
+        return np.empty((0, size, size, 3), np.uint8)
+    images, _ = training_images(card, data_root)
+    count, side = images.shape[:2]
+    if side % size:
+        raise UserError(f"the pictures of {card['data']} have {side} pixels, which {size} does not divide")
+    blocks = images.reshape(count, size, side // size, size, side // size, 3)
+    return blocks.mean((2, 4), dtype=np.float32).round().astype(np.uint8)

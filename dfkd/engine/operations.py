@@ -1,0 +1,32 @@
+"""Floating-point operations of whatever runs, by whose weights they use."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by who owns the weights they use: `FlopCounterMode` asks for modules, which methods bypass."""
+
+    def __init__(self, **owners: nn.Module) -> None:
+        super().__init__()
+        self.flops: Counter[str] = Counter()
+        self._owners = {p.untyped_storage().data_ptr(): name for name, o in owners.items() for p in o.parameters()}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and a guard against it at each operation takes longer than the operation."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            of = (self._owners.get(a.untyped_storage().data_ptr()) for a in args if isinstance(a, Tensor))
+            owner = next(filter(None, of), "other")
+            self.flops[owner] += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
