@@ -185,8 +185,8 @@ def teacher(data: str, arch: str, recipe: Mapping[str, Any], speeds: Speeds) -> 
     size, manifest = task(data).spec.size, paths.manifest(data)
     if not manifest.is_file():
         return None
-    images = recipe["epochs"] * documents.read_json(manifest)["splits"]["train"]["images"][0]
-    return _training(images, arch, size, speeds)
+    images = recipe.get("epochs", 0) * documents.read_json(manifest)["splits"]["train"]["images"][0]
+    return _training(images, arch, size, speeds) if images else 0.0
 
 
 def prior(name: str, recipe: Mapping[str, Any], speeds: Speeds) -> float | None:
