@@ -27,8 +27,8 @@ def shown(value: object, most: int = 80) -> str:
 
 
 def one_line(error: object, most: int = 4000) -> str:
-    """What it says, whatever was quoted in it, on one line without control signs."""
-    return re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], str(error))[:most]
+    """What it says, whatever was quoted in it, on one line without control signs and halves of signs."""
+    return re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda sign: ascii(sign[0])[1:-1], str(error))[:most]
 
 
 def reason(error: BaseException, most: int = 200) -> str:

@@ -130,7 +130,7 @@ def _execute(
         limit = max(1e-9, until - time.monotonic()) if until < math.inf else None
         record = run(resolved, *teacher, replace(settings, time_limit=limit), prior, keep)
     _tell(record, "not written, for the method ran in this process" if options.debug else kept[-1])
-    if kept[-1] is not None and out == paths.records().resolve():
+    if kept[-1] is not None and out == Path(os.path.realpath(paths.records())):
         report.after_run(record, tables=not in_stage())  # there the tables have a stage of their own
     return record
 
@@ -202,13 +202,14 @@ def _moment(options: argparse.Namespace) -> float:
 
 
 def _out(resolved: Resolved, option: Path | None) -> Path:
-    """The folder of the record, which can be written to."""
-    own = paths.records().resolve()
-    out = (option or (paths.custom(resolved.digest) if resolved.custom else own)).resolve()
-    if resolved.custom and out == own:
+    """The folder of the record, which can be written to, as can the work folder."""
+    own = paths.records()
+    out = Path(os.path.realpath(option or (paths.custom(resolved.digest) if resolved.custom else own)))
+    if resolved.custom and out == Path(os.path.realpath(own)):
         raise UserError("a custom run has no place in results/records; pass another --out, or none")
     path = resolved.run.path(out)
-    check_writable(path.parent)
+    for folder in (path.parent, paths.WORK):
+        check_writable(folder)
     if path.is_dir():
         raise UserError(f"cannot write the record {path}: it is a folder")
     return out

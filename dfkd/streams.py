@@ -40,9 +40,9 @@ def settle() -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         old = getattr(sys, name)
         if old is getattr(sys, f"__{name}__"):
-            kind = {"encoding": old.encoding, "line_buffering": old.line_buffering} if old else {"encoding": "utf-8"}
-            lasting = io.BufferedWriter(_Lasting(number, "wb", closefd=False))
-            setattr(sys, name, io.TextIOWrapper(lasting, errors="backslashreplace", **kind))
+            encoding, at_once = (old.encoding, old.line_buffering or old.write_through) if old else ("utf-8", False)
+            buffer = io.BufferedWriter(_Lasting(number, "wb", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=at_once))
 
 
 def flush() -> None:

@@ -26,6 +26,7 @@ from dfkd.engine.method import Budget, Method, Stage, build_method, refused_valu
 from dfkd.engine.module import TrainingModule
 from dfkd.engine.seeds import Streams, seed_for, seed_globals
 from dfkd.errors import UserError
+from dfkd.identity import Run
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis.augment import augment_for
@@ -77,10 +78,10 @@ class Distillation(TrainingModule):
         real: tuple[Tensor, Tensor] | None = None,
         seal: Callable[[], object] = lambda: None,
     ) -> None:
-        axes = (run["data"], run["teacher"], run["student"], run["method"], run["protocol"], run["seed"])
-        seed = seed_for("run", *axes)
+        self._run = Run(**run)
+        seed = seed_for("run", *self._run.axes)
         seed_globals(seed)
-        self._names, self.on, self._compile = run, task(run["data"]), compile
+        self.on, self._compile = task(self._run.data), compile
         spec, device = InputSpec.from_dict(teacher["spec"]), clock.device
         network = artifacts.load(Path(teacher["weights"]), teacher["arch"], spec)
         frozen = Teacher(network, spec).to(device).to(memory_format=torch.channels_last)
@@ -92,13 +93,12 @@ class Distillation(TrainingModule):
         reason = built.supports(self.on)
         if reason is not None:
             raise Declined(reason, built.prior)
-        with refused_values(run["method"]):
+        with refused_values(self._run.method):
             stages = _stages(built, granted)
             super().__init__(stages, clock)
             student = self._new_student(spec)
-            self.ctx = self._context(
-                frozen, student, granted, precision, Path(log), Streams(device, *axes), real, model
-            )
+            streams = Streams(device, *self._run.axes)
+            self.ctx = self._context(frozen, student, granted, precision, Path(log), streams, real, model)
             with _declining(built):
                 built.setup(self.ctx)
         self.student, self.others = student, nn.ModuleList(built.modules())
@@ -112,9 +112,8 @@ class Distillation(TrainingModule):
 
     def _new_student(self, spec: InputSpec) -> Normalised:
         """The same initialisation for every method at equal data, pair and repetition."""
-        names = self._names
-        seed = seed_for("student-init", names["data"], names["teacher"], names["student"], names["seed"])
-        network = initialise(names["student"], spec, seed)
+        run = self._run
+        network = initialise(run.student, spec, seed_for("student-init", run.data, run.teacher, run.student, run.seed))
         return Normalised(network, spec).to(self.clock.device).to(memory_format=torch.channels_last)
 
     def _context(

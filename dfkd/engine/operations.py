@@ -18,6 +18,11 @@ class Operations(TorchDispatchMode):
         self.flops: Counter[str] = Counter()
         self._owners = {p.untyped_storage().data_ptr(): name for name, o in owners.items() for p in o.parameters()}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and a guard against it at each operation takes longer than the operation."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket in flop_registry:

@@ -28,7 +28,10 @@ def main() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL, 0, 0, 0)
-    from dfkd.engine.work import work  # imports torch, while the harness gets ready
+    # Imported while the harness gets ready: torch, and of it what the first optimizer imports, which takes a second.
+    import torch._dynamo  # noqa: F401
+
+    from dfkd.engine.work import work
 
     try:
         _, begin, _ = channel.receive()

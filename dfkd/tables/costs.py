@@ -186,7 +186,7 @@ def teacher(data: str, arch: str, recipe: Mapping[str, Any], speeds: Speeds) -> 
     if not manifest.is_file():
         return None
     images = recipe.get("epochs", 0) * documents.read_json(manifest)["splits"]["train"]["images"][0]
-    return _training(images, arch, size, speeds) if images else 0.0
+    return _training(images, arch, size, speeds)
 
 
 def prior(name: str, recipe: Mapping[str, Any], speeds: Speeds) -> float | None:

@@ -195,7 +195,7 @@ TRICKS = {
     "an extra step in after_step": ("after_step", EXTRA_STEP, "beside the optimizer's steps"),
     "a step inside the backward pass": (
         "setup",
-        "next(ctx.student.parameters()).register_post_accumulate_grad_hook(lambda p: p.data.add_(1))",
+        "next(ctx.student.parameters()).register_post_accumulate_grad_hook(lambda p: (p.data.add_(1), None)[1])",
         "beside the optimizer's steps",
     ),
     "weights by their data": ("after_step", "ctx.student.network.fc.bias.data.add_(1)", "beside the optimizer's steps"),

@@ -105,6 +105,15 @@ def test_a_neighbour_that_is_no_python_is_named(guest):
         _ = guest("by name", helper="class (")[0].entry.digest
 
 
+def test_a_byte_order_mark_is_no_part_of_the_code(guest):
+    """Editors of Windows write one, and Python reads over it."""
+    cell, helper = guest("by name")
+    before = cell.entry.digest
+    for path in (cell.entry.path, helper):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert catalog.entry("guest", str(cell.entry.path)).digest == before
+
+
 def test_in_the_repository_the_digest_is_over_method_files_alone():
     names = {path.name for path in catalog._with_imports(catalog.entry("ssdkd").path)}
     assert names == {"ssdkd.py", "fast.py"}

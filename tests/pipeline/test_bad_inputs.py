@@ -282,7 +282,13 @@ ROWS: dict[str, Row] = {
     **paths(RUN, "--out", below_a_file=("file/out", "cannot write to"), a_file=("file", "cannot write to")),
     "run --out very long": row(*RUN, f"--out={LONG}", part="File name too long"),
     "run --out records": row(*RUN, *SMALL, "--out=results/records", part="a custom run has no place in"),
-    **paths((*RUN, *SMALL), "--teacher-weights", missing=("no.pth", "no.pth"), folder=("results", "results")),
+    **paths(
+        (*RUN, *SMALL),
+        "--teacher-weights",
+        missing=("no.pth", "no.pth"),
+        folder=("results", "results"),
+        surrogate=("x\udcff.pth", r"x\udcff.pth is missing"),
+    ),
     **paths(
         RUN,
         "--import",
@@ -304,6 +310,8 @@ ROWS: dict[str, Row] = {
             zero=("0", "time-limit"),
             negative=("-1", "time-limit"),
             word=("soon", "time-limit"),
+            grouped=("1_0", "time-limit"),
+            other_digits=("١", "time-limit"),
             empty=("", "time-limit"),
         ).items()
     },
@@ -369,10 +377,20 @@ ROWS: dict[str, Row] = {
     "plan --inputs of nothing": row("plan", "--inputs=all", part="argument --inputs: invalid choice"),
     **{
         f"plan --shard {text!r}": row("plan", f"--shard={text}", part=f"I/N with 1 <= I <= N, not {text!r}")
-        for text in ("", "0/2", "3/2", "1", "a/b", "1/2/3", "1/0", "-1/2", "1.0/2")
+        for text in ("", "0/2", "3/2", "1", "a/b", "1/2/3", "1/0", "-1/2", "1.0/2", "١/٢", " 1/2", "1_0/20", "+1/2")
     },
     **paths(("list",), "--import", missing=("no.py", "there is no file 'no.py'")),
     **names(("leaderboard",), "--data", "digit", "unknown data 'digit' (nearest: 'digits'"),
+    **{
+        f"options that do not go together: {' '.join(words)}": Row(words, part)
+        for words, part in {
+            ("leaderboard", "--check", "--committed"): "not allowed with argument --check",
+            ("leaderboard", "--check", "--format=csv"): "not allowed with argument --check",
+            ("leaderboard", "--protocol=quick"): "--protocol goes with --format",
+            ("leaderboard", "--committed", "--data=digit"): "unknown data 'digit' (nearest: 'digits'",
+            ("plan", "--pipeline", "--inputs=quick"): "not allowed with argument --pipeline",
+        }.items()
+    },
     **paths(("doctor",), "--data-root"),
     # --- files: recipes
     "recipe: a list": recipe("[1]", "mine.yaml cannot be read: a mapping from names is expected"),
@@ -560,6 +578,17 @@ ROWS: dict[str, Row] = {
     "a folder where the record belongs": Row(
         RUN, "it is a folder", {"results/records/digits/resnet8-resnet8/template/quick-seed0.json": FOLDER}
     ),
+    **{
+        f"{content} where the folder {name} belongs": Row((*RUN, "--out=out/in"), "cannot write to", {name: content})
+        for content in (LOOP, "a file")
+        for name in ("work", "out/in/digits")
+    },
+    **{
+        f"{content} where the records of a pair belong": Row(
+            RUN, "cannot write to", {"results/records/digits/resnet8-resnet8": content}
+        )
+        for content in (LOOP, "a file")
+    },
     "a folder where the card of a teacher to be trained belongs": Row(
         TEACHER,
         "digits_resnet8.json is a folder",

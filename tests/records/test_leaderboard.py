@@ -477,6 +477,8 @@ def test_the_table_of_one_data_set_is_one_file(record, results):
         records.write(record(data=data), paths.records())
     assert report.write("cifar100") == ([results / "tables" / "cifar100.md"], [])
     assert report.write("cifar100") == ([], [])
+    assert report.check("cifar100") == ([], [])
+    assert report.check("cifar10") == (["tables/cifar10.md"], [])
 
 
 def test_all_records_stand_in_one_tidy_file(record, results):
