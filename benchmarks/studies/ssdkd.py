@@ -24,7 +24,7 @@ SMALL = ["ngf=32"]  # a generator that one core can afford
 BUDGETS: dict[str, tuple[list[str], list[str]]] = {  # options, and what is set besides
     "digits": (
         ["--protocol=quick", "--pair=resnet20-resnet8"],
-        [*SMALL, "bn=1.0", "warmup=20", "rounds=20", "synthesis_batch=64"],
+        [*SMALL, "bn=1.0", "warmup=20", "training.steps=400", "rounds=20", "synthesis_batch=64"],
     ),
     # Enough to see what the images are like, not for an accuracy.
     "cifar100": (
