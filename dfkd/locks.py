@@ -27,9 +27,9 @@ def alone(path: Path, what: str, until: float = math.inf, say: Callable[[str], N
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            say(f"{what}: waiting for another process that makes it")
             left = max(0.0, until - time.monotonic())
             with stopping(asked.append):
+                say(f"{what}: waiting for another process that makes it")
                 lock.acquire(left if left < math.inf else -1, cancel_check=lambda: bool(asked))
     except Timeout:
         reason = asked[0] if asked else "the time limit was reached"

@@ -259,10 +259,10 @@ def test_a_killed_holder_leaves_no_lock(ask, holder):
 def test_waiting_ends_with_the_time_limit_and_with_a_signal(ask, holder):
     with pytest.raises(Stopped, match="digits_resnet8: the time limit was reached while another process makes it"):
         ask(until=time.monotonic() + 0.1)
-    timer = threading.Timer(0.3, interrupt(signal.SIGTERM))
-    timer.start()
+    said = threading.Event()  # that it waits: signals are caught from before that on
+    threading.Thread(target=lambda: said.wait(60) and interrupt(signal.SIGTERM)()).start()
     with pytest.raises(Stopped, match="digits_resnet8: stopped by SIGTERM while another process makes it"):
-        ask()
+        ask(say=lambda line: said.set())
 
 
 def test_a_folder_for_locks_that_cannot_be_written(ask, tmp_path):
