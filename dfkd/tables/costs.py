@@ -74,7 +74,7 @@ def key(resolved: Resolved) -> str:
     config, on = resolved.config, resolved.task
     budget = [config["training"]["steps"], config["training"]["batch"], config["rounds"], config["synthesis_batch"]]
     given = [resolved.entry.arguments | config["args"], budget, resolved.prior, on.kind, on.spec.size, on.spec.channels]
-    text = json.dumps([_digest(resolved.entry), *given], sort_keys=True)
+    text = json.dumps([_digest(resolved.entry), resolved.entry.name, *given], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
