@@ -279,23 +279,23 @@ TRICKS = {
 }
 SLOW_SAVING = """with found('Clock').phase('bookkeeping'):
             c = found('Channel'); c.send('saving', {'state': 'x'}); c.receive()
-            open('state.pt', 'wb').truncate(10**10); time.sleep(2); c.send('saved'); c.receive()
+            open('state.pt', 'wb').truncate(10**10); time.sleep(4); c.send('saved'); c.receive()
             os.remove('state.pt')"""
-CLOCK = "c = found('Clock'); time.sleep(1); "
-# Each hides two seconds, and pays them.
+CLOCK = "c = found('Clock'); time.sleep(2); "
+# Each hides four seconds, more than honest evaluations take on a machine that has much to do, and pays them.
 HIDING = {
     "a clock that is put forward": ("synthesize", CLOCK + "c._mark = time.perf_counter()"),
-    "called evaluation": ("synthesize", "with found('Clock').phase('evaluation'): time.sleep(1)"),
-    "called bookkeeping": ("synthesize", "with found('Clock').phase('bookkeeping'): time.sleep(1)"),
-    "moved to evaluation": ("synthesize", CLOCK + "c.seconds['evaluation'] += 1; c.seconds['synthesis'] -= 1"),
+    "called evaluation": ("synthesize", "with found('Clock').phase('evaluation'): time.sleep(2)"),
+    "called bookkeeping": ("synthesize", "with found('Clock').phase('bookkeeping'): time.sleep(2)"),
+    "moved to evaluation": ("synthesize", CLOCK + "c.seconds['evaluation'] += 2; c.seconds['synthesis'] -= 2"),
     "billed to the prior": (
         "synthesize",
-        CLOCK + "c.phase('prior').__enter__(); c.seconds['prior'] += 1; c.seconds['synthesis'] -= 1",
+        CLOCK + "c.phase('prior').__enter__(); c.seconds['prior'] += 2; c.seconds['synthesis'] -= 2",
     ),
-    "a clock that stands": ("synthesize", "c = found('Clock'); t = c._now(); time.sleep(1); c._now = lambda: t"),
+    "a clock that stands": ("synthesize", "c = found('Clock'); t = c._now(); time.sleep(2); c._now = lambda: t"),
     "called saving, of a state that is huge": ("synthesize", SLOW_SAVING),
-    "in a state": ("state_dict", "time.sleep(2)"),
-    "in the report": ("report", "time.sleep(2)"),
+    "in a state": ("state_dict", "time.sleep(4)"),
+    "in the report": ("report", "time.sleep(4)"),
 }
 
 
@@ -370,8 +370,8 @@ def test_no_trick_pays(cheat, name: str, request):
 def test_hidden_seconds_are_paid(cheat, way: str):
     hook, code = HIDING[way]
     record = cheat(**{hook: code})
-    assert record["status"] == "ok" and record["time"]["scored"] > 1.9
-    assert record["time"]["evaluation"] + record["time"]["prior"] < 1
+    assert record["status"] == "ok" and record["time"]["scored"] > 3.9
+    assert record["time"]["evaluation"] + record["time"]["prior"] < 3.9
 
 
 @pytest.mark.slow
