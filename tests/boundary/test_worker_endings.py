@@ -31,7 +31,7 @@ from dfkd.signals import Stopped
 from dfkd.artifacts import TEACHER
 
 weights, work, method, changes, pair = Path(sys.argv[1]), Path(sys.argv[2]), *map(json.loads, sys.argv[3:6])
-cell = resolve("digits", "quick", method, pair, 0, changes, sys.argv[6] or None)
+cell = resolve("digits", "quick", method, pair, 0, changes, sys.argv[6] or None, "fp32")  # as `tiny` has it
 try:
     options = Options(work.parent / "data", "cpu", True, work, save_every=0.05)
     record = run(cell, weights, TEACHER.read(weights), options)
@@ -90,7 +90,7 @@ def kill(process: subprocess.Popen, victim: str) -> None:
         each.send_signal(signal.SIGKILL)
 
 
-def wait(process: subprocess.Popen, work, draw: random.Random) -> str:
+def wait(process: subprocess.Popen, work, draw: random.Random) -> tuple[int, float]:
     """Until a random moment of the run: while it starts, or at so many of its states, whatever the machine's speed."""
     states, seen = draw.randint(-4, 16), set()
     while process.poll() is None and len(seen) < states:
@@ -99,7 +99,7 @@ def wait(process: subprocess.Popen, work, draw: random.Random) -> str:
         time.sleep(0.005)
     more = draw.uniform(0, 4 if states < 1 else 0.2)
     time.sleep(more)
-    return f"{more:.2f} s after state {max(states, 0)}"
+    return states, more
 
 
 @pytest.mark.slow
@@ -114,13 +114,14 @@ def test_killed_at_any_moment_it_equals_the_run_that_was_let_be(harness, tiny, e
             record = execute(cell, work=tmp_path / "straight")
             known[method] = outcome(record), digest_of(tmp_path / "straight" / record["work"])
         process = harness(method, *LONGER)
-        moment = wait(process, work, random.Random(index))
-        case = f"{index}: {method}, {victim} killed {moment}" if process.poll() is None else f"{index}: {method}, ended"
-        if process.poll() is None:
+        states, more = wait(process, work, random.Random(index))
+        case = f"{index}: {method}, {victim} killed {more:.2f} s after state {max(states, 0)}"
+        if alive := process.poll() is None:
             kill(process, victim)
         process.wait(60)
         record = execute(cell, resume=True, apart=True, save_every=0.05)
-        print(f"{case}; resumed {record['time']['resumes']} times")
+        print(f"{case if alive else f'{index}: {method}, it had ended'}; resumed {record['time']['resumes']} times")
+        assert record["time"]["resumes"] or not alive or states < 2, f"{case}: its state was not found"
         assert (outcome(record), digest_of(work / record["work"])) == known[method], case
         shutil.rmtree(work)  # a run of this method that is still to come begins at the beginning
 
