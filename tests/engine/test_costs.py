@@ -68,10 +68,11 @@ def test_few_inner_iterations_tell_what_many_cost(method, tiny, monkeypatch):
     assert short == pytest.approx(counting.count(run), rel=1e-6)
 
 
-def test_every_run_of_the_tables_is_counted():
-    """Else: `python -m dfkd.engine.counting`, after a change of methods, recipes or tables."""
+def test_every_run_of_the_small_tables_is_counted():
+    """Else: `python -m dfkd.engine.counting`, after a change of methods, recipes or tables. Those of `paper` may lack:
+    images of 224 pixels take long."""
     counted, ours = costs.counts()["runs"], own_priors()
-    for run in {run.cell: run for run in span()}.values():
+    for run in {run.cell: run for run in span() if run.protocol != "paper"}.values():
         resolved = resolve(run.data, run.protocol, run.method, run.pair)
         if resolved.prior is None or resolved.prior in ours:
             assert costs.key(resolved) in counted or not _applies(resolved), run.name
@@ -89,9 +90,14 @@ def _applies(resolved) -> bool:
 @pytest.mark.parametrize(("data", "protocol", "method"), [("digits", "quick", "ssdkd"), ("cifar10", "cpu", "kd-noise")])
 def test_the_counts_are_those_of_today(data, protocol, method):
     run = resolve(data, protocol, method)
-    assert costs.passes(run) == pytest.approx(counting.count(run), rel=1e-3)
     arch, spec = run.run.teacher, run.task.spec
-    assert costs.counts()["networks"][place(arch, spec.size)] == pytest.approx(counting.forward(arch, spec), rel=1e-6)
+    images = [counting.forward(name, spec) for name in (arch, arch, run.run.student)]
+
+    def total(passes: Passes) -> float:  # a count serves all data sets of a size, whose last layers differ
+        return sum(n * each for n, each in zip(passes, [*images, 1], strict=True))
+
+    assert total(costs.passes(run)) == pytest.approx(total(counting.count(run)), rel=1e-2)
+    assert costs.counts()["networks"][place(arch, spec.size)] == pytest.approx(images[0], rel=1e-3)
 
 
 # --- times
@@ -155,7 +161,7 @@ def test_plan_predicts_for_a_named_device(files, command):
     lines = {line.split("--method ")[1].split()[0]: line for line in out.splitlines() if "--method" in line}
     assert (status, lines["teacher"].split("# ")[1]) == (0, "about 0 s")
     assert lines["kd-real"].endswith("# about 8 m 20 s") and lines["ssdkd"].endswith("# of unknown cost")
-    assert errors.splitlines()[-1].endswith("in all on A chip, and 9 commands of unknown cost")
+    assert errors.splitlines()[-1].endswith("in all on A chip, and 10 commands of unknown cost")
 
 
 def test_a_device_that_nobody_measured_is_bad_input(files, command):
