@@ -64,7 +64,7 @@ def test_thin_sizes(arch):
 
 
 @pytest.mark.parametrize("pixels", [16, 32, 64])
-@pytest.mark.parametrize("arch", fitting("classification"))
+@pytest.mark.parametrize("arch", [name for name in fitting("classification") if not name.startswith("efficientnet")])
 def test_shapes_for_every_input_size(arch, pixels):
     network = on_meta(arch, 7, pixels).eval()
     images = torch.empty(2, 3, pixels, pixels, device="meta")

@@ -188,7 +188,7 @@ def test_a_pool_without_a_recipe(noise, tmp_path):
         ("steps=0", "steps: 0 is less than the minimum of 1"),
         ("steps=[1", "is not a value"),
         ("lr=-1", "lr: -1.0 is less than or equal to the minimum of 0"),
-        ("lr=.nan", "--set lr: '.nan' is not a value: nan is no number"),
+        ("lr=.nan", "--set lr: '.nan' is not a value: 0: nan is no number"),
         ("ema=1.5", "ema: 1.5 is greater than the maximum of 1"),
         ("channels=[12]", "channels.0: 12 is not a multiple of 8"),
         ("channels=[]", "channels: .. should be non-empty"),

@@ -13,7 +13,7 @@ import torch
 from dfkd import paths
 from dfkd.artifacts import TEACHER, cards, save, weights
 from dfkd.artifacts import teachers as wanted
-from dfkd.engine import state
+from dfkd.engine import hooks
 from dfkd.errors import CannotWrite, UserError
 from dfkd.files import file_digest, replace_file
 from dfkd.locks import alone
@@ -177,7 +177,7 @@ def test_a_full_disk_is_to_be_tried_again(ask, during, monkeypatch):
     def full(path, content):
         raise CannotWrite(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(state, "save", full)
+    monkeypatch.setattr(hooks, "replace_file", full)
     with pytest.raises(Stopped, match="No space left on device; the same with --resume goes on"):
         ask()
 
