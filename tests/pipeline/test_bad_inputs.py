@@ -217,7 +217,7 @@ ROWS: dict[str, Row] = {
         huge_steps=("training.steps=1000000000000", "training.steps: 1000000000000 is greater than"),
         no_rounds=("rounds=0", "rounds: 0 is less than the minimum of 1"),
         no_evaluations=("evaluations=0", "evaluations: 0 is less than the minimum of 1"),
-        indivisible=("training.steps=401", "401 student steps do not divide into 10 rounds"),
+        indivisible=("training.steps=401", "401 student steps do not divide into 8 rounds"),
         precision=("precision=fp63", "precision: unknown value 'fp63'"),
         optimizer=("training.optimizer.type=SGDD", "unknown optimizer 'SGDD' (nearest: 'SGD'"),
         # What mmengine's registry would import and call.
