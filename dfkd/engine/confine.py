@@ -166,15 +166,18 @@ def _prove(denied: Iterable[str]) -> None:
 # What Landlock leaves open, by number of the system call. Refused: what may outlive the run (shmget, semget, msgget,
 # mq_open, add_key, keyctl, io_uring_setup, and a process group of one's own, setpgid, setsid) and connect, by which
 # a daemon of the user's would do what this process may not. Without effect, for programs end where they are refused:
-# chmod, chown, utime and setxattr in all their forms, which can leave notes on files that may only be read.
+# chmod, chown, utime and setxattr in all their forms, which can leave notes on files that may only be read. The last is
+# utimensat: without times it is refused, since whoever touches a file makes it then; with times it is without effect.
 _CALLS = {
     "x86_64": (
         *(0xC000003E, 41, (29, 64, 68, 240, 248, 250, 425, 109, 112, 42)),
-        (90, 91, 92, 93, 94, 132, 188, 189, 190, 235, 260, 261, 268, 280, 452, 463, 469),
+        (90, 91, 92, 93, 94, 132, 188, 189, 190, 235, 260, 261, 268, 452, 463, 469),
+        280,
     ),
     "aarch64": (
         *(0xC00000B7, 198, (194, 190, 186, 180, 217, 219, 425, 154, 157, 203)),
-        (5, 6, 7, 52, 53, 54, 55, 88, 452, 463, 469),
+        (5, 6, 7, 52, 53, 54, 55, 452, 463, 469),
+        88,
     ),
 }
 
@@ -183,13 +186,14 @@ def _filter_calls() -> None:
     """Filter system calls by seccomp; where it cannot, nothing. Of sockets only streams within the machine are left."""
     if platform.machine() not in _CALLS:
         return
-    architecture, socket, refusals, idle = _CALLS[platform.machine()]
+    architecture, socket, refusals, idle, touch = _CALLS[platform.machine()]
     load, equal, least, mask, end = 0x20, 0x15, 0x35, 0x54, 0x06  # BPF; comparisons skip so many lines if so, if not
     allowed, refused, ignored = 0x7FFF0000, 0x00050000 | 13, 0x00050000  # the second is EACCES
     code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, refused)]
     code += [(load, 0, 0, 0), (least, 0, 1, 0x40000000), (end, 0, 0, refused)]  # x32's numbers for the same calls
     for numbers, answer in ((refusals, refused), (idle, ignored)):
         code += [line for number in numbers for line in ((equal, 0, 1, number), (end, 0, 0, answer))]
+    code += [(equal, 0, 4, touch), (load, 0, 0, 32), (equal, 0, 1, 0), (end, 0, 0, refused), (end, 0, 0, ignored)]
     code += [(equal, 1, 0, socket), (end, 0, 0, allowed)]
     code += [(load, 0, 0, 16), (equal, 1, 0, 1), (end, 0, 0, refused)]  # AF_UNIX
     code += [(load, 0, 0, 24), (mask, 0, 0, 15), (equal, 0, 1, 2), (end, 0, 0, refused)]  # SOCK_DGRAM

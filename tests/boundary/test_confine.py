@@ -93,6 +93,21 @@ def test_torch_processes_and_the_work_folder_work(tmp_path: Path):
     assert "hello" in done.stdout, done.stderr
 
 
+def test_a_file_is_made_by_touch_and_copied_with_its_times(tmp_path: Path):
+    """Times cannot be set there (they would be notes), and nobody who asks for it fails or is told what is not so."""
+    done = confined(
+        tmp_path,
+        """
+        import shutil
+        (work / "there").touch()
+        shutil.copy2(work / "there", work / "copy")
+        (work / "copy").touch()
+        print(sorted(path.name for path in work.iterdir()))
+        """,
+    )
+    assert done.stdout == "['copy', 'there']\n", done.stderr
+
+
 def test_a_link_lets_no_denied_tree_in_again(tmp_path: Path):
     (tmp_path / "lib" / "data").mkdir(parents=True)
     (tmp_path / "lib" / "code").mkdir()
