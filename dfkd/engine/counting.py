@@ -1,7 +1,8 @@
 """What a run costs in floating-point operations, counted on a few of its steps.
 
 A count does not depend on machine, precision or pair: what goes through teacher and student is told in images, all
-else (generator, diffusion model, heads) in operations. `dfkd.tables.costs` keeps the counts and predicts seconds;
+else (generator, diffusion model, heads) in operations. Stable Diffusion is counted on a small one, each of whose passes
+stands for one of the published networks. `dfkd.tables.costs` keeps the counts and predicts seconds;
 `python -m dfkd.engine.counting` counts what is new in the tables.
 """
 
@@ -9,14 +10,16 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dfkd.engine import trial
 from dfkd.engine.distillation import Declined
@@ -50,7 +53,7 @@ def update(say: Callable[[str], None]) -> None:
     known = costs.counts()
     found = {place: known["networks"].get(place) or forward(*of) for place, of in networks.items()}
     found |= {place: known["networks"].get(place) or denoising(recipe) for place, recipe in ours.items()}
-    wanted = {costs.key(r): r for r in resolved if r.prior is None or r.prior in own_priors()}
+    wanted = {costs.key(r): r for r in resolved}
     runs = {key: known["runs"][key] for key in wanted if key in known["runs"]}
     costs.write(found, runs)
     for key, of in wanted.items():
@@ -62,17 +65,19 @@ def update(say: Callable[[str], None]) -> None:
 
 
 def count(resolved: Resolved) -> Passes:
-    """What a run asks of the networks; evaluation is not in it.
-
-    Raises Declined, and UserError where the run's diffusion prior is none that is trained here.
-    """
-    refused = UserError("nothing was tried")
+    """What a run asks of the networks; evaluation is not in it. Raises Declined."""
     with tempfile.TemporaryDirectory() as folder:
-        for few, more in FEW:
-            try:
-                return _extrapolated(resolved, few, more, Path(folder))
-            except UserError as error:
-                refused = error
+        return _first(partial(_extrapolated, resolved, few, more, Path(folder)) for few, more in FEW)
+
+
+def _first(attempts: Iterable[Callable[[], Passes]]) -> Passes:
+    """What the first attempt gives that is not refused. Raises UserError of the last where all are."""
+    refused = UserError("nothing was tried")
+    for attempt in attempts:
+        try:
+            return attempt()
+        except UserError as error:
+            refused = error
     raise refused
 
 
@@ -89,23 +94,24 @@ def _extrapolated(resolved: Resolved, few: int, more: int, folder: Path) -> Pass
 
 def _counted(resolved: Resolved, loops: dict[str, int], folder: Path) -> Passes:
     """The whole run if its synthesis steps had so few inner iterations, extrapolated from a few of its steps."""
-    refused = UserError("nothing was tried")
-    for divisor in (64, 32, 16, 8, 4, 2, 1):  # the cost of an image does not depend on how many there are
-        try:
-            if (small := _divided(resolved, loops, divisor)) is not None:
-                return Passes(*(divisor * part for part in _run(small, folder)))
-        except UserError as error:
-            refused = error
-    raise UserError(f"{resolved.run.name} cannot be counted: {refused}")
+    divisors = (64, 32, 16, 8, 4, 2, 1)  # the cost of an image does not depend on how many there are
+    try:
+        return _first(partial(_multiplied, resolved, loops, divisor, folder) for divisor in divisors)
+    except UserError as error:
+        raise UserError(f"{resolved.run.name} cannot be counted: {error}") from None
 
 
-def _divided(resolved: Resolved, loops: dict[str, int], divisor: int) -> Resolved | None:
-    """The run with every number of images divided, with the smallest network; None where that cannot be."""
+def _multiplied(resolved: Resolved, loops: dict[str, int], divisor: int, folder: Path) -> Passes:
+    return Passes(*(divisor * part for part in _run(_divided(resolved, loops, divisor), folder)))
+
+
+def _divided(resolved: Resolved, loops: dict[str, int], divisor: int) -> Resolved:
+    """The run with every number of images divided, with the smallest network. Raises UserError where that cannot be."""
     config, known = deepcopy(dict(resolved.config)), resolved.entry.arguments | resolved.config["args"]
     batches = {name: known[name] for name in BATCHES if known.get(name)}
     counts = (config["training"]["batch"], config["synthesis_batch"], *batches.values())
     if any(n % divisor for n in counts) or (divisor > 1 and min(counts) < 2 * divisor):
-        return None
+        raise UserError(f"its images do not divide by {divisor}")
     config["training"]["batch"] //= divisor
     config["synthesis_batch"] //= divisor
     config["args"] = config["args"] | loops | {name: n // divisor for name, n in batches.items()}
@@ -116,8 +122,7 @@ def _divided(resolved: Resolved, loops: dict[str, int], divisor: int) -> Resolve
 
 
 def _run(small: Resolved, folder: Path) -> Passes:
-    prior = None if small.prior is None else trial.untrained_prior(folder, own_priors()[small.prior])
-    runner = trial.assemble(small, trial.untrained(small, folder), prior, torch.device("cpu"), folder)
+    runner = trial.assemble(small, trial.untrained(small, folder), _prior(small, folder), torch.device("cpu"), folder)
     runner.rebuild_optimizer()
     flops: Any = Counter()
     for stage in runner.model.stages:
@@ -129,7 +134,53 @@ def _run(small: Resolved, folder: Path) -> Passes:
         if stage.student_steps:
             _add(flops, stage.rounds * stage.student_steps, _steps(runner, stage, trial.period(small)))
     each = forward(small.run.teacher, small.task.spec)  # the student's, too
-    return Passes(flops["teacher"] / each, flops["inversion"] / each, flops["student"] / each, flops["other"])
+    other = flops["other"] + sum(flops[part] * larger for part, larger in _published(runner).items())
+    return Passes(flops["teacher"] / each, flops["inversion"] / each, flops["student"] / each, other)
+
+
+def _prior(small: Resolved, folder: Path) -> tuple[Path, dict] | None:
+    if small.prior is None:
+        return None
+    recipe = own_priors().get(small.prior)
+    return trial.untrained_prior(folder, recipe) if recipe else trial.untrained_pipeline(small.prior, folder)
+
+
+def _parts(runner: PlainRunner) -> dict[str, nn.Module]:
+    """Those of a Stable Diffusion, if there is one."""
+    if (pipeline := getattr(runner.model.ctx.prior, "pipeline", None)) is None:
+        return {}
+    return {"unet": pipeline.unet, "encoder": pipeline.vae.encoder, "decoder": pipeline.vae.decoder}
+
+
+def _published(runner: PlainRunner) -> dict[str, float]:
+    """By part of a small Stable Diffusion: how many operations of the published one stand for one of its own."""
+    if not (small := _parts(runner)):
+        return {}
+    from dfkd.priors.untrained import published
+
+    pipeline = runner.model.ctx.prior.pipeline
+    words = getattr(getattr(pipeline, "tokenizer", None), "model_max_length", 1)  # one embedding stands for an image
+    own = _pipeline_passes(pipeline.unet, pipeline.vae, words, lambda: Operations(**small))
+    whole = _pipeline_passes(*published(), 77 if words > 1 else 1, Operations)
+    return {part: whole[part].total() / own[part][part] for part in small}
+
+
+def _pipeline_passes(unet: Any, vae: Any, words: int, counted: Callable[[], Operations]) -> dict[str, Counter[str]]:
+    """Operations of one image's pass through each part, conditioned on so many embeddings."""
+    found, (side, image) = {}, (unet.config.sample_size, vae.config.sample_size)
+    with torch.no_grad(), torch.device(unet.device):
+        text = torch.zeros(1, words, unet.config.cross_attention_dim)
+        latent = torch.zeros(1, unet.config.in_channels, side, side)
+        passes: dict[str, Callable[[], object]] = {
+            "unet": lambda: unet(latent, torch.zeros(()), encoder_hidden_states=text),
+            "encoder": lambda: vae.encode(torch.zeros(1, 3, image, image)),
+            "decoder": lambda: vae.decode(latent),
+        }
+        for part, run in passes.items():
+            with counted() as operations:
+                run()
+            found[part] = operations.flops
+    return found
 
 
 def _synthesis(runner: PlainRunner, stage: Stage) -> dict[str, float]:
@@ -146,7 +197,7 @@ def _synthesis(runner: PlainRunner, stage: Stage) -> dict[str, float]:
         model.keep(model.synthesize())
     for call in counted:
         model.progress.synthesis_step = before + call
-        with Operations(inversion=model.ctx.teacher, student=model.student) as operations:
+        with Operations(inversion=model.ctx.teacher, student=model.student, **_parts(runner)) as operations:
             samples = model.synthesize()
         model.keep(samples)
         found.append(operations.flops)
@@ -160,7 +211,7 @@ def _steps(runner: PlainRunner, stage: Stage, period: int) -> dict[str, float]:
     model.begin_steps()
     found: list[Counter[str]] = []
     for _ in range(period):
-        with Operations(inversion=model.ctx.teacher, student=model.student) as making:
+        with Operations(inversion=model.ctx.teacher, student=model.student, **_parts(runner)) as making:
             batch = model.draw()
         with Operations(teacher=model.ctx.teacher, student=model.student) as learning:
             model.train_step(batch, optim_wrapper=runner.optim_wrapper)
@@ -175,7 +226,7 @@ def _add(flops: Any, steps: int, each: Mapping[str, float]) -> None:
 
 
 def _mean(found: list[Counter[str]]) -> dict[str, float]:
-    return {owner: sum(each[owner] for each in found) / len(found) for owner in Passes._fields}
+    return {owner: sum(each[owner] for each in found) / len(found) for owner in set().union(*found)}
 
 
 def denoising(recipe: Mapping[str, Any]) -> float:

@@ -85,6 +85,18 @@ def untrained_prior(folder: Path, recipe: Mapping[str, Any] = TINY) -> tuple[Pat
     return place, artifacts.PRIOR.new(name, kind="pixel", origin="trained", trained_on="nothing", **facts)
 
 
+def untrained_pipeline(name: str, folder: Path) -> tuple[Path, dict]:
+    """A small pipeline of random weights in place of that one of the hub, and its card."""
+    from dfkd.priors import untrained
+    from dfkd.priors.folder import kind_of, side_of, weights_path
+
+    save = untrained.save_image_variations if "variations" in name else untrained.save_text_to_image
+    place = folder / name / "pipeline"
+    place = place if place.is_dir() else save(folder / name)
+    facts = {"kind": kind_of(place), "size": side_of(place), "digest": file_digest(weights_path(place))}
+    return place, artifacts.PRIOR.new(name, origin="foreign", trained_on="nothing", **facts)
+
+
 def _pictures(task: Task, count: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Noise in place of the training split: which pictures they are says nothing of time or of a device."""
     random, shape = np.random.default_rng(0), (count, task.side, task.side)

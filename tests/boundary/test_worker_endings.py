@@ -62,7 +62,7 @@ def dying(tiny, tmp_path):
     def make(deed: str):
         path = tmp_path / "dying.py"
         path.write_text(METHOD.format(deed=deed))
-        return tiny("dying", extra=str(path))
+        return tiny("dying", "steps=3", extra=str(path))
 
     return make
 

@@ -13,7 +13,7 @@ import torch
 from dfkd import paths
 from dfkd.artifacts import PRIOR
 from dfkd.files import file_digest
-from dfkd.priors import load, training
+from dfkd.priors import load, training, untrained
 from dfkd.priors.folder import kind_of, side_of, weights_path
 from dfkd.tasks import POOLS, InputSpec, Task, store
 
@@ -62,109 +62,14 @@ def pixel(tmp_path):
     return make
 
 
-def tokenizer(folder):
-    from transformers import CLIPTokenizer
-
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    symbols = [chr(code) for code in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-    words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "ph", "pho", "to</w>", "photo</w>"]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\np h\nph o\nt o</w>\npho to</w>\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
-
-
-def parts(width=32):
-    """U-Net, VAE and scheduler of a Stable Diffusion that makes 16 x 16 images of 4 x 8 x 8 latents."""
-    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        sample_size=8,
-        cross_attention_dim=width,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=8,
-        attention_head_dim=8,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=[16, 16],
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=16,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-    )
-    # As the published repositories have it.
-    scheduler = PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        set_alpha_to_one=False,
-        skip_prk_steps=True,
-        steps_offset=1,
-    )
-    return {
-        "unet": unet,
-        "vae": vae,
-        "scheduler": scheduler,
-        "safety_checker": None,
-        "feature_extractor": None,
-    }
-
-
 @pytest.fixture(scope="session")
 def stable_diffusion_folder(tmp_path_factory):
-    from diffusers import StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    folder = tmp_path_factory.mktemp("sd")
-    words = tokenizer(folder / "words")
-    ids = dict(bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        text = CLIPTextConfig(
-            vocab_size=len(words),
-            hidden_size=32,
-            intermediate_size=37,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=16,
-            **ids,
-        )
-        pipeline = StableDiffusionPipeline(
-            **parts(), tokenizer=words, text_encoder=CLIPTextModel(text), requires_safety_checker=False
-        )
-    pipeline.save_pretrained(folder / "pipeline")
-    return folder / "pipeline"
+    return untrained.save_text_to_image(tmp_path_factory.mktemp("sd"))
 
 
 @pytest.fixture(scope="session")
 def variations_folder(tmp_path_factory):
-    from diffusers import StableDiffusionImageVariationPipeline
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    folder = tmp_path_factory.mktemp("variations") / "pipeline"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        vision = CLIPVisionConfig(
-            hidden_size=32,
-            projection_dim=32,
-            intermediate_size=37,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=24,
-            patch_size=8,
-        )
-        encoder = CLIPVisionModelWithProjection(vision)
-        pipeline = StableDiffusionImageVariationPipeline(
-            **parts(), image_encoder=encoder, requires_safety_checker=False
-        )
-    pipeline.save_pretrained(folder)
-    return folder
+    return untrained.save_image_variations(tmp_path_factory.mktemp("variations"))
 
 
 @pytest.fixture
