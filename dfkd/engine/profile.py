@@ -1,7 +1,7 @@
 """`bench.py profile`: where the time of a synthesis step and of a student step goes, and how near the machine's limit.
 
 A short run of the method as its table has it, in sizes, with few steps. The first step of each kind is counted (its
-floating-point operations, by torch's counter), the others are timed by torch's profiler. Time inside the backward pass
+floating-point operations), the others are timed by torch's profiler. Time inside the backward pass
 is given to the part of the forward pass that it belongs to.
 """
 
@@ -22,11 +22,11 @@ from tabulate import tabulate
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, record_function
-from torch.utils.flop_counter import FlopCounterMode
 
 from dfkd import paths
 from dfkd.artifacts import PRIOR
 from dfkd.engine import compat, machine, trial
+from dfkd.engine.operations import Operations
 from dfkd.engine.precision import settled
 from dfkd.engine.runner import PlainRunner
 from dfkd.tables.resolve import Resolved, resolve
@@ -36,6 +36,8 @@ ROUNDS = 3
 # What only repeats: so many are enough to see one.
 REPEATS = {"warmup": 1, "calls": 2, "bank_calls": 2, "bank_steps": 2, "refresh_every": 2, "refresh_steps": 2}
 MOST = {"steps": 10}  # inner iterations of methods that have hundreds
+NETWORK = ("forward", "features", "inspect", "encode", "decode")  # where a part is entered
+STATISTICS = ("loss", "update")
 SHOWN = 0.01  # operators below this share are summed up
 KINDS = {
     "convolution, backward": ("convolution_backward",),
@@ -75,14 +77,23 @@ class Watch:
         model.synthesize = self._step("synthesis", model.synthesize)
         model.draw = self._step("student step", model.draw, ends=False)
         model.train_step = self._step("student step", model.train_step)
-        parts = {"teacher": model.ctx.teacher, "student": model.student}
-        parts |= {name: value for name, value in vars(model.method).items() if _callable(value)}
-        for name, part in parts.items():
-            for entry in ("forward", "features", "inspect", "loss", "update"):
-                if hasattr(part, entry):
-                    setattr(part, entry, _ranged(name, getattr(part, entry)))
+        model.reset_student = self._reset(model, model.reset_student)
+        parts = [("teacher", model.ctx.teacher), ("student", model.student)]
+        parts += [("diffusion model", part) for part in _parts(model.ctx.prior)]
+        parts += [(name, part) for name, value in vars(model.method).items() for part in _parts(value)]
+        for name, part in parts:
+            _watch(name, part)
         for entry in ("augment", "augment_pair"):
             setattr(model.ctx, entry, _ranged("augmentation", getattr(model.ctx, entry)))
+
+    def _reset(self, model: Any, reset: Callable[[], None]) -> Callable[[], None]:
+        """A new student is watched like the one before."""
+
+        def again() -> None:
+            reset()
+            _watch("student", model.student)
+
+        return again
 
     def _step(self, name: str, action: Callable, ends: bool = True) -> Callable:
         """A step, or the part of one that comes before what `ends` it."""
@@ -90,10 +101,10 @@ class Watch:
         def step(*args: Any, **kwargs: Any) -> Any:
             if self._left[name]:
                 self._left[name] -= ends
-                with FlopCounterMode(display=False) as counter:
+                with Operations() as counted:
                     made = action(*args, **kwargs)
-                for operator, flops in counter.get_flop_counts().get("Global", {}).items():
-                    self.steps[name].flops[_kind(str(operator))] += flops / self._period[name]
+                for operator, flops in counted.operators.items():
+                    self.steps[name].flops[_kind(operator)] += flops / self._period[name]
                 return made
             self.steps[name].calls += ends
             with record_function(f"## {name}"):
@@ -102,8 +113,17 @@ class Watch:
         return step
 
 
-def _callable(value: object) -> bool:
-    return isinstance(value, nn.Module) or hasattr(value, "capture")
+def _parts(value: object) -> list[Any]:
+    """What is watched of a thing that a method holds: itself, or the networks inside."""
+    if isinstance(value, nn.Module) or hasattr(value, "capture"):
+        return [value]
+    return [part for part in getattr(value, "__dict__", {}).values() if isinstance(part, nn.Module)]
+
+
+def _watch(name: str, part: Any) -> None:
+    for entry in NETWORK if isinstance(part, nn.Module) else STATISTICS:
+        if hasattr(part, entry):
+            setattr(part, entry, _ranged(name, getattr(part, entry)))
 
 
 def _ranged(name: str, action: Callable) -> Callable:

@@ -89,8 +89,8 @@ def counts() -> dict[str, Any]:
 
 
 def write(networks: Mapping[str, float], runs: Mapping[str, Any]) -> None:
-    """Put the counts into their file, whole numbers in order."""
-    whole = {key: {k: v if k == "what" else round(v) for k, v in run.items()} for key, run in runs.items()}
+    """Put the counts into their file in order, whole numbers as far as JSON has them."""
+    whole = {key: {k: v if k == "what" else _whole(v) for k, v in run.items()} for key, run in runs.items()}
     ordered = dict(sorted(whole.items(), key=lambda item: (item[1]["what"], item[0])))
     parts: dict[str, Mapping[str, Any]] = {
         "networks": {name: round(flops) for name, flops in sorted(networks.items())},
@@ -98,6 +98,10 @@ def write(networks: Mapping[str, float], runs: Mapping[str, Any]) -> None:
     }
     texts = (f'"{name}": {{\n{_lines(part)}\n}}' for name, part in parts.items())
     replace_file(paths.costs(), "{" + ",\n".join(texts) + "}\n")
+
+
+def _whole(count: float) -> float:
+    return round(count) if count < 2**53 else float(f"{count:.9g}")
 
 
 def _lines(part: Mapping[str, Any]) -> str:
@@ -156,8 +160,12 @@ def keep_speeds(name: str, precision: str, measured: Mapping[str, Speed]) -> Non
     known[precision] = known.get(precision, {}) | dict(measured)
     path = paths.devices()[0]
     others = documents.read_json(path) if path.is_file() else {}
-    plain = {p: {n: speed._asdict() for n, speed in each.items()} for p, each in known.items()}
+    plain = {p: {n: _plain(speed) for n, speed in each.items()} for p, each in known.items()}
     replace_file(path, json.dumps({name: plain} | {n: s for n, s in others.items() if n != name}, indent=1) + "\n")
+
+
+def _plain(speed: Speed) -> dict[str, float]:
+    return {does: float(f"{value:.4g}") for does, value in speed._asdict().items()}
 
 
 def predicted(resolved: Resolved, speeds: Speeds) -> float | None:

@@ -100,7 +100,12 @@ def test_a_profile_names_the_parts_of_a_step(method, tmp_path, monkeypatch):
     monkeypatch.setattr("dfkd.paths.WORK", tmp_path)
     monkeypatch.setattr(profile, "changes", lambda resolved: trial.small(catalog.entry(resolved.entry.name)))
     text = profile.show(method, "digits", "quick", check.KINDS["digits"], "fp32", "cpu")
-    parts = ["teacher", "student", "optimizer", *(["augmentation"] if method == "fast-5" else [])]  # a draw is no step
+    parts = [
+        "teacher",
+        "student",
+        "optimizer",
+        *(["generator", "augmentation"] if method == "fast-5" else []),
+    ]  # a draw is no step
     assert all(f"| {part} " in text for part in parts)
     assert ("synthesis:" in text) == (method == "fast-5") and "student step:" in text
     assert len(list((tmp_path / "profiles").glob("*.json"))) == 1

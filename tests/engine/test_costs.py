@@ -45,6 +45,15 @@ def test_a_backward_pass_belongs_to_whom_the_weights_belong():
     assert operations.flops == {"teacher": 2 * 4 * 3 * 5, "student": 3 * 4 * each, "other": 2 * 2 * 3 * 4}
 
 
+def test_a_grouped_convolution_costs_the_same_backward():
+    """A gradient of the image and one of the weights: two forward passes. torch counts the second as if not grouped."""
+    depthwise = torch.nn.Conv2d(6, 6, 3, groups=6, padding=1, bias=False)
+    with Operations(it=depthwise) as operations:
+        depthwise(torch.rand(2, 6, 5, 5, requires_grad=True)).sum().backward()
+    assert operations.flops == {"it": 3 * 2 * (2 * 6 * 9 * 25)}
+    assert operations.operators == {"aten.convolution": 5400, "aten.convolution_backward": 2 * 5400}
+
+
 def test_passes_are_those_of_the_schedule(tiny):
     """Fast: T sees each image of a student step once, and in an inner step forward and backward; S trains, and gets
     the gradient of images once the warm-up is over."""
