@@ -9,15 +9,17 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from dfkd import paths
-from dfkd.errors import UserError, named, shown
-from dfkd.files import asked_once, find, stamps
+from dfkd.errors import CannotWrite, UserError, named, shown
+from dfkd.files import asked_once, find, replace_file, stamps
 from dfkd.names import check_name
 from dfkd.names import path as typed_path
 
@@ -289,5 +291,14 @@ def _imported(node: ast.AST, path: Path, home: Path) -> Iterator[Path]:
 
 @functools.cache
 def harness_digest() -> str:
-    """The digest of the harness's own code."""
-    return code_digest(*paths.CODE.rglob("*.py"))
+    """The digest of the harness's own code. Kept in the work folder, since the trees of all its files take a second."""
+    files = sorted(paths.CODE.rglob("*.py"))
+    content = hashlib.sha256("".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files).encode())
+    known, found = paths.harness(), re.compile(f"{content.hexdigest()} ([0-9a-f]{{64}})\n")
+    with suppress(OSError, UnicodeDecodeError):
+        if match := found.fullmatch(known.read_text(encoding="ascii")):
+            return match[1]
+    digest = code_digest(*files)
+    with suppress(CannotWrite):
+        replace_file(known, f"{content.hexdigest()} {digest}\n")
+    return digest

@@ -35,6 +35,11 @@ def devices() -> tuple[Path, Path]:
     return WORK / "devices.json", BENCHMARKS / "devices.json"
 
 
+def harness() -> Path:
+    """The digest of the harness's code beside that of its bytes."""
+    return WORK / "harness.txt"
+
+
 def manifest(data: str) -> Path:
     """A copy of what the stored arrays of a data set say of themselves."""
     return BENCHMARKS / "manifests" / f"{data}.json"

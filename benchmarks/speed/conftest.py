@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
 import torch
 
+from dfkd.engine.compat import PrecisionOptimWrapper
 from dfkd.engine.context import Context, Teacher
-from dfkd.engine.method import Budget
+from dfkd.engine.method import Budget, Method
 from dfkd.engine.seeds import Streams
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
@@ -33,15 +36,14 @@ def device(request):
     return torch.device(request.param)
 
 
-@pytest.fixture
-def world(device):
-    """A context whose buffer is full: ResNet-20 to ResNet-8, 32x32."""
+def make_world(device: torch.device, teacher: str, student: str, batch: int) -> Context:
+    """A context whose buffer is full: images of 32x32."""
     ctx = Context(
-        teacher=network("resnet20", device, Teacher),
-        student=network("resnet8", device),
-        new_student=lambda: network("resnet8", device),
+        teacher=network(teacher, device, Teacher),
+        student=network(student, device),
+        new_student=lambda: network(student, device),
         spec=SPEC,
-        budget=Budget(steps=1, batch=BATCH, rounds=1, synthesis_batch=SYNTHESIS_BATCH),
+        budget=Budget(steps=1, batch=batch, rounds=1, synthesis_batch=SYNTHESIS_BATCH),
         device=device,
         rng=Streams(device, "speed"),
         buffer=ReplayBuffer(SLOTS, (SPEC.channels, SPEC.size, SPEC.size), device),
@@ -53,6 +55,35 @@ def world(device):
     priority = torch.rand(SLOTS, generator=ctx.rng("priority"), device=device)
     ctx.buffer.add(Samples(images, ctx.random_labels(SLOTS), {"priority": priority}))
     return ctx
+
+
+@pytest.fixture
+def world(device):
+    return make_world(device, "resnet20", "resnet8", BATCH)
+
+
+def kd_step(world: Context, precision: str) -> Callable[[], None]:
+    """A student step as the loop makes it."""
+    student, method = world.student.train(), Method()
+    sgd = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    wrapper = PrecisionOptimWrapper(optimizer=sgd, precision=precision)
+
+    def step() -> None:
+        batch = method.draw(world)
+        with wrapper.optim_context(student):
+            losses = method.distill(world, batch)
+        wrapper.update_params(sum(losses.values()))
+
+    return step
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """What it takes, the device waited for."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 @pytest.fixture

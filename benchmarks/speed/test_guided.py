@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SPEC
+from conftest import SPEC, seconds
 from torch import Tensor, nn
 
 from dfkd.engine.context import Context
@@ -47,20 +46,13 @@ def test_guided_sampling(world, prior, device, benchmark, tell_ratio):
     method.setup(world)
     loop = BareLoop(world, steps)
 
-    def seconds(work) -> float:
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
     labels = torch.arange(count, device=device) % SPEC.classes
 
     def measure() -> list[tuple[float, float]]:
         both = (lambda: method.synthesize(world), lambda: loop.sample(labels))
         for work in both:
             work()
-        return [tuple(seconds(work) for work in both) for _ in range(pairs)]
+        return [tuple(seconds(work, device) for work in both) for _ in range(pairs)]
 
     took = benchmark.pedantic(measure, rounds=1)
     speed = count / statistics.median(ours for ours, _ in took)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import kd_step
 
 from baselines.fast import Fast
-from dfkd.engine.compat import PrecisionOptimWrapper
 from dfkd.engine.evaluation import Batches, confusion_of
-from dfkd.engine.method import Method
 from dfkd.synthesis.batchnorm import BatchNormLoss
 from dfkd.synthesis.buffer import to_bytes
 
@@ -16,17 +15,7 @@ pytestmark = pytest.mark.benchmark(group="pieces")
 
 
 def test_kd_step(world, measure):
-    student = world.student.train()
-    sgd = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    wrapper, method = PrecisionOptimWrapper(optimizer=sgd), Method()
-
-    def step() -> None:
-        batch = method.draw(world)
-        with wrapper.optim_context(student):
-            losses = method.distill(world, batch)
-        wrapper.update_params(sum(losses.values()))
-
-    measure(step, rounds=10)
+    measure(kd_step(world, "fp32"), rounds=10)
 
 
 def test_synthesis_call(world, measure):

@@ -27,7 +27,7 @@ from dfkd.tasks import Task
 
 NOISE = 256  # size of the latent code of the generator that stands for all
 MOST = (2e10, 1e12)  # operations of a forward pass, on a CPU and on a GPU: what is larger is no faster
-SECONDS = 0.5  # for which each step is repeated; the fastest counts, as on a machine that does nothing else
+SECONDS = 0.2  # for which each step is repeated; the fastest counts, as on a machine that does nothing else
 
 
 def name_of(device: torch.device) -> str:

@@ -62,3 +62,24 @@ def test_no_function_is_longer_than_a_screen(name):
     functions = (node for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     long = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
     assert not {name: lines for name, lines in long.items() if lines > LONGEST}
+
+
+def test_the_kept_digest_of_the_code_is_that_of_its_bytes(tmp_path, monkeypatch):
+    """Believed for the same bytes alone, and made anew where what is kept is damaged."""
+    from dfkd import catalog, paths
+
+    code, work = tmp_path / "code", tmp_path / "work"
+    code.mkdir()
+    (code / "a.py").write_text("x = 1\n")
+    monkeypatch.setattr(paths, "CODE", code)
+    monkeypatch.setattr(paths, "WORK", work)
+    asked = catalog.harness_digest.__wrapped__
+    first = asked()
+    kept = paths.harness().read_text()
+    assert first == catalog.code_digest(code / "a.py") and kept.endswith(f" {first}\n")
+    paths.harness().write_text(kept.replace(first, "0" * 64))
+    assert asked() == "0" * 64  # it was not worked out again
+    (code / "a.py").write_text("x = 2\n")
+    assert asked() == catalog.code_digest(code / "a.py") != first
+    paths.harness().write_bytes(b"\xff")
+    assert asked() == catalog.code_digest(code / "a.py")
