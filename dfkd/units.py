@@ -9,7 +9,7 @@ _QUANTITY = re.compile(r"([+-]?\d+(?:\.\d+)?)(?: (MiB|GiB|[smhd])\b)?")
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: `8.4 s`, `4 m 12 s`, `1 h 05 m`, `2 d 03 h`."""
+    """Seconds for people: `8.4 s`, `4 m 12 s`, `1 h 05 m`, `2 d 03 h`, `1,204 d`."""
     if seconds < 59.95:
         return f"{seconds:.1f} s" if seconds else "0 s"
     seconds = round(seconds)
@@ -19,7 +19,7 @@ def duration(seconds: float) -> str:
     if minutes < 24 * 60:
         return f"{minutes // 60} h {minutes % 60:02} m"
     hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24:02} h"
+    return f"{hours // 24} d {hours % 24:02} h" if hours < 10 * 24 else f"{round(hours / 24):,} d"
 
 
 def memory(size: float) -> str:

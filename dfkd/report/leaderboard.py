@@ -50,7 +50,8 @@ PUBLISHED = """\
 ## Published numbers
 
 Every pair and method of the papers' tables, measured here or open; `matches` is within half a point or two standard
-deviations. The verdicts on what papers claim: [CLAIMS.md](CLAIMS.md).
+deviations. `predicted` is the time of all open runs on the first device of `benchmarks/devices.json`, by counted
+operations. The verdicts on what papers claim: [CLAIMS.md](CLAIMS.md).
 """
 RANKS = """\
 Mean rank of each method over the pairs where it has a rank. Tables span different methods: compare where the numbers of

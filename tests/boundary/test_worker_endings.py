@@ -119,9 +119,11 @@ def test_killed_at_any_moment_it_equals_the_run_that_was_let_be(harness, tiny, e
         if alive := process.poll() is None:
             kill(process, victim)
         process.wait(60)
+        # A process that is about to exit is still alive: the student lies there once all is done.
+        ended = not alive or list(work.glob("*/*/*/*/*/student.safetensors"))
         record = execute(cell, resume=True, apart=True, save_every=0.05)
-        print(f"{case if alive else f'{index}: {method}, it had ended'}; resumed {record['time']['resumes']} times")
-        assert record["time"]["resumes"] or not alive or states < 2, f"{case}: its state was not found"
+        print(f"{f'{index}: {method}, it had ended' if ended else case}; resumed {record['time']['resumes']} times")
+        assert record["time"]["resumes"] or ended or states < 2, f"{case}: its state was not found"
         assert (outcome(record), digest_of(work / record["work"])) == known[method], case
         shutil.rmtree(work)  # a run of this method that is still to come begins at the beginning
 
