@@ -189,8 +189,8 @@ def in_stage() -> bool:
 
 def tell_traceback(error: Exception) -> None:
     """Print the traceback of what ended a run, unless its one line says all."""
+    from dfkd.engine.evaluator import Failed
     from dfkd.engine.guard import DataFreeViolation
-    from dfkd.engine.judge import Failed
 
     if not isinstance(error, DataFreeViolation | Failed):
         traceback.print_exception(error, file=sys.stderr)

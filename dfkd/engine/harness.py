@@ -18,7 +18,7 @@ from typing import Any, cast
 from dfkd import paths
 from dfkd.engine import confine
 from dfkd.engine.channel import Broken, Channel, Closed
-from dfkd.engine.judge import Failed, Judge, raise_failure
+from dfkd.engine.evaluator import Evaluator, Failed, raise_failure
 from dfkd.engine.start import python_path, start
 from dfkd.signals import Stopped
 
@@ -156,27 +156,27 @@ def begin(inside: Path, reads: Iterable[Path], root: Path, apart: bool, **what: 
     }
 
 
-def serve(worker: Worker, judge: Judge) -> None:
+def serve(worker: Worker, evaluator: Evaluator) -> None:
     """Answer a worker until its last message. Raises what ended it, if that was not the method's choice."""
-    while not judge.measured.end:
+    while not evaluator.measured.end:
         message = worker.next()
         with worker.held():
-            answer = judge.answer(*message)
+            answer = evaluator.answer(*message)
         worker.say("go", tensors=answer)
-    if worker.reason is not None and judge.measured.status == "failed":
+    if worker.reason is not None and evaluator.measured.status == "failed":
         raise Stopped(worker.reason)
-    raise_failure(judge.measured.end)
+    raise_failure(evaluator.measured.end)
 
 
-def serve_here(begin: dict[str, Any], judge: Judge) -> None:
+def serve_here(begin: dict[str, Any], evaluator: Evaluator) -> None:
     """Harness and worker in one process, for who writes a method: breakpoints work, tracebacks are whole."""
     from dfkd.engine.work import work
 
     Path(begin["write"][0]).mkdir(parents=True, exist_ok=True)
 
     def tell(kind: str, values: dict | None = None, tensors: dict | None = None) -> dict[str, Any]:
-        return judge.answer(kind, values or {}, tensors or {})
+        return evaluator.answer(kind, values or {}, tensors or {})
 
     with ExitStack() as stack:
         work(begin, tell, stack)
-        raise_failure(judge.measured.end)
+        raise_failure(evaluator.measured.end)

@@ -17,10 +17,10 @@ from filelock import FileLock, Timeout
 from dfkd import artifacts, paths, records
 from dfkd.engine import configuration, harness, machine, throughput
 from dfkd.engine.configuration import INSIDE, STATE
+from dfkd.engine.evaluator import GRID, Evaluator, Failed, raise_failure
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.harness import Worker
 from dfkd.engine.journal import JOURNAL
-from dfkd.engine.judge import GRID, Failed, Judge, raise_failure
 from dfkd.engine.precision import settled
 from dfkd.engine.record import Facts, Measured
 from dfkd.errors import FULL, CannotWrite, UserError, one_line
@@ -78,16 +78,16 @@ def run(
     if folder.is_relative_to(options.data_root.resolve()):
         raise UserError(f"the work folder {folder} lies inside the data root, which a run may not open")
     with _exclusive(folder, options.resume), _resumable(folder):
-        judge = Judge(resolved, (teacher_weights, card), prior, options.data_root.resolve(), folder, device)
+        evaluator = Evaluator(resolved, (teacher_weights, card), prior, options.data_root.resolve(), folder, device)
         try:
             with _told():
-                _measure(judge, options, facts)
-            record = _checked(facts.record(judge.measured))
+                _measure(evaluator, options, facts)
+            record = _checked(facts.record(evaluator.measured))
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as problem:
             with suppress(CannotWrite):  # of two misfortunes the first is told
-                keep(_failed(facts, judge.measured, problem))
+                keep(_failed(facts, evaluator.measured, problem))
             raise
         keep(record)
         if record["status"] != "partial":  # what is left belongs to the record
@@ -97,22 +97,22 @@ def run(
         return record
 
 
-def _measure(judge: Judge, options: Options, facts: Facts) -> None:
+def _measure(evaluator: Evaluator, options: Options, facts: Facts) -> None:
     """What the worker does, and what the harness makes of it."""
-    memory, activity, measured = machine.Memory(judge.device), machine.Activity(), judge.measured
-    if (judge.folder / STATE).is_file():
-        judge.journal.resume()
-    begin = _begin(judge, options)
+    memory, activity, measured = machine.Memory(evaluator.device), machine.Activity(), evaluator.measured
+    if (evaluator.folder / STATE).is_file():
+        evaluator.journal.resume()
+    begin = _begin(evaluator, options)
     measured.isolation = begin["isolation"]
     worker = Worker(begin, options.patience, options.started) if options.apart else None
     try:
         with stopping(worker.ask_to_stop) if worker else nullcontext():
-            judge.load()
-            judge.curves = _curves(judge.folder) if options.tensorboard else None
+            evaluator.load()
+            evaluator.curves = _curves(evaluator.folder) if options.tensorboard else None
             if worker:
-                harness.serve(worker, judge)
+                harness.serve(worker, evaluator)
             else:
-                harness.serve_here(begin, judge)
+                harness.serve_here(begin, evaluator)
     except Stopped as stop:
         measured.status, measured.error = stop.status, str(stop)
     finally:
@@ -121,14 +121,14 @@ def _measure(judge: Judge, options: Options, facts: Facts) -> None:
         measured.processor_seconds, measured.others = activity.measured()
     measured.harness_memory = memory.peak()
     if measured.status == "ok":
-        _keep_student(judge, facts)
+        _keep_student(evaluator, facts)
         # The worker has ended: nothing slows this machine down while its throughput is measured.
-        measured.predicted = throughput.predicted(judge.resolved, judge.device)
+        measured.predicted = throughput.predicted(evaluator.resolved, evaluator.device)
 
 
-def _begin(judge: Judge, options: Options) -> dict[str, Any]:
+def _begin(evaluator: Evaluator, options: Options) -> dict[str, Any]:
     """The worker's first message. Its clock starts when this process's does."""
-    resolved, (weights, card), prior, folder = judge.resolved, judge.teacher, judge.prior, judge.folder
+    resolved, (weights, card), prior, folder = evaluator.resolved, evaluator.teacher, evaluator.prior, evaluator.folder
     config = configuration.configuration(
         resolved,
         (weights.resolve(), card),
@@ -150,8 +150,8 @@ def _begin(judge: Judge, options: Options) -> dict[str, Any]:
         *(_files(Path(prior[0])) if prior else ()),
         *(_files(encoder) if encoder else ()),
     ]
-    what = {"device": str(judge.device), "precision": resolved.precision, "since": judge.journal.opened}
-    return harness.begin(folder / INSIDE, reads, judge.root, options.apart, **what, config=config)
+    what = {"device": str(evaluator.device), "precision": resolved.precision, "since": evaluator.journal.opened}
+    return harness.begin(folder / INSIDE, reads, evaluator.root, options.apart, **what, config=config)
 
 
 def _code(resolved: Resolved) -> list[Path]:
@@ -271,20 +271,20 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
         lock.release()
 
 
-def _keep_student(judge: Judge, facts: Facts) -> None:
+def _keep_student(evaluator: Evaluator, facts: Facts) -> None:
     """What an engineer came for: the weights that were evaluated last, with a card like the teacher's."""
-    run, measured = judge.resolved.run, judge.measured
-    if judge.student is None or measured.time is None:
+    run, measured = evaluator.resolved.run, evaluator.measured
+    if evaluator.student is None or measured.time is None:
         return
     card = artifacts.TEACHER.new(
         run.data,
         run.student,
         origin="distilled",
-        spec=judge.spec.to_dict(),
-        recipe=judge.resolved.config,
+        spec=evaluator.spec.to_dict(),
+        recipe=evaluator.resolved.config,
         seed=run.seed,
         accuracy=measured.curve[-1]["value"],
         seconds=round(measured.time["scored"], 2),
         data_digest=facts.data["digest"],
     )
-    artifacts.save(judge.student.network, judge.folder / MADE[0], card)
+    artifacts.save(evaluator.student.network, evaluator.folder / MADE[0], card)

@@ -100,7 +100,7 @@ class BatchNormLoss:
         return total
 
     def update(self) -> None:
-        """Move the memory by the last captured statistics, once at the end of a synthesis call."""
+        """Move the memory by the last captured statistics, once at the end of a synthesis step."""
         last = [(mean.detach(), variance.detach()) for mean, variance in self._batch]
         if self.momentum is not None:
             beta = self.momentum

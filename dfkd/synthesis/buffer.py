@@ -21,7 +21,7 @@ from dfkd.errors import CannotWrite, UserError
 
 @dataclass
 class Samples:
-    """What a synthesis call makes: images B×C×H×W in [0, 1], labels or none, any per-sample fields.
+    """What a synthesis step makes: images B×C×H×W in [0, 1], labels or none, any per-sample fields.
 
     `made` counts the images it made where it hands on fewer, because a filter dropped some; there may be none left.
     """

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from dfkd import paths
-from dfkd.engine import confine, judge
+from dfkd.engine import confine, evaluator
+from dfkd.engine.evaluator import Failed
 from dfkd.engine.guard import DataFreeViolation
-from dfkd.engine.judge import Failed
 from dfkd.errors import UserError
 from tests.conftest import outcome
 
@@ -143,8 +143,8 @@ OPENINGS = {
     "a session of its own": "p = subprocess.Popen(['sleep', '9'], start_new_session=True); loot(p)",
     "tensors in memory": "t = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.dtype == torch.uint8]; "
     "any(o.ndim == 4 and len(o) >= 500 for o in t) and loot(len(t))",
-    "the judge in memory": "any(type(o).__name__ in ('Judge', 'Batches') for o in gc.get_objects()) and loot(1)",
-    "modules of the harness": "'dfkd.engine.judge' in sys.modules and loot(sys.modules['dfkd.engine.judge'])",
+    "evaluator in memory": "any(type(o).__name__ in ('Evaluator', 'Batches') for o in gc.get_objects()) and loot(1)",
+    "modules of the harness": "'dfkd.engine.evaluator' in sys.modules and loot(sys.modules['dfkd.engine.evaluator'])",
 }
 EXTRA_STEP = (
     "o = torch.optim.SGD(ctx.student.parameters(), 0.1); super().distill(ctx, batch)['kd'].backward(); o.step()"
@@ -377,8 +377,8 @@ def test_hidden_seconds_are_paid(cheat, way: str):
 @pytest.mark.slow
 def test_nothing_works_while_the_harness_evaluates(cheat, monkeypatch: pytest.MonkeyPatch):
     """Those seconds are free. A thread and a process would use them; neither gets a turn."""
-    plain = judge.confusion_of
-    monkeypatch.setattr(judge, "confusion_of", lambda *arguments: (time.sleep(1), plain(*arguments))[1])
+    plain = evaluator.confusion_of
+    monkeypatch.setattr(evaluator, "confusion_of", lambda *arguments: (time.sleep(1), plain(*arguments))[1])
     tick = "import time\nwhile True: print(time.perf_counter(), flush=True); time.sleep(0.01)"
     begin = f"""Cheat.ticks, Cheat.child = [time.perf_counter()], subprocess.Popen(
             [sys.executable, '-c', {tick!r}], stdout=subprocess.PIPE, text=True)

@@ -15,7 +15,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from dfkd.engine.judge import Failed
+from dfkd.engine.evaluator import Failed
 from dfkd.errors import UserError
 from dfkd.files import file_digest
 from dfkd.paths import ROOT

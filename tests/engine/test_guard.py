@@ -227,7 +227,7 @@ def test_real_data_cannot_be_opened_by_torchvision(cheat, execute):
     "take", [WAYS["np.load"], "return images[0].shape"], ids=["reads a file", "keeps the test images"]
 )
 def test_a_hook_on_the_student_gets_nothing_during_evaluation(take, cheat, execute):
-    """The judge evaluates a network of its own, on which no hook of a method hangs."""
+    """The evaluator evaluates a network of its own, on which no hook of a method hangs."""
     hang = (
         "ctx.student.network.register_forward_hook(lambda module, images, _: "
         "None if module.training else LOOT.append(steal(images)))"

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dfkd import records
 from dfkd.engine.compat import QuietRunner
 from dfkd.engine.distillation import Distillation
+from dfkd.engine.evaluator import Failed
 from dfkd.engine.hooks import fingerprint
-from dfkd.engine.judge import Failed
 from dfkd.engine.loop import StageLoop
 from dfkd.errors import UserError
 from tests.conftest import outcome, student_digest

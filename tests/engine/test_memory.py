@@ -1,4 +1,4 @@
-"""The memory bound: one synthesis call of the largest CIFAR-10 cell that a small machine is to carry."""
+"""The memory bound: one synthesis step of the largest CIFAR-10 cell that a small machine is to carry."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def context(capacity=256, budget=BUDGET, prior=None):
         autocast=nullcontext,
         prior=prior,
     )
-    ctx.student.eval().requires_grad_(False)  # as the loop hands it to a synthesis call
+    ctx.student.eval().requires_grad_(False)  # as the loop hands it to a synthesis step
     return ctx
 
 

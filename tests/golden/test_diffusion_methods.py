@@ -37,7 +37,7 @@ def prior(request):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What each synthesis call returned, of all runs of the test."""
+    """What each synthesis step returned, of all runs of the test."""
     found = []
     for method in (DiffDFKD, DDA):
 

@@ -47,7 +47,7 @@ class Failed(Exception):
     """A run failed for a reason that one line tells; no traceback would say more."""
 
 
-class Judge:
+class Evaluator:
     """Answers the messages of one run, and fills in what that comes to.
 
     Args:
