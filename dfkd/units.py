@@ -28,11 +28,15 @@ def memory(size: float) -> str:
 
 
 def magnitude(text: str) -> float | None:
-    """The number that a text begins with, by which it sorts: `4 m 12 s` → 252, `1.5 GiB` in bytes, `−0.30 (3)` → −0.3.
+    """The number that a text begins with, by which it sorts: `4 m 12 s` → 252, `1.5 GiB` in bytes, `−0.30 (3)` → −0.3,
+    `3 × 2 d` six days.
 
     None for a text that begins with no number.
     """
     text = text.replace("−", "-").replace(",", "")
+    times, _, each = text.partition(" × ")
+    if each and times.isdecimal():
+        return int(times) * (magnitude(each) or 0.0)
     first = _QUANTITY.match(text)
     if first is None:
         return None

@@ -56,11 +56,13 @@ def confine(
     write: Iterable[Path],
     deny: Iterable[Path],
     names: Iterable[Path] = (),
+    private: Iterable[Path] = (),
 ) -> bool:
     """Leave this thread, and whatever it starts, the reading of `read` and of `environment()`, the writing of `write`.
 
-    Nothing under `deny` can be opened, whatever contains it; under `names` names can be listed, and no more. False
-    where the kernel cannot, and nothing has changed. Raises OSError where a list cannot be kept.
+    Nothing under `deny` can be opened, whatever contains it, and of a `private` folder only what is named on its own;
+    under `names` names can be listed, and no more. False where the kernel cannot, and nothing has changed. Raises
+    OSError where a list cannot be kept.
     """
     if not (has := version()):
         return False
@@ -77,8 +79,11 @@ def confine(
             _allow(rules, found, handled & (_LOOK | _WRITE | _IOCTL))
         for name in names:
             _allow(rules, os.path.realpath(name), _LIST)
-        for readable, rights in around((*read, *environment()), denied):
-            _allow(rules, readable, handled & rights)
+        apart = [os.path.realpath(path) for path in private]
+        for path in map(os.path.realpath, [*map(str, read), *environment()]):
+            left_out = [*denied, *(other for other in apart if path == other or not _below(path, other))]
+            for readable, rights in around([path], left_out):
+                _allow(rules, readable, handled & rights)
         _checked(_prctl(_SET_NO_NEW_PRIVILEGES, 1), "give up new privileges")
         _checked(_call(_RESTRICT_SELF, rules, 0), "enter a Landlock ruleset")
     finally:
@@ -90,9 +95,14 @@ def confine(
 
 
 def environment() -> list[str]:
-    """What any Python program with torch reads: interpreter, packages, system libraries and devices."""
+    """What any Python program with torch reads: interpreter, packages, system libraries and devices.
+
+    Of packages also those of a user, or of a place that a `.pth` file names; not the project, which `read` has.
+    """
+    project = Path(__file__).resolve().parent.parent.parent
+    packages = {path for path in sys.path if os.path.isdir(path) and Path(path).resolve() != project}
     prefixes = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
-    return [*filter(os.path.exists, (*sorted(prefixes), *_SYSTEM))]
+    return [*filter(os.path.exists, (*sorted(prefixes | packages), *_SYSTEM))]
 
 
 def bundled() -> list[str]:
@@ -164,40 +174,55 @@ def _prove(denied: Iterable[str]) -> None:
 
 
 # What Landlock leaves open, by number of the system call. Refused: what may outlive the run (shmget, semget, msgget,
-# mq_open, add_key, keyctl, io_uring_setup, and a process group of one's own, setpgid, setsid) and connect, by which
-# a daemon of the user's would do what this process may not. Without effect, for programs end where they are refused:
-# chmod, chown, utime and setxattr in all their forms, which can leave notes on files that may only be read. The last is
-# utimensat: without times it is refused, since whoever touches a file makes it then; with times it is without effect.
+# mq_open, add_key, keyctl, io_uring_setup, and a process group of one's own, setpgid, setsid), connect, by which a
+# daemon of the user's would do what this process may not, timer_create, which wakes a process that is held, and
+# ioprio_set. Without effect, for programs end where they are refused: chmod, chown, utime and setxattr in all their
+# forms, which can leave notes on files that may only be read.
 _CALLS = {
     "x86_64": (
-        *(0xC000003E, 41, (29, 64, 68, 240, 248, 250, 425, 109, 112, 42)),
+        *(0xC000003E, 41, (29, 64, 68, 240, 248, 250, 425, 109, 112, 42, 222, 251)),
         (90, 91, 92, 93, 94, 132, 188, 189, 190, 235, 260, 261, 268, 452, 463, 469),
-        280,
     ),
     "aarch64": (
-        *(0xC00000B7, 198, (194, 190, 186, 180, 217, 219, 425, 154, 157, 203)),
+        *(0xC00000B7, 198, (194, 190, 186, 180, 217, 219, 425, 154, 157, 203, 107, 30)),
         (5, 6, 7, 52, 53, 54, 55, 452, 463, 469),
-        88,
     ),
 }
+_IGNORED, _REFUSED, _ALLOWED = 0x00050000, 0x00050000 | 13, 0x7FFF0000  # the second is EACCES
+# Calls that hang on one argument: their numbers on the two architectures, which argument, its values, what is answered
+# to those, and to others. utimensat without times makes a file, so whoever gets an error goes on and makes it. fcntl's
+# F_SETSIG and attributes of files by ioctl are refused, and limits, priority, scheduling and processors of another.
+_BY_ARGUMENT = (
+    (280, 88, 2, (0,), _REFUSED, _IGNORED),
+    (72, 25, 1, (10,), _REFUSED, _ALLOWED),
+    (16, 29, 1, (0x40086602, 0x40046602, 0x40087602, 0x401C5820), _REFUSED, _ALLOWED),
+    (302, 261, 0, (0,), _ALLOWED, _REFUSED),
+    (141, 140, 1, (0,), _ALLOWED, _REFUSED),
+    (203, 122, 0, (0,), _ALLOWED, _REFUSED),
+    (142, 118, 0, (0,), _ALLOWED, _REFUSED),
+    (144, 119, 0, (0,), _ALLOWED, _REFUSED),
+    (314, 274, 0, (0,), _ALLOWED, _REFUSED),
+)
 
 
 def _filter_calls() -> None:
     """Filter system calls by seccomp; where it cannot, nothing. Of sockets only streams within the machine are left."""
     if platform.machine() not in _CALLS:
         return
-    architecture, socket, refusals, idle, touch = _CALLS[platform.machine()]
+    architecture, socket, refusals, idle = _CALLS[platform.machine()]
     load, equal, least, mask, end = 0x20, 0x15, 0x35, 0x54, 0x06  # BPF; comparisons skip so many lines if so, if not
-    allowed, refused, ignored = 0x7FFF0000, 0x00050000 | 13, 0x00050000  # the second is EACCES
-    code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, refused)]
-    code += [(load, 0, 0, 0), (least, 0, 1, 0x40000000), (end, 0, 0, refused)]  # x32's numbers for the same calls
-    for numbers, answer in ((refusals, refused), (idle, ignored)):
+    code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, _REFUSED)]
+    code += [(load, 0, 0, 0), (least, 0, 1, 0x40000000), (end, 0, 0, _REFUSED)]  # x32's numbers for the same calls
+    for numbers, answer in ((refusals, _REFUSED), (idle, _IGNORED)):
         code += [line for number in numbers for line in ((equal, 0, 1, number), (end, 0, 0, answer))]
-    code += [(equal, 0, 4, touch), (load, 0, 0, 32), (equal, 0, 1, 0), (end, 0, 0, refused), (end, 0, 0, ignored)]
-    code += [(equal, 1, 0, socket), (end, 0, 0, allowed)]
-    code += [(load, 0, 0, 16), (equal, 1, 0, 1), (end, 0, 0, refused)]  # AF_UNIX
-    code += [(load, 0, 0, 24), (mask, 0, 0, 15), (equal, 0, 1, 2), (end, 0, 0, refused)]  # SOCK_DGRAM
-    code += [(end, 0, 0, allowed)]
+    for *both, argument, values, answer, other in _BY_ARGUMENT:
+        told = [line for value in values for line in ((equal, 0, 1, value), (end, 0, 0, answer))]
+        code += [(equal, 0, len(told) + 2, both[platform.machine() == "aarch64"]), (load, 0, 0, 16 + 8 * argument)]
+        code += [*told, (end, 0, 0, other)]
+    code += [(equal, 1, 0, socket), (end, 0, 0, _ALLOWED)]
+    code += [(load, 0, 0, 16), (equal, 1, 0, 1), (end, 0, 0, _REFUSED)]  # AF_UNIX
+    code += [(load, 0, 0, 24), (mask, 0, 0, 15), (equal, 0, 1, 2), (end, 0, 0, _REFUSED)]  # SOCK_DGRAM
+    code += [(end, 0, 0, _ALLOWED)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in code))
     _prctl(_SET_SECCOMP, 2, ctypes.byref(_Program(len(code), ctypes.addressof(program))))
 

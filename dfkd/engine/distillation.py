@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -99,15 +98,15 @@ class Distillation(TrainingModule):
             student = self._new_student(spec)
             streams = Streams(device, *self._run.axes)
             self.ctx = self._context(frozen, student, granted, precision, Path(log), streams, real, model)
+            first = fingerprint(student)
             with _declining(built):
                 built.setup(self.ctx)
-        self.student, self.others = student, nn.ModuleList(built.modules())
+            self.student, self.others = student, nn.ModuleList(built.modules())
+            if fingerprint(student) != first:
+                raise DataFreeViolation("the method changed the student before its first step")
         self.latest: Tensor | None = None
         self.register_buffer("touched", torch.zeros_like(self.bad), persistent=False)  # like `bad`
-        # Of so many steps it is looked whether the method leaves the student alone; nobody knows beforehand of which.
-        self._share = max(1 / 16, 20 / granted.steps)
         self._seen: Tensor | None = None
-        self._random = random.SystemRandom()
         seed_globals(seed % 2**32)  # whatever `setup` drew, the loop begins at the same place
 
     def _new_student(self, spec: InputSpec) -> Normalised:
@@ -205,8 +204,7 @@ class Distillation(TrainingModule):
         self._look()
         optim_wrapper.step()
         optim_wrapper.zero_grad()
-        if self._random.random() < self._share:
-            self._seen = checksum(self.student.parameters())
+        self._seen = checksum(self.student.parameters())
         self.method.after_step(self.ctx, data, outputs)
 
     def _compiling(self) -> AbstractContextManager:

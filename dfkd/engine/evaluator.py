@@ -119,6 +119,8 @@ class Evaluator:
         self._once |= {kind} - REPEATED
         try:
             return answers[kind](values, tensors) or {}
+        except DataFreeViolation:
+            raise
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
             if out_of_memory(error):
                 raise

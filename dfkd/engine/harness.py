@@ -151,6 +151,7 @@ def begin(inside: Path, reads: Iterable[Path], root: Path, apart: bool, **what: 
         "write": [str(inside)],
         "deny": [str(root), *confine.bundled()],
         "names": [str(paths.ROOT)],
+        "private": [str(paths.WORK), str(paths.RESULTS)],  # of other runs: their students, their scores
         "environment": {name: str(inside / folder) for name, folder in CACHES.items()},
         **what,
     }

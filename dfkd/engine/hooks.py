@@ -71,13 +71,16 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:
-    """A sum over the bits of float32 tensors, others apart: int64, on a device for which it does not wait."""
+    """A sum over the bits of float32 tensors, others apart: int64, on a device for which it does not wait.
+
+    Some thousandth of the time of a student step: products and their first sum stay in int32, modulo 2^32.
+    """
     parts = [t.detach() for t in tensors if t.dtype == torch.float32]
     flat = torch.cat([t.as_strided((t.numel(),), (1,)) for t in parts])
     bits = F.pad(flat, (0, -len(flat) % 4096)).view(torch.int32).view(-1, 4096)
     weights = (torch.arange(n, device=flat.device).mul_(2_654_435_761).bitwise_or_(1) for n in bits.shape)
     rows, columns = weights
-    return ((bits * columns).sum(1) * rows).sum()  # modulo 2^64
+    return ((bits * columns.to(torch.int32)).sum(1, dtype=torch.int32) * rows).sum()
 
 
 @HOOKS.register_module()

@@ -43,7 +43,7 @@ def main() -> None:
     if begin["isolation"] == "landlock":
         if len(os.listdir("/proc/self/task")) > 1:
             raise OSError("a thread is there already that would not be confined")
-        folders = {key: [Path(path) for path in begin[key]] for key in ("read", "write", "deny", "names")}
+        folders = {key: [Path(path) for path in begin[key]] for key in ("read", "write", "deny", "names", "private")}
         if not confine(**folders):
             raise OSError("this process cannot be confined, as was promised")
 

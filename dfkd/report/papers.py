@@ -173,8 +173,11 @@ def _to_run(place: Place) -> str:
 
 
 def _predicted(places: Sequence[Place]) -> str | None:
-    known = [place.open * place.seconds for place in places if place.seconds is not None]
-    return duration(sum(known)) if known else None
+    """The time of all runs that are open; "and more" where that of some is not known."""
+    open_ = [place for place in places if place.open]
+    known = [place.open * place.seconds for place in open_ if place.seconds is not None]
+    more = " and more" if len(known) < len(open_) else ""
+    return f"{duration(sum(known))}{more}" if known else None
 
 
 def _counted(word: str) -> Column:

@@ -97,11 +97,11 @@ def ranks(results: Iterable[Result]) -> dict[Cell, int]:
 
 def frontier(results: Sequence[Result]) -> set[tuple[Cell, str]]:
     """Cells and classes of hardware on which no other method of the pair is as good in as little time, and better in
-    one of the two. Finished methods only, each class of hardware for itself."""
+    one of the two. Finished methods only, none that is stale, each class of hardware for itself."""
     points = [
         (result.last.mean, cost.scored, cost.hardware, result.cell)
         for result in results
-        if result.last and not result.reference and result.ablates is None
+        if result.last and result.state != "stale" and not result.reference and result.ablates is None
         for cost in result.costs
     ]
     return {

@@ -144,6 +144,9 @@ OPENINGS = {
     "tensors in memory": "t = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.dtype == torch.uint8]; "
     "any(o.ndim == 4 and len(o) >= 500 for o in t) and loot(len(t))",
     "evaluator in memory": "any(type(o).__name__ in ('Evaluator', 'Batches') for o in gc.get_objects()) and loot(1)",
+    "limits of the harness": "loot(__import__('resource').prlimit(HARNESS, 4, (4242, 4242)))",
+    "priority of the harness": "loot(os.setpriority(0, HARNESS, 15))",
+    "processors of the harness": "loot(os.sched_setaffinity(HARNESS, {0}))",
     "modules of the harness": "'dfkd.engine.evaluator' in sys.modules and loot(sys.modules['dfkd.engine.evaluator'])",
 }
 EXTRA_STEP = (
@@ -188,11 +191,26 @@ TRICKS = {
     "unscored steps first": ("schedule", "stages.insert(0, Stage('x', 1, 1, 3, scored=False))", "student reset"),
     "stages that grow": (
         "setup",
-        "found('StageLoop') if 0 else [s for s in self.schedule(ctx.budget)].append(1)",
+        "it = found('Distillation'); it.stages = (*it.stages, Stage('x', 1, 1, 2))",
+        "schedules 6 scored",
+    ),
+    "stages that grow while they run": (
+        "after_step",
+        "for it in map(found, ('Distillation', 'StageLoop')): it.stages = (*it.stages, Stage('x', 1, 1, 2))",
         None,
     ),
     "an extra step in distill": ("distill", EXTRA_STEP, "beside the optimizer's steps"),
     "an extra step in after_step": ("after_step", EXTRA_STEP, "beside the optimizer's steps"),
+    "an extra step but once": (
+        "after_step",
+        f"ctx.student_steps == 2 and exec({EXTRA_STEP.replace('super()', 'super(Cheat, self)')!r})",
+        "beside the optimizer's steps",
+    ),
+    "a student trained in setup": (
+        "setup",
+        "torch.nn.init.normal_(next(ctx.student.parameters()))",
+        "changed the student before its first step",
+    ),
     "a step inside the backward pass": (
         "setup",
         "next(ctx.student.parameters()).register_post_accumulate_grad_hook(lambda p: (p.data.add_(1), None)[1])",
@@ -229,7 +247,12 @@ TRICKS = {
         "changed the teacher's weights or buffers",
     ),
     "the teacher's network": ("setup", "ctx.teacher.network = ctx.new_student().network", "changed the teacher's"),
-    "the teacher's file": ("setup", "steal()", None),
+    "the teacher's file": (
+        "setup",
+        "all = (o for o in gc.get_objects() if type(o) is dict); "
+        "open(next(o['weights'] for o in all if {'weights', 'arch'} <= o.keys()), 'ab')",
+        "Permission denied",
+    ),
     "a hook on the teacher": ("setup", "ctx.teacher.register_forward_hook(lambda *a: None)", "left a hook"),
     "os._exit": ("after_step", "os._exit(0)", "left with status 0 before its last message"),
     "sys.exit": ("after_step", "sys.exit(0)", "the method raised SystemExit"),
@@ -365,6 +388,13 @@ def test_no_trick_pays(cheat, name: str, request):
         assert "\n" not in str(caught.value) and len(str(caught.value)) <= 4000
 
 
+def test_a_teacher_whose_file_changes_meanwhile(cheat, monkeypatch: pytest.MonkeyPatch):
+    digests = iter(("before", "after"))
+    monkeypatch.setattr(evaluator, "file_digest", lambda path: next(digests))
+    with pytest.raises(DataFreeViolation, match="the teacher's file has changed"):
+        cheat()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", HIDING)
 def test_hidden_seconds_are_paid(cheat, way: str):
@@ -380,7 +410,12 @@ def test_nothing_works_while_the_harness_evaluates(cheat, monkeypatch: pytest.Mo
     plain = evaluator.confusion_of
     monkeypatch.setattr(evaluator, "confusion_of", lambda *arguments: (time.sleep(1), plain(*arguments))[1])
     tick = "import time\nwhile True: print(time.perf_counter(), flush=True); time.sleep(0.01)"
-    begin = f"""Cheat.ticks, Cheat.child = [time.perf_counter()], subprocess.Popen(
+    wake = """import signal; signal.signal(signal.SIGCONT, lambda *a: None)
+        event, timer = (ctypes.c_int * 16)(0, 0, int(signal.SIGCONT)), ctypes.c_int()
+        C.timer_create(1, event, ctypes.byref(timer))
+        C.timer_settime(ctypes.c_void_p(timer.value), 0, (ctypes.c_long * 4)(0, 10**6, 0, 10**6), None)"""
+    begin = f"""{wake}
+        Cheat.ticks, Cheat.child = [time.perf_counter()], subprocess.Popen(
             [sys.executable, '-c', {tick!r}], stdout=subprocess.PIPE, text=True)
         Cheat.child.stdout.readline()
         def tick():
@@ -428,5 +463,6 @@ def test_a_cache_is_of_one_run(cheat):
     code = f"""for p in {places}: loot(p) if (p / 'left').exists() else (p / 'left').write_text('x')
         note = DATA.parent / 'method' / 'note'
         (os.listxattr(note) or note.stat().st_mtime == 7 or note.stat().st_mode & 0o111) and loot(note.stat())
+        C.ioctl(os.open(note, 0), 0x40086602, ctypes.byref(ctypes.c_long(0x40))) == 0 and loot('attributes')
         os.setxattr(note, 'user.left', b'x'); os.utime(note, (7, 7)); os.chmod(note, 0o777)"""
     assert cheat(setup=code)["status"] == cheat(setup=code)["status"] == "ok"

@@ -93,6 +93,27 @@ def test_torch_processes_and_the_work_folder_work(tmp_path: Path):
     assert "hello" in done.stdout, done.stderr
 
 
+def test_of_a_private_folder_only_what_is_named_can_be_read(tmp_path: Path):
+    """The project with a method beside it, or in it: other runs' students are nobody's."""
+    project = tmp_path / "project"
+    for name in ("code", "work/other/student", "work/own/method/mine"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(name)
+    (tmp_path / "out").mkdir()
+    program = f"""
+import sys; sys.path.insert(0, {str(paths.ROOT)!r})
+from pathlib import Path
+from dfkd.engine.confine import confine
+project = Path({str(project)!r})
+assert confine([project, project / "work", project / "work/own/method"], [Path({str(tmp_path / "out")!r})], [],
+               private=[project / "work"])
+for name in ("code", "work/own/method/mine", "work/other/student"):
+    print((project / name).read_text(), flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["code", "work/own/method/mine"] and "PermissionError" in done.stderr
+
+
 def test_a_file_is_made_by_touch_and_copied_with_its_times(tmp_path: Path):
     """Times cannot be set there (they would be notes), and nobody who asks for it fails or is told what is not so."""
     done = confined(

@@ -442,6 +442,11 @@ def test_durations(seconds, text):
     assert units.duration(seconds) == text
 
 
+def test_what_is_to_run_sorts_by_its_time():
+    assert units.magnitude("3 × 2 d 03 h") == 3 * 183_600 < units.magnitude("1 × 1,204 d")
+    assert units.magnitude("3 × –") == 0.0
+
+
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """A folder of results without a record, the table of digits apart."""
