@@ -38,6 +38,9 @@ C = ctypes.CDLL(None)
 def loot(content):
     raise SystemExit("LOOT " + repr(content)[:80])
 
+def held(name):
+    return str(DATA / "other" / name)
+
 def found(name):
     return next(o for o in gc.get_objects() if type(o).__name__ == name)
 
@@ -76,8 +79,20 @@ class Cheat(Method):
 """
 HOOKS = ("steal", "schedule", "setup", "synthesize", "distill", "after_step", "report", "state_dict")
 
+# Libraries that read a format of their own; `held` gives a file below the data.
+LIBRARIES = {
+    "torch.load": "loot(torch.load(held('a.pt'), weights_only=False))",
+    "PyTorchFileReader": "loot(torch._C.PyTorchFileReader(held('a.pt')))",
+    "OpenCV": "import cv2; m = cv2.imread(held('a.png')); m is not None and loot(m)",
+    "OpenCV's FileStorage": "import cv2; f = cv2.FileStorage(held('a.yml'), 0); f.isOpened() and loot(f)",
+    "PIL": "from PIL import Image; loot(Image.open(held('a.png')))",
+    "safetensors": "from safetensors import safe_open; loot(safe_open(held('a.safetensors'), 'pt'))",
+    "h5py": "import h5py; loot(h5py.File(held('a.h5')))",
+    "pandas": "import pandas; loot(pandas.read_csv(held('a.csv')))",
+    "scipy": "import scipy.io; loot(scipy.io.loadmat(held('a.mat')))",
+}
 # Ways to the bytes of the test images, to those of other files, and to memory. All run in one `setup`.
-OPENINGS = {
+OPENINGS = LIBRARIES | {
     "open": "loot(open(TEST, 'rb').read(9))",
     "os.open": "loot(os.read(os.open(TEST, 0), 9))",
     "FileIO": "loot(io.FileIO(TEST).read(9))",
@@ -88,16 +103,7 @@ OPENINGS = {
     "torch.from_file": "loot(torch.from_file(TEST, size=9, dtype=torch.uint8))",
     "aten::from_file": "loot(torch.ops.aten.from_file(TEST, False, 9, dtype=torch.uint8))",
     "UntypedStorage": "loot(torch.UntypedStorage.from_file(TEST, False, 9))",
-    "torch.load": "loot(torch.load(TEST, weights_only=False))",
-    "PyTorchFileReader": "loot(torch._C.PyTorchFileReader(TEST))",
     "torchvision": "from torchvision.io import read_file; loot(read_file(TEST))",
-    "OpenCV": "import cv2; m = cv2.imread(TEST); m is not None and loot(m)",
-    "OpenCV's FileStorage": "import cv2; f = cv2.FileStorage(TEST, 0); f.isOpened() and loot(f)",
-    "PIL": "from PIL import Image; loot(Image.open(TEST))",
-    "safetensors": "from safetensors import safe_open; loot(safe_open(TEST, 'pt'))",
-    "h5py": "import h5py; loot(h5py.File(TEST))",
-    "pandas": "import pandas; loot(pandas.read_fwf(TEST))",
-    "scipy": "import scipy.io; loot(scipy.io.loadmat(TEST))",
     "scikit-learn": "from sklearn.datasets import load_digits; loot(load_digits())",
     "resources": "from importlib.resources import files; d = files('sklearn.datasets') / 'data'; "
     "loot((d / 'digits.csv.gz').read_bytes())",
@@ -322,13 +328,35 @@ HIDING = {
 }
 
 
+def hold(folder):
+    """Real data in the format of each library."""
+    import cv2
+    import h5py
+    import scipy.io
+    import torch
+    from safetensors.numpy import save_file
+
+    images = np.ones((4, 8, 8, 3), np.uint8)
+    np.save(folder / "test_images.npy", images)
+    torch.save(images.tolist(), folder / "a.pt")
+    cv2.imwrite(str(folder / "a.png"), images[0])
+    storage = cv2.FileStorage(str(folder / "a.yml"), 1)
+    storage.write("images", images[0])
+    storage.release()
+    save_file({"images": images}, folder / "a.safetensors")
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["images"] = images
+    (folder / "a.csv").write_text("x,y\n1,2\n")
+    scipy.io.savemat(folder / "a.mat", {"images": images})
+
+
 @pytest.fixture
 def cell(tiny, tmp_path):
     """cell(hook=code): that of a method which does it there. Beside it lies a note, beside the data a door."""
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "note").touch()
     (tmp_path / "data" / "other").mkdir(parents=True)
-    np.save(tmp_path / "data" / "other" / "test_images.npy", np.ones((4, 8, 8, 3), np.uint8))
+    hold(tmp_path / "data" / "other")
     count = iter(range(9))
 
     def make(**done: str):
@@ -369,6 +397,19 @@ def same(record: dict) -> dict:
 def swallowed(ways: dict[str, str]) -> str:
     tries = (f"try: {code}\n    except Exception as error: print({name!r}, error)" for name, code in ways.items())
     return "\n    ".join(tries)
+
+
+@pytest.mark.parametrize("way", LIBRARIES)
+def test_each_library_reads_its_file_where_it_may(way: str, tmp_path):
+    class Looted(Exception):
+        pass
+
+    def loot(content):
+        raise Looted
+
+    hold(tmp_path)
+    with pytest.raises(Looted):
+        exec(f"import torch; {LIBRARIES[way]}", {"loot": loot, "held": lambda name: str(tmp_path / name)})
 
 
 def test_no_opening_gets_anything(cheat, honest):
