@@ -45,7 +45,7 @@ def save_text_to_image(folder: Path) -> Path:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        words = _tokenizer(folder / "words")
+        words = tokenizer(folder / "words")
         ids = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         text = CLIPTextConfig(vocab_size=len(words), max_position_embeddings=16, **_transformer(), **ids)
         given = {"tokenizer": words, "text_encoder": CLIPTextModel(text)}
@@ -75,8 +75,8 @@ def _transformer() -> dict[str, int]:
     return {"hidden_size": WIDTH, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def _tokenizer(folder: Path) -> Any:
-    """One that knows every byte and a word."""
+def tokenizer(folder: Path) -> Any:
+    """One that knows every byte and a word; its two files are written there."""
     from transformers import CLIPTokenizer
 
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]

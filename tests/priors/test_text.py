@@ -5,8 +5,8 @@ import torch
 
 from dfkd.errors import UserError
 from dfkd.priors import text
+from dfkd.priors.untrained import tokenizer
 from dfkd.tasks import task
-from tests.priors.conftest import tokenizer
 
 
 @pytest.mark.parametrize("data", ["cifar10", "cifar100", "digits"])
