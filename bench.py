@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported: nobody wants to see where that was
+if __name__ == "__main__" and signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+    for number in (signal.SIGINT, signal.SIGTERM):  # until all is imported: nobody wants to see where that was
+        signal.signal(number, lambda *_: os._exit(75))  # EXIT_PARTIAL, nothing is lost
 
 from tabulate import tabulate
 

@@ -107,10 +107,7 @@ def _surroundings(teachers: Path) -> Iterator[tuple[bool | None, str]]:
             f"home folder {home} cannot be written: no cache lasts, and data need a --data-root or DFKD_DATA",
         )
     yield _space(paths.ROOT)
-    if confine.isolation() == "landlock":
-        yield True, f"isolation of methods: Landlock, version {confine.version()}"
-    else:
-        yield None, "isolation of methods: an audit hook only, no Landlock; records and tables say so"
+    yield _isolation()
     try:
         yield True, f"git: commit {git('rev-parse', '--short', 'HEAD').strip()}"
     except UserError as error:
@@ -142,6 +139,15 @@ def _writable(folder: Path) -> tuple[bool, str]:
             return True, f"folder {folder} can be written"
     except OSError as error:
         return False, f"folder {folder} cannot be written: {error.strerror}"
+
+
+def _isolation() -> tuple[bool | None, str]:
+    try:
+        if confine.isolation() == "landlock":
+            return True, f"isolation of methods: Landlock, version {confine.version()}"
+    except UserError as error:
+        return False, str(error)
+    return None, "isolation of methods: an audit hook only, no Landlock; records and tables say so"
 
 
 def _space(folder: Path) -> tuple[bool, str]:

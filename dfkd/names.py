@@ -38,7 +38,7 @@ def whole(text: str) -> int:
 
 def device(text: str) -> str:
     """How a device is written; whether there is one, torch knows. Raises UserError."""
-    if not re.fullmatch(r"[a-z]+(:[0-9]{1,3})?", text):
+    if not re.fullmatch(r"[a-z]+(:[0-9]{1,3})?", text) or text.startswith("cpu:"):
         raise UserError(f"a device is written cpu, cuda or cuda:1, unlike {shown(text)}")
     return text
 

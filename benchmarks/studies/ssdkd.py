@@ -26,14 +26,13 @@ BUDGETS: dict[str, tuple[list[str], list[str]]] = {  # options, and what is set 
         ["--protocol=quick", "--pair=resnet20-resnet8"],
         [*SMALL, "bn=1.0", "warmup=20", "training.steps=400", "rounds=20", "synthesis_batch=64"],
     ),
-    # Enough to see what the images are like, not for an accuracy.
     "cifar100": (
-        ["--protocol=cpu", "--pair=resnet20-resnet8", "--precision=bf16"],
-        [*SMALL, "training.steps=250", "rounds=25"],
+        ["--protocol=cpu", "--pair=resnet20-resnet8"],
+        [*SMALL, "training.steps=2400", "rounds=48", "synthesis_batch=128", "evaluations=6"],
     ),
 }
 FAST = {"digits": "fast-5", "cifar100": "fast-10"}  # as many inner steps as the recipe of SSD-KD has there
-CAPACITY = {"digits": 256, "cifar100": 512}
+CAPACITY = {"digits": 256, "cifar100": 1024}
 RAW = {"importance": "raw"}
 TARGET = {**RAW, "phi_of": "target", "normalised": False}
 NORMALISED = {**TARGET, "normalised": True}

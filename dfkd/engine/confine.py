@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from glob import glob
 from pathlib import Path
 
+from dfkd.errors import UserError, shown
+
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 _SET_NO_NEW_PRIVILEGES, _SET_SECCOMP, _DROP_FROM_BOUND = 38, 22, 24
 
@@ -39,9 +41,15 @@ _BUNDLED = "sklearn/datasets/data"  # real data of one of our tasks, inside the 
 def isolation() -> str:
     """What keeps a method from real data on this machine: "landlock", else "audit-hook".
 
-    `DFKD_ISOLATION=audit-hook` does without Landlock where there is one.
+    `DFKD_ISOLATION=audit-hook` does without Landlock where there is one, `landlock` insists on it. Raises UserError for
+    another word, and where there is none to insist on.
     """
-    return "landlock" if version() and os.environ.get("DFKD_ISOLATION") != "audit-hook" else "audit-hook"
+    wanted = os.environ.get("DFKD_ISOLATION") or None
+    if wanted not in (None, "landlock", "audit-hook"):
+        raise UserError(f"DFKD_ISOLATION is landlock or audit-hook, unlike {shown(wanted)}")
+    if wanted == "landlock" and not version():
+        raise UserError("DFKD_ISOLATION asks for landlock, which this system does not have")
+    return "landlock" if version() and wanted != "audit-hook" else "audit-hook"
 
 
 def version() -> int:

@@ -55,7 +55,8 @@ def hardware(device: torch.device, precision: str) -> dict:
         properties = torch.cuda.get_device_properties(device)
         details = {"memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
         return {"class": torch.cuda.get_device_name(device) + suffix, "details": details}
-    model = _processor()
+    # One name may stand for processors of several generations, half as fast without AVX-512 as with it.
+    model = f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
     threads = torch.get_num_threads()
     return {"class": f"{model}, {threads} threads{suffix}", "details": {"cpus": os.cpu_count(), "threads": threads}}
 

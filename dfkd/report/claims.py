@@ -104,8 +104,7 @@ class Verdict:
     places: Mapping[str, int]  # how many came to which verdict
     seeds: int  # the fewest of any row that was compared
     findings: tuple[Finding, ...]
-    reason: str  # why it cannot be tested
-    absent: tuple[str, ...] = ()  # data sets that no table has
+    untested: tuple[str, ...] = ()  # data sets where it cannot be tested, with what is missing there
 
 
 def read(path: Path | None = None) -> list[Claim]:
@@ -127,14 +126,16 @@ def judge(claim: Claim, results: Iterable[Result]) -> Verdict:
     """The verdict under the first of the claim's protocols for which there are records, else why there is none."""
     measured = {result.cell: result for result in results}
     owners = {data: table for table in tables().values() for data in table.data}
-    places = [place for data in claim.data if data in owners for place in _places(claim, data, owners[data], measured)]
+    found = {data: list(_places(claim, data, owners[data], measured)) if data in owners else [] for data in claim.data}
+    places = [place for each in found.values() for place in each]
+    untested = _untested(claim, [data for data, each in found.items() if not each], owners)
     if not places:
-        return Verdict(claim, UNTESTABLE, None, {}, 0, (), _reason(claim, owners))
+        return Verdict(claim, UNTESTABLE, None, {}, 0, (), untested)
     by_protocol = {name: _under(claim, name, places, measured) for name in claim.protocols}
     run = [verdict for verdict in by_protocol.values() if verdict.word != NOT_RUN]
     shown = [verdict for verdict in by_protocol.values() if verdict.findings]
-    verdict = next(iter([*run, *shown]), Verdict(claim, NOT_RUN, None, {NOT_RUN: len(places)}, 0, (), ""))
-    return replace(verdict, absent=tuple(data for data in claim.data if data not in owners))
+    verdict = next(iter([*run, *shown]), Verdict(claim, NOT_RUN, None, {NOT_RUN: len(places)}, 0, ()))
+    return replace(verdict, untested=untested)
 
 
 def _places(claim: Claim, data: str, table: Table, measured: Mapping[Cell, Result]) -> Iterator[Cell]:
@@ -148,20 +149,26 @@ def _places(claim: Claim, data: str, table: Table, measured: Mapping[Cell, Resul
                 yield cells[0]
 
 
-def _reason(claim: Claim, owners: Mapping[str, Table]) -> str:
-    """What is missing in the tables for a claim to be tested."""
-    there = [data for data in claim.data if data in owners]
-    if not there:
-        return f"no table has {' or '.join(claim.data)}"
-    protocols = [owners[data].protocols[name] for data in there for name in claim.protocols
-                 if name in owners[data].protocols]  # fmt: skip
+def _untested(claim: Claim, names: Iterable[str], owners: Mapping[str, Table]) -> tuple[str, ...]:
+    """Data sets with what is missing there, those that lack the same together."""
+    lacking: dict[str, list[str]] = {}
+    for data in names:
+        lacking.setdefault(_lacking(claim, owners.get(data)), []).append(data)
+    return tuple(f"{', '.join(found)}: {reason}" for reason, found in lacking.items())
+
+
+def _lacking(claim: Claim, table: Table | None) -> str:
+    """What is missing in a table for the claim to be tested."""
+    if table is None:
+        return "there is no such table"
+    protocols = [table.protocols[name] for name in claim.protocols if name in table.protocols]
     if not protocols:
-        return f"no table of {', '.join(there)} has the protocol {' or '.join(claim.protocols)}"
-    book = {name for data in there for name in recipes(owners[data])}
+        return f"the table has no protocol {' or '.join(claim.protocols)}"
+    book = recipes(table)
     spanned = {name for protocol in protocols for name in protocol.recipes}
-    lacking = [f"{'no table asks for' if row in book else 'there is no recipe'} {row}" for row in claim.rows
+    lacking = [f"{'the table does not ask for' if row in book else 'there is no recipe'} {row}" for row in claim.rows
                if row not in spanned]  # fmt: skip
-    return ", ".join(lacking) or "no table asks for all its rows together"
+    return ", ".join(lacking) or "no protocol asks for all its rows together"
 
 
 def _under(claim: Claim, protocol: str, places: Iterable[Cell], measured: Mapping[Cell, Result]) -> Verdict:
@@ -176,7 +183,7 @@ def _under(claim: Claim, protocol: str, places: Iterable[Cell], measured: Mappin
     word = next((word for word in (FAILS, UNCLEAR, HOLDS) if words[word]), NOT_RUN)
     told = [finding for finding in findings if finding.verdict != NOT_RUN]
     seeds = min((result.last.n for finding in told for result in finding.results), default=0)
-    return Verdict(claim, word, protocol, words, seeds, tuple(findings), "")
+    return Verdict(claim, word, protocol, words, seeds, tuple(findings))
 
 
 def _joined(words: Sequence[str], asked: int) -> str:

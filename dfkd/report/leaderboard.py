@@ -57,6 +57,7 @@ RANKS = """\
 Mean rank of each method over the pairs where it has a rank. Tables span different methods: compare where the numbers of
 pairs are equal.
 """
+NOT_RUN = "Without a record so far: {names}; `python bench.py plan` says what their runs would take.\n"
 HARDWARE = "Several classes of hardware: compare times and memory only between rows of one class."
 STALE = "Stale: the method or its configuration has changed since the run; run it again."
 
@@ -78,7 +79,8 @@ def render(sheets: Sheets, places: Mapping[str, Mapping[str, Sequence[Place]]]) 
             printed = {pair: each for pair, each in printed.items() if any(place.result for place in each)}
             sections.append(f"## {data}\n\n" + _body(data, run, printed, "plots"))
     pairs = [rows for of in sheets.values() for rows in of]
-    parts = [HEAD, columns.table(OVERVIEW, pairs) if pairs else EMPTY, RULES, *_across(pairs)]
+    overview = [columns.table(OVERVIEW, pairs) if pairs else EMPTY, *_without_records(sheets)]
+    parts = [HEAD, *overview, RULES, *_across(pairs)]
     parts += [PUBLISHED, papers.summary(places)] if places else []
     everything = [place for by_pair in places.values() for of in by_pair.values() for place in of]
     legend = _legend([row for rows in pairs for row in rows], everything)
@@ -91,6 +93,13 @@ def _body(data: str, run: Sequence[Sequence[Sequence[Row]]], printed: Mapping, f
     about = next((f"{table.about}\n\n" for table in tables().values() if data in table.data), "")
     parts = [_sheet(pairs, folder) for pairs in run]
     return about + "\n".join([*parts, papers.section(printed)] if printed else parts)
+
+
+def _without_records(sheets: Sheets) -> list[str]:
+    """The data sets of which nothing has been run, where something of others has."""
+    run = {data for data, _ in sheets}
+    names = [data for table in tables().values() for data in table.data if data not in run]
+    return [NOT_RUN.format(names=", ".join(f"`{data}`" for data in names))] if run and names else []
 
 
 def _across(pairs: Iterable[Sequence[Row]]) -> list[str]:

@@ -39,15 +39,15 @@ RULES = f"""\
 |:--|:--|
 | {HOLDS} | true at every pair that has been run |
 | {FAILS} | false at one pair or more |
-| {UNCLEAR} | within seed noise, or fewer than {SEEDS} seeds (n) |
+| {UNCLEAR} | within seed noise, or fewer than {SEEDS} seeds (n); times: within their noise, or on different hardware |
 | {NOT_RUN} | the tables ask for the rows, and some have no record of today's code |
 | {UNTESTABLE} | a data set, a protocol or a recipe is missing |
 
 Scores are compared by the 95 % interval of their difference after the last step: paired over common seeds, else
 Welch's. *No less* allows half a point ({POINT / 100:.1%} of the range). Times are compared on one class of hardware,
-run by run, and differ if every run of one side is beyond every run of the other by a factor of {CLOCK_NOISE}. The
-protocol is the first of the claim's own for which there are records. Evidence: the source was *read*, only a third
-party's *summary* of it was, or the claim is *inferred*, our reading of what was read.
+run by run, and differ if every run of one side is beyond every run of the other by a factor of {CLOCK_NOISE}; for them
+one seed is enough. The protocol is the first of the claim's own for which there are records. Evidence: the source was
+*read*, only a third party's *summary* of it was, or the claim is *inferred*, our reading of what was read.
 """
 
 
@@ -61,11 +61,17 @@ def render(verdicts: Sequence[Verdict]) -> str:
 
 def _word(verdict: Verdict) -> str:
     """With n where noise is the reason, and at how many of the pairs."""
-    word = f"{verdict.word} (within seed noise, n = {verdict.seeds})" if verdict.word == UNCLEAR else verdict.word
+    word = f"{verdict.word} ({_noise(verdict)})" if verdict.word == UNCLEAR else verdict.word
     if verdict.protocol is None or verdict.word == NOT_RUN:
         return word
     run, asked = sum(verdict.places.values()) - verdict.places.get(NOT_RUN, 0), sum(verdict.places.values())
     return f"{word}, `{verdict.protocol}`, {run} of {asked} pair{'s' * (asked > 1)}"
+
+
+def _noise(verdict: Verdict) -> str:
+    """Why scores, or else times, cannot be told apart."""
+    unclear = {finding.comparison.quantity for finding in verdict.findings if finding.verdict == UNCLEAR}
+    return f"within seed noise, n = {verdict.seeds}" if "score" in unclear else "within the noise of times"
 
 
 OVERVIEW = (
@@ -83,8 +89,7 @@ def _section(verdict: Verdict) -> str:
     facts += [f"Comparison: {'; '.join(map(_asked, claim.comparisons))}"]
     facts += [f"On {', '.join(claim.data)} under {', '.join(f'`{name}`' for name in claim.protocols)}"]
     facts += [plain(claim.remark)] if claim.remark else []
-    facts += [f"Not testable: {plain(verdict.reason)}"] if verdict.reason else []
-    facts += [f"No table has {', '.join(verdict.absent)}"] if verdict.absent else []
+    facts += [f"Not testable on {plain(each)}" for each in verdict.untested]
     counts = [f"{count} {word}" for word, count in verdict.places.items()]
     facts += [f"Pairs: {', '.join(counts)}"] if verdict.findings else []
     parts.append("".join(f"- {fact}\n" for fact in facts))

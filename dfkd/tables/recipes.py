@@ -129,6 +129,9 @@ def _check(recipe: dict, path: Path, table: Table, entry: catalog.Entry | None) 
     with naming(path, "protocols"):
         for name in by_protocol:
             table.protocol(name)
+        # What is published for `paper` would pass for a scaled budget.
+        if "paper" in by_protocol and "scaled" in table.protocols and "scaled" not in by_protocol:
+            raise UserError("its budget under `paper` is not divided: give it a part `scaled` too (docs/protocol.md)")
     for key, arguments in parts.items():
         with naming(path, key):
             for name, value in arguments.items():

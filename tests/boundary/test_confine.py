@@ -9,6 +9,7 @@ import pytest
 
 from dfkd import paths
 from dfkd.engine import confine
+from dfkd.errors import UserError
 
 needs_landlock = pytest.mark.skipif(not confine.version(), reason="no Landlock on this machine")
 
@@ -145,3 +146,27 @@ def test_a_work_folder_around_the_data_is_refused(tmp_path: Path):
 def test_without_landlock_nothing_happens(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(confine, "version", lambda: 0)
     assert confine.confine([], [], []) is False
+
+
+@pytest.mark.parametrize(
+    ("asked", "version", "found"),
+    [
+        ("", 7, "landlock"),
+        ("landlock", 7, "landlock"),
+        ("audit-hook", 7, "audit-hook"),
+        ("", 0, "audit-hook"),
+        ("audit-hook", 0, "audit-hook"),
+    ],
+)
+def test_what_isolates_is_landlock_unless_something_else_is_asked_for(monkeypatch, asked, version, found):
+    monkeypatch.setattr(confine, "version", lambda: version)
+    monkeypatch.setenv("DFKD_ISOLATION", asked)
+    assert confine.isolation() == found
+
+
+@pytest.mark.parametrize(("asked", "version"), [("landlock", 0), ("none", 7), ("Landlock", 7)])
+def test_an_isolation_that_there_is_not_is_refused(monkeypatch, asked, version):
+    monkeypatch.setattr(confine, "version", lambda: version)
+    monkeypatch.setenv("DFKD_ISOLATION", asked)
+    with pytest.raises(UserError, match="DFKD_ISOLATION"):
+        confine.isolation()

@@ -359,6 +359,48 @@ def test_scaled_keeps_the_published_proportions(data, recipe):
         assert scaled["k"] == paper["k"] and scaled["lr_g"] == paper["lr_g"]
 
 
+# Student steps, batch, rounds, images of a synthesis step, and where there are some the images made in all, each a
+# sixteenth of what is published (baselines.md 1.6, dda.md 1.2, diffdfkd.md 1.5) but for rounding.
+DIVIDED = {
+    "dafl": (5000, 256, 25, 256, None),
+    "zskt": (5000, 256, 25, 256, None),
+    "dfad": (5000, 256, 25, 256, None),
+    "dfq": (5000, 256, 25, 256, None),
+    "nayer": (7500, 512, 25, 300, 320_000),
+    "dda-paper": (25_000, 128, 25, 200, 160_000),
+    "dda-no-diffusion": (25_000, 128, 25, 200, 160_000),
+    "diffdfkd": (14_640, 256, 240, 20, 250_000),
+}
+
+
+@pytest.mark.parametrize("recipe", DIVIDED)
+def test_scaled_divides_what_recipes_set_themselves(recipe):
+    steps, batch, rounds, images, made = DIVIDED[recipe]
+    cell, full = resolve("cifar10", "scaled", recipe), resolve("cifar10", "paper", recipe, "resnet34-resnet18")
+    training = cell.config["training"]
+    assert (training["steps"], training["batch"]) == (steps, batch)
+    assert training == full.config["training"] | {"steps": steps}
+    assert 16 * steps == pytest.approx(full.config["training"]["steps"], rel=0.01)
+    assert (cell.config["rounds"], cell.config["synthesis_batch"]) == (rounds, images)
+    scaled, paper = ({**c.entry.arguments, **c.config["args"]} for c in (cell, full))
+    totals = {
+        "nayer": lambda a, c: (a["warmup"] * a["warmup_calls"] + c["rounds"] * a["calls"]) * c["synthesis_batch"],
+        "dda": lambda a, c: a["bank_calls"] * a["bank_batch"] + c["rounds"] * c["synthesis_batch"],
+        "diffdfkd": lambda a, c: a["calls"] * c["synthesis_batch"],
+    }
+    if made:
+        total = totals[cell.entry.name]
+        assert total(paper, full.config) == made
+        assert 16 * total(scaled, cell.config) == pytest.approx(made, rel=0.02)
+    if recipe == "diffdfkd":
+        assert 16 * scaled["calls"] // scaled["refresh_every"] * scaled["refresh_steps"] == pytest.approx(
+            paper["calls"] // paper["refresh_every"] * paper["refresh_steps"], rel=0.01
+        )
+    if recipe == "dda-paper":
+        assert 16 * scaled["memory"] == paper["memory"] and scaled["variants"] == paper["variants"] == 4
+    assert cell.prior == ("public32" if recipe in ("dda-paper", "diffdfkd") else None)
+
+
 def test_ablations_change_what_they_are_named_for():
     """The claims of the papers, each as one recipe that says what it is an ablation of."""
     from dfkd.tables.recipes import recipes

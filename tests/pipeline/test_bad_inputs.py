@@ -324,6 +324,7 @@ ROWS: dict[str, Row] = {
             nonsense=("gpu", "--device"),
             meta=("meta", "--device"),
             many=("cuda:99", "--device"),
+            numbered=("cpu:5", "--device"),
             empty=("", "--device"),
             line_break=("cpu\n", "--device"),
         ).items()
@@ -452,6 +453,11 @@ ROWS: dict[str, Row] = {
     "recipe: unknown argument below a protocol": recipe(
         "method: fast\nprotocols: {quick: {args: {kk: 1}}}",
         "mine.yaml: protocols.quick.args: unknown argument",
+    ),
+    "recipe: a published budget undivided": Row(
+        ("run", "--data=cifar10", "--method=fast-10", "--dry-run"),
+        "mine.yaml: protocols: its budget under `paper` is not divided",
+        {"benchmarks/cifar10/recipes/mine.yaml": "method: fast\nprotocols: {paper: {rounds: 100}}"},
     ),
     "recipe: unknown setting": recipe("protocols: {quick: {round: 1}}", "protocols.quick: unknown key 'round'"),
     "recipe: what the protocol fixes": recipe(

@@ -261,9 +261,28 @@ def test_a_guest_is_taken_as_it_is(record):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"metrics": {}}'])
-def test_a_committed_record_that_cannot_be_read_has_no_score(text, monkeypatch):
+def test_a_committed_record_that_cannot_be_read_is_none(text, monkeypatch):
     monkeypatch.setattr(commit, "git", lambda *_: text)
-    assert commit.committed_score(Run(**CELL, seed=0)) is None
+    assert commit.committed(Run(**CELL, seed=0)) is None
+
+
+@pytest.mark.parametrize(
+    ("score", "hardware", "scores", "said"),
+    [
+        (97.0, "A", {0: 97.0}, "equal"),
+        (97.0, "B", {0: 97.0}, "equal"),
+        (97.2, "A", {0: 97.0}, "DIFFERS on the same hardware"),
+        (97.2, "B", {0: 97.0}, "other hardware"),
+        (97.9, "B", {0: 97.0, 1: 97.5, 2: 96.5}, "other hardware, within 2 sd"),  # 97.0 ± 0.5
+        (96.0, "B", {0: 97.0, 1: 97.5, 2: 96.5}, "other hardware, within 2 sd"),
+        (95.9, "B", {0: 97.0, 1: 97.5, 2: 96.5}, "other hardware, BEYOND 2 sd"),
+        (97.2, "B", {1: 97.0, 2: 97.5}, ""),
+        (97.2, "B", {}, ""),
+    ],
+)
+def test_what_is_measured_is_compared_with_what_is_committed(record, score, hardware, scores, said):
+    kept = {seed: record("fast-5", value, seed=seed, hardware="A") for seed, value in scores.items()}
+    assert commit.compared(record("fast-5", score, hardware=hardware), kept) == said
 
 
 def test_records_written_by_a_run_raise_before_anything_is_written(record, tmp_path):

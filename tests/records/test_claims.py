@@ -118,16 +118,35 @@ def test_the_first_protocol_with_records_decides(record, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"data": ["no-such"]}, "no table has no-such"),
-        ({"data": ["digits"], "protocols": ["cpu"]}, "no table of digits has the protocol cpu"),
-        ({"all": [SCORE | {"than": "no-such"}]}, "there is no recipe no-such"),
-        ({"data": ["digits"], "protocols": ["quick"], "all": [SCORE | {"than": "fast-2"}]}, "fast-2"),
+        ({"data": ["no-such"]}, "no-such: there is no such table"),
+        ({"data": ["digits"], "protocols": ["cpu"]}, "digits: the table has no protocol cpu"),
+        ({"all": [SCORE | {"than": "no-such"}]}, "cifar10: there is no recipe no-such"),
+        (
+            {"data": ["digits"], "protocols": ["quick"], "all": [SCORE | {"than": "fast-2"}]},
+            "digits: the table does not ask for fast-2",
+        ),
     ],
 )
 def test_what_no_table_asks_for_is_not_testable_and_says_why(tmp_path, changes, reason):
     verdict = claims.judge(claim(tmp_path, SCORE, **changes), [])
-    assert verdict.word == UNTESTABLE and reason in verdict.reason
-    assert verdict.reason in ledger.render([verdict])
+    assert verdict.word == UNTESTABLE and verdict.untested == (reason,)
+    assert f"- Not testable on {reason}" in ledger.render([verdict])
+
+
+def test_a_claim_that_some_tables_can_test_names_those_that_cannot(record, tmp_path):
+    made = runs(record, "ssdkd", *GOOD) + runs(record, "fast-10", *POOR)
+    asked = claim(tmp_path, SCORE, data=["cifar10", "digits", "no-such", "nor-this"])
+    verdict = claims.judge(asked, gathered(made))
+    assert verdict.word == HOLDS
+    assert verdict.untested == (
+        "digits: the table has no protocol paper or cpu",
+        "no-such, nor-this: there is no such table",
+    )
+
+
+def test_every_claim_can_be_tested_wherever_it_is_said_to_be():
+    untested = {verdict.claim.name: verdict.untested for verdict in claims.judged([])}
+    assert untested and not any(untested.values()), {name: each for name, each in untested.items() if each}
 
 
 @pytest.mark.parametrize(
