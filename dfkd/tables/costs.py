@@ -190,11 +190,10 @@ def predicted(resolved: Resolved, speeds: Speeds) -> float | None:
 
 def teacher(data: str, arch: str, recipe: Mapping[str, Any], speeds: Speeds) -> float | None:
     """Seconds of a teacher's training; None where it is not known how many images there are."""
-    size, manifest = task(data).spec.size, paths.manifest(data)
-    if not manifest.is_file():
-        return None
-    images = recipe.get("epochs", 0) * documents.read_json(manifest)["splits"]["train"]["images"][0]
-    return _training(images, arch, size, speeds)
+    manifest, of = paths.manifest(data), task(data)
+    here = documents.read_json(manifest)["splits"]["train"]["images"][0] if manifest.is_file() else None
+    images = here or of.training_images
+    return _training(recipe.get("epochs", 0) * images, arch, of.spec.size, speeds) if images else None
 
 
 def prior(name: str, recipe: Mapping[str, Any], speeds: Speeds) -> float | None:

@@ -75,6 +75,11 @@ class Task:
         """Of the stored images, in pixels, where they are square."""
         return self.stored or self.spec.size
 
+    @property
+    def training_images(self) -> int | None:
+        """How many images the training split has as published, for those who plan without the data; None: unknown."""
+        return None
+
     def load(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
         """The images (uint8, N x H x W x 3) and labels of one split, verified; test images at the size of evaluation.
 

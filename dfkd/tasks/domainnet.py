@@ -52,6 +52,7 @@ class Official:
     archive: str
     train: str
     test: str
+    images: int  # of these classes in the training list (diffdfkd.md 3; of quickdraw and real inferred there)
 
 
 OFFICIAL = {
@@ -61,6 +62,7 @@ OFFICIAL = {
         "f8f248a3e8bbc9868c523ae24e6601b4c2ad102afc60c0efeb4f3255df22354d",
         "affdadf5f95a7583e6b98030a3d35007e2613ee4dd942393c5a705ec2b429312",
         "62c8e36aaba1c41ad9e249099739707220a44c08f167b37ef420f34a31628a6b",
+        1_137,
     ),
     "infograph": Official(
         "infograph.zip",
@@ -68,6 +70,7 @@ OFFICIAL = {
         "891e14f476317e97b6f06d6498c11d0a5b8d0c8b57210765ed9beb072da611fa",
         "36b44cbd41a2915e0dc73b4f4be8862a6f3c220f93c8d63fb2439beeae3aefda",
         "413cfa54ac92e7e6b242f4f09fbd9c8ace85c4deaf3cb6c81ff6b68264460136",
+        1_126,
     ),
     "painting": Official(
         "groundtruth/painting.zip",
@@ -75,6 +78,7 @@ OFFICIAL = {
         "fa47e6d405503ea0286cabd767f176bd30e988b63ddd7b9db16cf030c9770015",
         "f1da38d50a702fddf1329f85bc607d7a2abcae7e6aec75e1fd49cc1bd340d47b",
         "11472b13b5188e09f06918b12eebb660588c97a20e43e268d9b02e3e37eb8f97",
+        1_755,
     ),
     "quickdraw": Official(
         "quickdraw.zip",
@@ -82,6 +86,7 @@ OFFICIAL = {
         "9f37df2a8c3733703dbb35ad9964202a65f675ca30137756457537536b485d84",
         "3a5edd3bc215772010eebc87f158707703dd7e48091d13b816af81326a9d1c0f",
         "2a00a60650a453c65c356da748fec54084a197272137c440e7d52d08947357bf",
+        3_500,
     ),
     "real": Official(
         "real.zip",
@@ -89,6 +94,7 @@ OFFICIAL = {
         "d7fe010b430c5b510f85d657d38c4a1924822695fabea4fef57bd00dba251d63",
         "19d483256d24aef19e581b65eda8333fd918aef3eb733fe499ff384120e3a289",
         "2b3f75bcde309aeb5931292084b2162e936b5f189e3bb1ad716f0f74c460864c",
+        3_550,
     ),
     "sketch": Official(
         "sketch.zip",
@@ -96,6 +102,7 @@ OFFICIAL = {
         "23a7dbae7016b343e934399beaa8a68728fb5e570ebe2c71df9b75cf91c499fc",
         "72f4bc6afa5702a1ccba800d0053c1427de87439dfaf246dbc9a2e71abfec54f",
         "3fb48fca18c507c4321f007c3f62b308ec232ff6928cbfe2af64e76ec366e840",
+        1_694,
     ),
 }
 
@@ -105,6 +112,11 @@ class DomainNet(Task):
     """One domain."""
 
     domain: str = ""
+
+    @property
+    def training_images(self) -> int:
+        """Those on the duplicates list included."""
+        return OFFICIAL[self.domain].images
 
     def fetch(self, root: Path) -> dict[str, Any]:
         """As `Task.fetch`: archive, lists and the duplicates list, verified and removed afterwards. What lies in

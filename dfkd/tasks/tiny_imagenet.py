@@ -100,6 +100,10 @@ class TinyImageNet(Task):
     step: int = 1
     each: int = 500
 
+    @property
+    def training_images(self) -> int:
+        return self.each * self.spec.classes
+
     def fetch(self, root: Path) -> dict[str, Any]:
         with official(self.name, root, 0.3 + 2.5e-5 * self.each * self.spec.classes) as found:
             return self._store(found, root)

@@ -11,6 +11,7 @@ from dfkd.engine.operations import Operations
 from dfkd.priors.untrained import published
 from dfkd.tables import costs
 from dfkd.tables.costs import Passes, Speed, place
+from dfkd.tables.definition import table_of
 from dfkd.tables.pipeline import span
 from dfkd.tables.resolve import resolve
 from dfkd.tasks import task
@@ -153,6 +154,16 @@ def test_a_teachers_training_is_its_epochs(files):
     assert found == pytest.approx(3 * 2 * images * 1e6 / 1e9)
     assert costs.teacher("digits", "resnet8", {"schedule": "none"}, costs.device("A chip")[1]) == 0.0  # only imported
     assert costs.teacher("domainnet-real", "resnet8", {"epochs": 2}, {}) is None
+
+
+def test_a_teacher_is_planned_by_the_published_number_of_images_where_the_data_are_not_at_hand(tmp_path, monkeypatch):
+    speeds = costs.device("AMD EPYC (AVX512), 2 threads")[1]
+    recipe = table_of("tiny_imagenet").protocol("paper").teacher
+    known = costs.teacher("tiny_imagenet50", "resnet34", recipe, speeds)  # 10,000 images, its manifest says
+    assert known and costs.teacher("tiny_imagenet", "resnet34", recipe, speeds) == pytest.approx(10 * known)
+    monkeypatch.setattr(costs.paths, "manifest", lambda data: tmp_path / "none")
+    assert costs.teacher("tiny_imagenet50", "resnet34", recipe, speeds) == known
+    assert costs.teacher("cifar10", "resnet34", recipe, speeds) is None
 
 
 def test_this_machine_is_measured_once(tiny, files, monkeypatch):
