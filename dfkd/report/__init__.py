@@ -98,11 +98,12 @@ def export(kind: str, data: str | None, protocol: str | None) -> tuple[str, list
     """
     rendered = render()
     pairs = cells.chosen(rendered.pairs, data, protocol)
-    if not pairs:
+    shown = cells.chosen_places(rendered.places, data, protocol)
+    if not pairs and not shown:
         raise UserError(
             f"no record stands in a table{f' of {data}' * bool(data)}{f' under {protocol}' * bool(protocol)}"
         )
-    text = cells.csv(pairs, rendered.places) if kind == "csv" else cells.latex(pairs)
+    text = cells.csv(pairs, rendered.places, shown) if kind == "csv" else cells.latex(pairs, shown)
     return text, rendered.found.problems
 
 
@@ -134,7 +135,7 @@ def render() -> Rendered:
     files = leaderboard.render(sheets, places)
     files["CLAIMS.md"] = ledger.render(claims.judged(results))
     files["all.csv"] = runs.drop(columns=["curve", *HISTOGRAMS]).to_csv(index=False, lineterminator="\n")
-    files["cells.csv"] = cells.csv(pairs, flat)
+    files["cells.csv"] = cells.csv(pairs, flat, flat)
     return Rendered(files, results, runs, found, pairs, flat)
 
 

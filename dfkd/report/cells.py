@@ -9,8 +9,9 @@ from typing import Any
 from tabulate import tabulate
 
 from dfkd import catalog, documents, paths
-from dfkd.report.columns import NOTHING, Row, summary
-from dfkd.report.papers import Place
+from dfkd.report.columns import NOTHING, Row, score, summary
+from dfkd.report.papers import Place, ours
+from dfkd.report.published import PAPER
 from dfkd.report.ranking import interval
 from dfkd.report.statistics import Cost
 from dfkd.units import duration
@@ -65,26 +66,76 @@ def _scores(row: Row, place: Place | None) -> dict[str, Any]:
         "retention": result.retention,
         "gap": row.gap,
         "rank": row.rank,
+        **_printed(place),
+    }
+
+
+def csv(pairs: Pairs, places: Iterable[Place] = (), shown: Iterable[Place] = ()) -> str:
+    """The text of `cells.csv`, or of the part of it that these pairs are; then the places of papers' tables that are to
+    be shown though nothing has been measured there."""
+    import pandas
+
+    found = pandas.DataFrame(lines(pairs, places) + list(map(_unmeasured, unmeasured(shown))), dtype=object)
+    for name in ("n", "rank"):
+        found[name] = found[name].astype("Int64") if name in found else None
+    return found.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+
+
+def unmeasured(places: Iterable[Place]) -> list[Place]:
+    """Those without a result."""
+    return [place for place in places if place.result is None]
+
+
+def _unmeasured(place: Place) -> dict[str, Any]:
+    return {
+        **place.cell._asdict(),
+        "reference": place.reference,
+        "state": "open" if place.spanned else "not run here",
+        "metric": place.metric.name,
+        "n": 0,
+        **_printed(place),
+    }
+
+
+def _printed(place: Place | None) -> dict[str, Any]:
+    """What a paper prints, and how ours compares."""
+    return {
         "paper": place.quoted.value if place and place.quoted else None,
         "paper_source": place.quoted.source if place and place.quoted else None,
         "paper_verdict": place.word if place else None,
     }
 
 
-def csv(pairs: Pairs, places: Iterable[Place] = ()) -> str:
-    """The text of `cells.csv`, or of the part of it that these pairs are."""
-    import pandas
+def latex(pairs: Pairs, places: Iterable[Place] = ()) -> str:
+    """A LaTeX table (booktabs) for each pair and for each pair of a paper's table, then the BibTeX of the methods in
+    them."""
+    pairs, by_pair = list(pairs), _by_pair(places)
+    methods = [row.result.family for rows in pairs for row in rows]
+    methods += [place.family.name for of in by_pair for place in of if place.family]
+    return "\n".join([*map(_latex, pairs), *map(_latex_of_paper, by_pair), bibtex(methods)])
 
-    found = pandas.DataFrame(lines(pairs, places), dtype=object)
-    for name in ("n", "rank"):
-        found[name] = found[name].astype("Int64") if name in found else None
-    return found.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+
+def _by_pair(places: Iterable[Place]) -> list[list[Place]]:
+    found: dict[tuple, list[Place]] = {}
+    for place in places:
+        found.setdefault(place.cell[:4], []).append(place)
+    return list(found.values())
 
 
-def latex(pairs: Pairs) -> str:
-    """A LaTeX table (booktabs) for each pair, then the BibTeX of the methods in them."""
-    pairs = list(pairs)
-    return "\n".join([*map(_latex, pairs), bibtex(row.result.family for rows in pairs for row in rows)])
+def _latex_of_paper(places: Sequence[Place]) -> str:
+    """What a paper prints beside what is measured, both the best on the test set."""
+    cell, metric = places[0].cell, places[0].metric
+    body = [
+        (
+            place.cell.method,
+            (score(place.quoted.value, metric) if place.quoted else None) or NOTHING,
+            ours(place),
+            place.word or NOTHING,
+        )
+        for place in places
+    ]
+    title = f"% {cell.data}, {cell.teacher} -> {cell.student}: best test score, published and ours\n"
+    return title + _tabular(body, ("Method", "Paper", "Ours", "Verdict"))
 
 
 def _latex(rows: Sequence[Row]) -> str:
@@ -100,10 +151,14 @@ def _latex(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    align = ("left", *["right"] * 4)
-    table = tabulate(body, head, tablefmt="latex_booktabs", colalign=align, disable_numparse=True)
     title = f"% {cell.data}, protocol {cell.protocol}, {cell.teacher} -> {cell.student}: mean, deviation (seeds)\n"
-    return title + table.replace("±", r"$\pm$").replace("–", "--") + "\n"
+    return title + _tabular(body, head)
+
+
+def _tabular(body: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    align = ("left", *["right"] * (len(head) - 1))
+    table = tabulate(body, head, tablefmt="latex_booktabs", colalign=align, disable_numparse=True)
+    return table.replace("±", r"$\pm$").replace("–", "--") + "\n"
 
 
 def bibtex(methods: Iterable[str]) -> str:
@@ -124,3 +179,8 @@ def chosen(pairs: Pairs, data: str | None, protocol: str | None) -> list[Sequenc
     """The pairs of one data set, of one protocol, or of all."""
     cells = ((rows, rows[0].result.cell) for rows in pairs)
     return [rows for rows, cell in cells if data in (None, cell.data) and protocol in (None, cell.protocol)]
+
+
+def chosen_places(places: Iterable[Place], data: str | None, protocol: str | None) -> list[Place]:
+    """The places of the papers' tables of one data set, or of all; they belong to the protocol `paper`."""
+    return [place for place in places if data in (None, place.cell.data) and protocol in (None, PAPER)]

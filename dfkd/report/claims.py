@@ -138,6 +138,16 @@ def judge(claim: Claim, results: Iterable[Result]) -> Verdict:
     return replace(verdict, untested=untested)
 
 
+def planned(claim: Claim) -> list[str]:
+    """Those of the claim's protocols under which some table asks for all its rows; in others they are run by hand."""
+    owners = {data: table for table in tables().values() for data in table.data}
+    spans = [owners[data].protocols for data in claim.data if data in owners]
+    return [
+        name for name in claim.protocols
+        if any(name in of and set(claim.rows) <= set(of[name].recipes) for of in spans)
+    ]  # fmt: skip
+
+
 def _places(claim: Claim, data: str, table: Table, measured: Mapping[Cell, Result]) -> Iterator[Cell]:
     """Pairs under each protocol where every row of the claim is asked for or has been run."""
     for name in claim.protocols:

@@ -16,9 +16,11 @@ from dfkd.report.claims import (
     UNCLEAR,
     UNTESTABLE,
     VERDICTS,
+    Claim,
     Comparison,
     Finding,
     Verdict,
+    planned,
 )
 from dfkd.report.columns import LEFT, Column
 from dfkd.report.markdown import plain
@@ -87,13 +89,21 @@ def _section(verdict: Verdict) -> str:
     parts = [f"## {claim.name}\n", f"{plain(claim.paper)}: {plain(claim.says)}\n", f"**{_word(verdict)}**\n"]
     facts = [f"Source ({claim.evidence}): {plain(claim.source)}"]
     facts += [f"Comparison: {'; '.join(map(_asked, claim.comparisons))}"]
-    facts += [f"On {', '.join(claim.data)} under {', '.join(f'`{name}`' for name in claim.protocols)}"]
+    facts += [f"On {', '.join(claim.data)} under {_protocols(claim)}"]
     facts += [plain(claim.remark)] if claim.remark else []
     facts += [f"Not testable on {plain(each)}" for each in verdict.untested]
     counts = [f"{count} {word}" for word, count in verdict.places.items()]
     facts += [f"Pairs: {', '.join(counts)}"] if verdict.findings else []
     parts.append("".join(f"- {fact}\n" for fact in facts))
     return "\n".join([*parts, columns.table(FINDINGS, verdict.findings)] if verdict.findings else parts)
+
+
+def _protocols(claim: Claim) -> str:
+    """Those of the tables, and those for which somebody has to run the rows without being asked to."""
+    asked = planned(claim)
+    others = [f"`{name}`" for name in claim.protocols if name not in asked]
+    by_hand = [f"{', '.join(others)} (by hand: no table asks for all the rows)"] if others else []
+    return ", ".join([*(f"`{name}`" for name in asked), *by_hand])
 
 
 def _asked(comparison: Comparison) -> str:

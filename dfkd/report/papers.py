@@ -32,7 +32,7 @@ class Place:
 
     Attributes:
         quoted: what is printed there; None where nothing is known to be.
-        reference: whether its row is one to compare with, and no method.
+        family: the method behind its recipe, if there is one here.
         result: what is measured here, if anything is.
         spanned: whether the table has the recipe; else its method is not run here.
         open: runs that are still to be made.
@@ -42,11 +42,16 @@ class Place:
     cell: Cell
     metric: Metric
     quoted: Quoted | None
-    reference: bool
+    family: catalog.Entry | None
     result: Result | None
     spanned: bool
     open: int
     seconds: float | None
+
+    @property
+    def reference(self) -> bool:
+        """Whether its row is one to compare with, and no method."""
+        return self.family is not None and self.family.reference
 
     @property
     def difference(self) -> float | None:
@@ -82,7 +87,7 @@ def places(
     found: dict[str, dict[str, list[Place]]] = {}
     for table in tables().values():
         protocol = table.protocols.get(PAPER)
-        references = _references(table) if protocol else set()
+        families = _families(table) if protocol else {}
         for data in table.data if protocol else ():
             cells = {pair: list(_cells(data, pair, protocol, quotable)) for pair in protocol.pairs}
             score = metric(task(data).metric)
@@ -91,7 +96,7 @@ def places(
             found[data] = {
                 pair: [
                     Place(
-                        *(cell, score, quoted.get(cell), cell.method in references, measured.get(cell)),
+                        *(cell, score, quoted.get(cell), families.get(cell.method), measured.get(cell)),
                         *_open(cell, protocol, done, predict),
                     )
                     for cell in of
@@ -101,11 +106,11 @@ def places(
     return found
 
 
-def _references(table: Table) -> set[str]:
-    """The recipes of a table, and methods without one, that are reference rows."""
+def _families(table: Table) -> dict[str, catalog.Entry]:
+    """The method of each recipe of a table, and of each that has none."""
     methods = catalog.entries()
     made_by = {name: name for name in methods} | {name: recipe["method"] for name, recipe in recipes(table).items()}
-    return {name for name, method in made_by.items() if method in methods and methods[method].reference}
+    return {name: methods[method] for name, method in made_by.items() if method in methods}
 
 
 def _open(
@@ -138,7 +143,8 @@ def _quoted(place: Place) -> str | None:
     return f"{columns.score(place.quoted.value, place.metric)} [{place.quoted.tag}]{marks}"
 
 
-def _ours(place: Place) -> str:
+def ours(place: Place) -> str:
+    """The best test score that is measured here, or why there is none."""
     if place.result is not None and place.result.oracle is not None:
         stale = " (stale)" if place.result.state == "stale" else ""
         return columns.summary(place.result.oracle, place.metric) + stale
@@ -150,7 +156,7 @@ def _ours(place: Place) -> str:
 PLACES = (
     Column("method", "", LEFT, _name),
     Column("paper", "published score [source]; † not verified in the source itself; * see the note", RIGHT, _quoted),
-    Column("ours", "best test score; `open`: to be run; `not run here`: no such recipe in the table", RIGHT, _ours),
+    Column("ours", "best test score; `open`: to be run; `not run here`: no such recipe in the table", RIGHT, ours),
     Column(
         "ours − paper", "both chosen on the test set", RIGHT,
         lambda place: columns.signed(place.difference, place.metric),

@@ -401,6 +401,13 @@ def test_scaled_divides_what_recipes_set_themselves(recipe):
     assert cell.prior == ("public32" if recipe in ("dda-paper", "diffdfkd") else None)
 
 
+@pytest.mark.parametrize("protocol", ["paper", "scaled"])
+def test_kd_on_a_tenth_has_as_many_real_images_as_the_buffer_has_synthetic_ones(protocol):
+    synthetic, real = (resolve("cifar10", protocol, name) for name in ("ssdkd", "kd-real-10"))
+    capacity = {**synthetic.entry.arguments, **synthetic.config["args"]}["capacity"]
+    assert round(real.config["args"]["share"] * 50_000) == capacity
+
+
 def test_ablations_change_what_they_are_named_for():
     """The claims of the papers, each as one recipe that says what it is an ablation of."""
     from dfkd.tables.recipes import recipes
@@ -458,9 +465,19 @@ def test_dfad_on_nyuv2():
 
 @pytest.mark.parametrize("recipe", ["fast-10", "ssdkd"])
 def test_fast_and_ssdkd_on_nyuv2(recipe):
-    """ssdkd.md 1.10: 250 calls of 64, the first 20 without KD, then 50 steps of 64 an epoch; τ 1."""
+    """ssdkd.md 1.10: 250 calls of 64, the first 20 without KD, then 50 steps of 64 an epoch; τ 1. Upsampling: ours
+    (baselines.md 1.5)."""
     cell, arguments = resolved("nyuv2", recipe, NYUV2)
-    expected = COMMON | {"k": 10, "lr_g": 2e-3, "lr_z": 0.01, "bn": 0.1, "oh": 0.1, "adv": 1.0, "temperature": 1.0}
+    expected = COMMON | {
+        "upsampling": "nearest",
+        "k": 10,
+        "lr_g": 2e-3,
+        "lr_z": 0.01,
+        "bn": 0.1,
+        "oh": 0.1,
+        "adv": 1.0,
+        "temperature": 1.0,
+    }
     if recipe == "ssdkd":
         expected |= SSDKD | {"capacity": 16000}
     assert {key: arguments[key] for key in expected} == expected

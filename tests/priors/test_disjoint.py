@@ -10,7 +10,10 @@ from dfkd.artifacts.cards import ORIGINS
 from dfkd.errors import UserError
 from dfkd.priors import check_disjoint
 from dfkd.priors.folder import write_digests
-from dfkd.tasks import InputSpec, Task, pool, store
+from dfkd.tables.definition import NO_PRIOR, table_of
+from dfkd.tables.recipes import find
+from dfkd.tables.resolve import takes_prior
+from dfkd.tasks import InputSpec, Task, pool, store, task
 from dfkd.tasks.store import data_root
 
 TASK = Task("fake", InputSpec(8, 3, (0.5,) * 3, (0.5,) * 3, 2), ("a", "b"))
@@ -106,6 +109,13 @@ def test_digests_that_are_none_are_named(tmp_path):
             check_disjoint(card, tmp_path / "images.npy", TASK, tmp_path)
 
 
+def test_no_row_of_the_full_tiny_imagenet_takes_the_prior_that_has_seen_it():
+    table = table_of("tiny_imagenet")
+    cpu = table.protocol("cpu")
+    assert cpu.settings["prior"] == NO_PRIOR
+    assert not [name for name in cpu.recipes if takes_prior(find(table, name)[1])]
+
+
 @pytest.mark.data
 def test_the_prior_of_public_images_is_refused_for_their_task(tmp_path):
     """The full Tiny-ImageNet has them in its test split; here every tenth stands for it."""
@@ -123,12 +133,13 @@ def test_the_prior_of_public_images_is_refused_for_their_task(tmp_path):
 
 
 @pytest.mark.data
-def test_the_subset_of_tiny_imagenet_shares_two_images_with_the_pool():
+def test_the_subset_of_tiny_imagenet_leaves_out_the_two_images_that_it_shares_with_the_pool():
     """The archive has them twice, in its training images and, under another class, in its validation images."""
-    root = data_root()
-    subset = Task("tiny_imagenet", InputSpec(64, 3, (0.5,) * 3, (0.5,) * 3, 50), ())
+    root, subset = data_root(), task("tiny_imagenet50")
     if any(data.problems(root) for data in (pool("public_images"), subset)):
-        pytest.skip("public_images and tiny_imagenet are not in DFKD_DATA")
+        pytest.skip("public_images and tiny_imagenet50 are not in DFKD_DATA")
     card = card_of("public32", origin="foreign", data="public_images")
-    with pytest.raises(UserError, match=r"^2 images of the train split of tiny_imagenet"):
-        check_disjoint(card, None, subset, root)
+    check_disjoint(card, None, subset, root)
+    assert len(subset.load("train", root)[0]) == 9998 and len(subset.load("test", root)[0]) == 2500
+    with pytest.raises(UserError, match=r"^2 images of the train split of tiny_imagenet50"):
+        check_disjoint(card, None, replace(subset, unused=()), root)

@@ -144,6 +144,13 @@ def test_a_claim_that_some_tables_can_test_names_those_that_cannot(record, tmp_p
     )
 
 
+def test_protocols_in_which_no_table_asks_for_the_rows_are_said_to_be_by_hand(tmp_path):
+    asked = claim(tmp_path, SCORE | {"row": "ssdkd-no-phi", "than": "ssdkd"})
+    text = ledger.render([claims.judge(asked, [])])
+    assert "- On cifar10 under `cpu`, `paper` (by hand: no table asks for all the rows)\n" in text
+    assert "- On cifar10 under `paper`, `cpu`\n" in ledger.render([claims.judge(claim(tmp_path, SCORE), [])])
+
+
 def test_every_claim_can_be_tested_wherever_it_is_said_to_be():
     untested = {verdict.claim.name: verdict.untested for verdict in claims.judged([])}
     assert untested and not any(untested.values()), {name: each for name, each in untested.items() if each}

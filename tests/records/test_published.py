@@ -24,7 +24,10 @@ def key(row):
 
 
 def test_every_published_number_was_kept(rows):
-    assert len(rows) == 362  # as many as the specification's list of published results has
+    found = Counter((row["data"], row["method"]) for row in rows)
+    added = found["domainnet-quickdraw", "teacher"] + found["domainnet-sketch", "teacher"]  # from scripts' file names
+    added += found["tiny_imagenet", "teacher"] + found["tiny_imagenet", "student-real"]
+    assert (len(rows), added) == (367, 5)  # 362 are in the specification's list of published results
     assert not any("memory" in row["source"].split() for row in rows)
     assert all(list(row) == COLUMNS for row in rows)
 
@@ -58,7 +61,7 @@ def test_fasts_own_table_is_primary_then_what_is_verified(rows):
         ("cifar100", ("wrn40_2", "wrn16_1"), "dafl", 20.88, "1.67"),  # 22.50 in CMI's table
         ("cifar100", ("wrn40_2", "wrn40_1"), "zskt", 53.60, "0.87"),
         ("cifar100", ("vgg11", "resnet18"), "dfq", 66.21, "1.54"),
-        ("cifar100", ("wrn40_2", "wrn16_2"), "nayer-300", 71.72, ""),
+        ("cifar100", ("wrn40_2", "wrn16_2"), "nayer", 71.72, ""),
         ("nyuv2", ("deeplabv3_resnet50", "deeplabv3_mobilenetv2"), "ssdkd", 0.384, ""),
         ("nyuv2", ("deeplabv3_resnet50", "deeplabv3_mobilenetv2"), "dfad", 0.364, ""),
         ("tiny_imagenet", ("resnet34", "resnet18"), "spaceshipnet", 64.04, ""),
