@@ -303,14 +303,12 @@ def main(arguments: list[str] | None = None) -> int:
         status = VERBS[options.verb][2](options)
         streams.flush()
         return status
-    except Stopped as stopped:
-        return fail(stopped, EXIT_PARTIAL)
     except UserError as error:
-        return fail(error)
+        return fail(error, EXIT_PARTIAL if isinstance(error, Stopped) else 2)
     except OSError as error:  # the system refuses a file or folder, in whatever place
         return fail(UserError(f"{error.filename or 'the system'}: {error.strerror or error}"))
     except KeyboardInterrupt:
-        return fail(KeyboardInterrupt("interrupted"), 130)
+        return fail(KeyboardInterrupt("interrupted"), EXIT_PARTIAL if arguments[:1] == ["run"] else 130)
 
 
 def fail(error: BaseException, status: int = 2) -> int:
@@ -326,4 +324,6 @@ def fail_each(errors: list[UserError]) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    status = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what it would ask for is done
+    sys.exit(status)

@@ -24,7 +24,7 @@ from dfkd.metrics import metric
 from dfkd.tables import costs
 from dfkd.tables.definition import check_fits, table_of
 from dfkd.tables.resolve import Resolved, resolve
-from dfkd.tasks import task
+from dfkd.tasks import TASKS, task
 from dfkd.tasks.store import below, data_root
 from dfkd.units import duration, memory
 
@@ -106,7 +106,8 @@ def _execute(
     about = "" if seconds is None else f", about {duration(seconds)}"
     print(f"{resolved.run.name} on {device} in {resolved.precision}{about}")
     given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience}
-    settings = Options(root, str(device), options.resume, **given, apart=worker is not None, started=worker)
+    given |= {"apart": worker is not None, "started": worker, "private": tuple(out / name for name in TASKS)}
+    settings = Options(root, str(device), options.resume, **given)
     kept: list[Path | None] = []
 
     def keep(record: dict) -> None:

@@ -16,6 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.optim import optimizer as optimizing
 from torch.optim.lr_scheduler import LRScheduler
 
 # Every default hook that keeps state in MessageHub, writes checkpoints or reads log values is switched off.
@@ -33,6 +34,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     if precision != "bf16":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+def is_hooked(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether somebody has something run before or after the steps of this optimizer, or of all."""
+    kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    everywhere = (optimizing._global_optimizer_pre_hooks, optimizing._global_optimizer_post_hooks)
+    return any(everywhere) or any(getattr(optimizer, kind) for kind in kinds)
 
 
 class QuietRunner(Runner):

@@ -184,28 +184,33 @@ def _prove(denied: Iterable[str]) -> None:
 # What Landlock leaves open, by number of the system call. Refused: what may outlive the run (shmget, semget, msgget,
 # mq_open, add_key, keyctl, io_uring_setup, and a process group of one's own, setpgid, setsid), connect, by which a
 # daemon of the user's would do what this process may not, timer_create, which wakes a process that is held, and
-# ioprio_set. Without effect, for programs end where they are refused: chmod, chown, utime and setxattr in all their
-# forms, which can leave notes on files that may only be read.
+# ioprio_set and setpriority. Without effect, for programs end where they are refused: chmod, chown, utime and setxattr
+# in all their forms, which can leave notes on files that may only be read. Then the number of clone.
 _CALLS = {
     "x86_64": (
-        *(0xC000003E, 41, (29, 64, 68, 240, 248, 250, 425, 109, 112, 42, 222, 251)),
+        *(0xC000003E, 41, (29, 64, 68, 240, 248, 250, 425, 109, 112, 42, 222, 251, 141)),
         (90, 91, 92, 93, 94, 132, 188, 189, 190, 235, 260, 261, 268, 452, 463, 469),
+        56,
     ),
     "aarch64": (
-        *(0xC00000B7, 198, (194, 190, 186, 180, 217, 219, 425, 154, 157, 203, 107, 30)),
+        *(0xC00000B7, 198, (194, 190, 186, 180, 217, 219, 425, 154, 157, 203, 107, 30, 140)),
         (5, 6, 7, 52, 53, 54, 55, 452, 463, 469),
+        220,
     ),
 }
 _IGNORED, _REFUSED, _ALLOWED = 0x00050000, 0x00050000 | 13, 0x7FFF0000  # the second is EACCES
+_UNKNOWN = 0x00050000 | 38  # ENOSYS, upon which libraries take clone for clone3, whose arguments lie in memory
+_CLONE3, _SIGCHLD = 435, 17
 # Calls that hang on one argument: their numbers on the two architectures, which argument, its values, what is answered
 # to those, and to others. utimensat without times makes a file, so whoever gets an error goes on and makes it. fcntl's
-# F_SETSIG and attributes of files by ioctl are refused, and limits, priority, scheduling and processors of another.
+# F_SETSIG and attributes of files by ioctl are refused, limits, scheduling and processors of another, and pairs of
+# sockets that are no streams, by which a datagram could be sent to anybody.
 _BY_ARGUMENT = (
     (280, 88, 2, (0,), _REFUSED, _IGNORED),
     (72, 25, 1, (10,), _REFUSED, _ALLOWED),
     (16, 29, 1, (0x40086602, 0x40046602, 0x40087602, 0x401C5820), _REFUSED, _ALLOWED),
     (302, 261, 0, (0,), _ALLOWED, _REFUSED),
-    (141, 140, 1, (0,), _ALLOWED, _REFUSED),
+    (53, 199, 1, (0x1, 0x801, 0x80001, 0x80801), _ALLOWED, _REFUSED),
     (203, 122, 0, (0,), _ALLOWED, _REFUSED),
     (142, 118, 0, (0,), _ALLOWED, _REFUSED),
     (144, 119, 0, (0,), _ALLOWED, _REFUSED),
@@ -217,12 +222,15 @@ def _filter_calls() -> None:
     """Filter system calls by seccomp; where it cannot, nothing. Of sockets only streams within the machine are left."""
     if platform.machine() not in _CALLS:
         return
-    architecture, socket, refusals, idle = _CALLS[platform.machine()]
+    architecture, socket, refusals, idle, clone = _CALLS[platform.machine()]
     load, equal, least, mask, end = 0x20, 0x15, 0x35, 0x54, 0x06  # BPF; comparisons skip so many lines if so, if not
     code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, _REFUSED)]
     code += [(load, 0, 0, 0), (least, 0, 1, 0x40000000), (end, 0, 0, _REFUSED)]  # x32's numbers for the same calls
-    for numbers, answer in ((refusals, _REFUSED), (idle, _IGNORED)):
+    for numbers, answer in ((refusals, _REFUSED), (idle, _IGNORED), ((_CLONE3,), _UNKNOWN)):
         code += [line for number in numbers for line in ((equal, 0, 1, number), (end, 0, 0, answer))]
+    # A child whose end is told by another signal than SIGCHLD, such as SIGCONT, would wake a process that is held.
+    code += [(equal, 0, 6, clone), (load, 0, 0, 16), (mask, 0, 0, 255), (equal, 1, 0, 0), (equal, 0, 1, _SIGCHLD)]
+    code += [(end, 0, 0, _ALLOWED), (end, 0, 0, _REFUSED)]
     for *both, argument, values, answer, other in _BY_ARGUMENT:
         told = [line for value in values for line in ((equal, 0, 1, value), (end, 0, 0, answer))]
         code += [(equal, 0, len(told) + 2, both[platform.machine() == "aarch64"]), (load, 0, 0, 16 + 8 * argument)]

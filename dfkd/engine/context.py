@@ -15,7 +15,6 @@ from dfkd.engine.seeds import Streams
 from dfkd.networks.normalised import Normalised
 from dfkd.synthesis.augment import Augment
 from dfkd.synthesis.buffer import ReplayBuffer
-from dfkd.synthesis.cam import Inspection
 from dfkd.tasks.base import InputSpec
 
 if TYPE_CHECKING:
@@ -30,21 +29,24 @@ class Teacher(Normalised):
         self.images_seen = 0
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
         self.images_seen += len(images)
-        return super().forward(images)
-
-    def features(self, images: Tensor) -> Tensor:
-        self.images_seen += len(images)
-        return super().features(images)
-
-    def inspect(self, images: Tensor) -> Inspection:
-        self.images_seen += len(images)
-        return super().inspect(images)
+        return super().normalise(images)
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode whatever is asked: its statistics are part of what it knows."""
         return super().train(False)
+
+
+class Student(Normalised):
+    """The student. Counts the images that it learns from."""
+
+    images_trained = 0
+
+    def normalise(self, images: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.images_trained += len(images)
+        return super().normalise(images)
 
 
 @dataclass
@@ -77,8 +79,8 @@ class Context:
     """
 
     teacher: Teacher
-    student: Normalised
-    new_student: Callable[[], Normalised]
+    student: Student
+    new_student: Callable[[], Student]
     spec: InputSpec
     budget: Budget
     device: torch.device

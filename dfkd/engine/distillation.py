@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dfkd import artifacts, priors
 from dfkd.engine import compat, compiling
 from dfkd.engine.clock import Clock
-from dfkd.engine.context import Context, Teacher
+from dfkd.engine.context import Context, Student, Teacher
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.hooks import checksum, fingerprint
 from dfkd.engine.method import Budget, Method, Stage, build_method, refused_values
@@ -27,7 +27,6 @@ from dfkd.engine.seeds import Streams, seed_for, seed_globals
 from dfkd.errors import UserError
 from dfkd.identity import Run
 from dfkd.networks import initialise
-from dfkd.networks.normalised import Normalised
 from dfkd.synthesis.augment import augment_for
 from dfkd.synthesis.batchnorm import NoStatistics
 from dfkd.synthesis.buffer import Batch, ReplayBuffer, Samples, to_bytes
@@ -85,40 +84,45 @@ class Distillation(TrainingModule):
         network = artifacts.load(Path(teacher["weights"]), teacher["arch"], spec)
         frozen = Teacher(network, spec).to(device).to(memory_format=torch.channels_last)
         model = priors.load(prior["place"], prior["card"], device, precision) if prior else None
-        self._teacher_hash = fingerprint(frozen)  # before any line of the method runs
+        student = self._new_student(spec, device)
+        # Before any line of the method runs.
+        self._teacher_hash, self._first = fingerprint(frozen), fingerprint(student)
         seal()
         granted = Budget(**budget)
         self.method = built = build_method(**method)
+        self.prior = str(built.prior)  # what it knows besides the teacher, as declared before it is given that
         reason = built.supports(self.on)
         if reason is not None:
-            raise Declined(reason, built.prior)
+            raise Declined(reason, self.prior)
         with refused_values(self._run.method):
             stages = _stages(built, granted)
             super().__init__(stages, clock)
-            student = self._new_student(spec)
             streams = Streams(device, *self._run.axes)
             self.ctx = self._context(frozen, student, granted, precision, Path(log), streams, real, model)
-            first = fingerprint(student)
-            with _declining(built):
+            with _declining(self.prior):
                 built.setup(self.ctx)
             self.student, self.others = student, nn.ModuleList(built.modules())
-            if fingerprint(student) != first:
-                raise DataFreeViolation("the method changed the student before its first step")
+            self._check_new()
         self.latest: Tensor | None = None
         self.register_buffer("touched", torch.zeros_like(self.bad), persistent=False)  # like `bad`
-        self._seen: Tensor | None = None
+        self._seen = checksum(student.parameters())  # after the last of the optimizer's steps
         seed_globals(seed % 2**32)  # whatever `setup` drew, the loop begins at the same place
 
-    def _new_student(self, spec: InputSpec) -> Normalised:
+    def _check_new(self) -> None:
+        """Raise DataFreeViolation unless the student has its first weights."""
+        if fingerprint(self.student) != self._first:
+            raise DataFreeViolation("the method changed the student before its first step")
+
+    def _new_student(self, spec: InputSpec, device: torch.device) -> Student:
         """The same initialisation for every method at equal data, pair and repetition."""
         run = self._run
         network = initialise(run.student, spec, seed_for("student-init", run.data, run.teacher, run.student, run.seed))
-        return Normalised(network, spec).to(self.clock.device).to(memory_format=torch.channels_last)
+        return Student(network, spec).to(device).to(memory_format=torch.channels_last)
 
     def _context(
         self,
         teacher: Teacher,
-        student: Normalised,
+        student: Student,
         granted: Budget,
         precision: str,
         log: Path,
@@ -137,7 +141,7 @@ class Distillation(TrainingModule):
         return Context(
             teacher=teacher,
             student=student,
-            new_student=lambda: self._new_student(spec),
+            new_student=lambda: self._new_student(spec, device),
             spec=spec,
             budget=replace(granted),
             device=device,
@@ -148,10 +152,10 @@ class Distillation(TrainingModule):
             progress=self.progress,
             aside=partial(self.clock.aside, "synthesis"),
             # What the method does not declare it does not get.
-            class_names=self.on.class_names if "class names" in method.prior else (),
+            class_names=self.on.class_names if "class names" in self.prior else (),
             per_pixel=self.on.kind == "segmentation",
             real=real,
-            prior=prior if "diffusion" in method.prior else None,
+            prior=prior if "diffusion" in self.prior else None,
         )
 
     @property
@@ -177,10 +181,8 @@ class Distillation(TrainingModule):
         return [*self.student.parameters(), *self.student.buffers()]
 
     def _look(self) -> None:
-        """Note on the device whether the student's weights are those that were seen after the optimizer's step."""
-        if self._seen is not None:
-            self.touched |= checksum(self.student.parameters()) != self._seen
-            self._seen = None
+        """Note on the device whether the student's weights are those that the optimizer's last step left."""
+        self.touched |= checksum(self.student.parameters()) != self._seen
 
     def check_losses(self) -> None:
         super().check_losses()
@@ -196,12 +198,17 @@ class Distillation(TrainingModule):
         return batch
 
     def train_step(self, data: Batch, optim_wrapper: OptimWrapper) -> None:
+        before = self.student.images_trained
         with optim_wrapper.optim_context(self), self._compiling():
             outputs = self.method.distill(self.ctx, data)
+        if (images := self.student.images_trained - before) > self.batch:
+            raise RuntimeError(f"a student step of {images} images, {self.batch} are granted")
         loss: Any = sum(outputs.values())
         self.bad |= ~torch.isfinite(loss.detach())
         optim_wrapper.backward(loss)
         self._look()
+        if compat.is_hooked(optim_wrapper.optimizer):
+            raise DataFreeViolation("the method hooked into the optimizer's steps")
         optim_wrapper.step()
         optim_wrapper.zero_grad()
         self._seen = checksum(self.student.parameters())
@@ -214,7 +221,7 @@ class Distillation(TrainingModule):
         # The student's weights get no gradient here; only the images do.
         self.student.eval().requires_grad_(False)
         before = checksum(self._student_state())
-        with self.ctx.autocast(), _declining(self.method):
+        with self.ctx.autocast(), _declining(self.prior):
             samples = self.method.synthesize(self.ctx)
         self.touched |= checksum(self._student_state()) != before
         self.student.requires_grad_(True)
@@ -225,7 +232,9 @@ class Distillation(TrainingModule):
         self.ctx.buffer.add(samples)
 
     def reset_student(self) -> None:
-        self.ctx.student = self.student = self._new_student(self.ctx.spec)
+        self.ctx.student = self.student = self._new_student(self.ctx.spec, self.clock.device)
+        self._check_new()
+        self._seen = checksum(self.student.parameters())
 
     def images(self) -> tuple[Tensor, Tensor | None] | None:
         """The synthetic images (uint8) at hand and their labels; None for reference methods, and where none was made.
@@ -256,12 +265,14 @@ class Distillation(TrainingModule):
             "streams": ctx.rng.state_dict(),
             "teacher_images": ctx.teacher.images_seen,
             "touched": self.touched,
+            "seen": self._seen,
         }
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         super().load_run_state(state)
         self.latest = state["latest"]
         self.touched.copy_(state["touched"])
+        self._seen = state["seen"].to(self._seen.device)
         self.ctx.buffer.load_state_dict(state["buffer"])
         self.method.load_state_dict(state["method"])
         self.ctx.rng.load_state_dict(state["streams"])
@@ -269,12 +280,12 @@ class Distillation(TrainingModule):
 
 
 @contextmanager
-def _declining(method: Method) -> Iterator[None]:
+def _declining(prior: str) -> Iterator[None]:
     """A network that lacks what the method works with is a task to which it does not apply."""
     try:
         yield
     except NoStatistics as error:
-        raise Declined(str(error), method.prior) from None
+        raise Declined(str(error), prior) from None
 
 
 def _stages(method: Method, granted: Budget) -> tuple[Stage, ...]:
@@ -282,7 +293,7 @@ def _stages(method: Method, granted: Budget) -> tuple[Stage, ...]:
     return tuple(replace(stage) for stage in method.schedule(replace(granted)))
 
 
-def _check_trains_on_one(student: Normalised, shape: tuple[int, int, int]) -> None:
+def _check_trains_on_one(student: Student, shape: tuple[int, int, int]) -> None:
     """A BatchNorm layer that gets one value a channel cannot train: found out beforehand, and without numbers."""
     try:
         copy.deepcopy(student).to("meta").train()(torch.empty(1, *shape, device="meta"))

@@ -211,6 +211,8 @@ class Evaluator:
         if "time" in values:  # it came to something
             measured.time = self._time(values["time"])
         if measured.status == "ok":
+            if "result" not in self._once:
+                raise Failed("the worker's last message came without its result")
             self._check(values["progress"]["student_steps"], values["time"]["total"])
 
     def _check(self, steps: int, seconds: float) -> None:

@@ -112,7 +112,7 @@ class StageLoop(BaseLoop):
             samples = self.model.synthesize()
         with self.clock.phase("buffer"):
             self.model.keep(samples)
-        self.progress.images_synthesised += len(samples.images) if samples.made is None else samples.made
+        self.progress.images_synthesised += max(len(samples.images), samples.made or 0)
 
     def _distill(self, stage: Stage) -> None:
         at, runner = self.position, self.runner

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from dfkd import artifacts, paths, records
 from dfkd.engine import configuration, harness, machine, throughput
-from dfkd.engine.configuration import INSIDE, STATE
+from dfkd.engine.configuration import INSIDE, LOG, STATE
 from dfkd.engine.evaluator import GRID, Evaluator, Failed, raise_failure
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.harness import Worker
@@ -39,7 +41,8 @@ class Options:
     """What changes where a run happens and not what it computes; `work` is None for the project's work folder.
 
     A worker that says nothing for `patience` seconds is taken to hang. Without `apart` the method runs in this process,
-    behind the guard alone. `started` is a worker's process that is there already.
+    behind the guard alone. `started` is a worker's process that is there already, `private` are folders in which it may
+    read nothing, such as that of records.
     """
 
     data_root: Path
@@ -52,6 +55,7 @@ class Options:
     patience: float = 1800.0
     apart: bool = True
     started: subprocess.Popen[bytes] | None = None
+    private: tuple[Path, ...] = ()
 
 
 def run(
@@ -78,6 +82,8 @@ def run(
     if folder.is_relative_to(options.data_root.resolve()):
         raise UserError(f"the work folder {folder} lies inside the data root, which a run may not open")
     with _exclusive(folder, options.resume), _resumable(folder):
+        with _told():
+            _renew(folder / INSIDE)
         evaluator = Evaluator(resolved, (teacher_weights, card), prior, options.data_root.resolve(), folder, device)
         try:
             with _told():
@@ -151,7 +157,9 @@ def _begin(evaluator: Evaluator, options: Options) -> dict[str, Any]:
         *(_files(encoder) if encoder else ()),
     ]
     what = {"device": str(evaluator.device), "precision": resolved.precision, "since": evaluator.journal.opened}
-    return harness.begin(folder / INSIDE, reads, evaluator.root, options.apart, **what, config=config)
+    first = harness.begin(folder / INSIDE, reads, evaluator.root, options.apart, **what, config=config)
+    first["private"] += map(str, options.private)
+    return first
 
 
 def _code(resolved: Resolved) -> list[Path]:
@@ -269,6 +277,37 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _renew(inside: Path) -> None:
+    """A new folder for the worker, with nothing of the old one but its saved state, if that is there.
+
+    What a process that was left over from a killed run may still write is the old folder.
+    """
+    new, old = inside.with_name("worker-new"), inside.with_name("worker-old")
+    if not inside.is_dir() and new.is_dir():  # killed between the two lines that give them their names
+        new.rename(inside)
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    if inside.is_dir():
+        new.mkdir()
+        for name in (STATE.name, LOG.name):
+            _copy(inside / name, new / name)
+        inside.rename(old)
+        new.rename(inside)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A file that a worker left, if it is one: a link would lead to what only this process may read."""
+    try:
+        found = os.open(source, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return
+    with open(found, "rb") as file:
+        if stat.S_ISREG(os.fstat(found).st_mode):
+            with open(target, "wb") as copy:
+                shutil.copyfileobj(file, copy, 2**20)
 
 
 def _keep_student(evaluator: Evaluator, facts: Facts) -> None:

@@ -89,7 +89,7 @@ class _Work:
             self.runner = runner = PlainRunner(self.begin["config"], log, given, tell=self.tell)
         model = runner.model
         stages = [[s.scored, s.reset_student, s.rounds * s.student_steps] for s in model.stages]
-        self.tell("ready", {"prior": model.method.prior, "stages": stages})
+        self.tell("ready", {"prior": model.prior, "stages": stages})
         runner.train()
         model.check_teacher()
         guard.check()
@@ -102,7 +102,7 @@ class _Work:
             "progress": vars(model.progress),
             "teacher_images": model.ctx.teacher.images_seen,
             "shared": round(self.runner.train_loop.shared_seconds, 4),
-            "prior": model.method.prior,
+            "prior": model.prior,
             "report": _numbers(model.method.report()),
             "time": self.clock.report(),
         }

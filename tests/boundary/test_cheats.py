@@ -152,6 +152,11 @@ OPENINGS = LIBRARIES | {
     "evaluator in memory": "any(type(o).__name__ in ('Evaluator', 'Batches') for o in gc.get_objects()) and loot(1)",
     "limits of the harness": "loot(__import__('resource').prlimit(HARNESS, 4, (4242, 4242)))",
     "priority of the harness": "loot(os.setpriority(0, HARNESS, 15))",
+    "priority of the user": "loot(os.setpriority(2, 0, 15))",
+    "a pair of sockets": "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); loot(a)",
+    "a child that wakes": "p = C.syscall(56, 18, 0, 0, 0, 0); p == 0 and os._exit(0); p > 0 and loot(p)",
+    "a child by clone3": "a = (ctypes.c_ulong * 8)(0, 0, 0, 0, 18); p = C.syscall(435, a, 64); "
+    "p == 0 and os._exit(0); p > 0 and loot(p)",
     "processors of the harness": "loot(os.sched_setaffinity(HARNESS, {0}))",
     "modules of the harness": "'dfkd.engine.evaluator' in sys.modules and loot(sys.modules['dfkd.engine.evaluator'])",
 }
@@ -211,6 +216,51 @@ TRICKS = {
         "after_step",
         f"ctx.student_steps == 2 and exec({EXTRA_STEP.replace('super()', 'super(Cheat, self)')!r})",
         "beside the optimizer's steps",
+    ),
+    "a student changed before its first step": (
+        "distill",
+        "ctx.student_steps == 0 and ctx.student.network.fc.bias.data.add_(1)",
+        "beside the optimizer's steps",
+    ),
+    "a student changed after an evaluation": (
+        "distill",
+        "ctx.student_steps == 2 and ctx.student.network.fc.bias.data.add_(1)",
+        "beside the optimizer's steps",
+    ),
+    "a hook on all optimizers": (
+        "setup",
+        "from torch.optim.optimizer import register_optimizer_step_post_hook as hook; hook(lambda *a: None)",
+        "hooked into the optimizer's steps",
+    ),
+    "a hook on the optimizer": (
+        "after_step",
+        "found('SGD').register_step_pre_hook(lambda *a: None)",
+        "hooked into the optimizer's steps",
+    ),
+    "more images in a step": (
+        "distill",
+        "ctx.student(batch.images[:1])",
+        r"a student step of \d+ images, \d+ are granted",
+    ),
+    "images that do not count": (
+        "synthesize",
+        "shape = (ctx.budget.synthesis_batch, ctx.spec.channels, ctx.spec.size, ctx.spec.size)\n        "
+        "return Samples(torch.rand(shape, generator=ctx.rng('noise')), made=0)",
+        None,
+    ),
+    "passes of the teacher that do not count": (
+        "distill",
+        "with torch.no_grad(): told = ctx.teacher.network(ctx.teacher.normalise(batch.images))\n        "
+        "return {'kd': __import__('dfkd.synthesis.losses').synthesis.losses.kl("
+        "told, ctx.student(batch.images), self.temperature).mean()}",
+        None,
+    ),
+    "a new student that is none": (
+        "schedule",
+        "stages[:] = [Stage('x', 1, 1, 1, scored=False), Stage('y', 2, 0, 2, reset_student=True)]; "
+        "plain = torch.nn.Module.to; torch.nn.Module.to = lambda m, *a, **k: "
+        "(type(m).__name__ == 'Student' and next(m.parameters()).data.add_(1), plain(m, *a, **k))[1]",
+        "changed the student before its first step",
     ),
     "a student trained in setup": (
         "setup",
@@ -507,3 +557,31 @@ def test_a_cache_is_of_one_run(cheat):
         C.ioctl(os.open(note, 0), 0x40086602, ctypes.byref(ctypes.c_long(0x40))) == 0 and loot('attributes')
         os.setxattr(note, 'user.left', b'x'); os.utime(note, (7, 7)); os.chmod(note, 0o777)"""
     assert cheat(setup=code)["status"] == cheat(setup=code)["status"] == "ok"
+
+
+PRIOR = """
+import torch
+from dfkd.engine.method import METHODS, Method
+from dfkd.synthesis.buffer import Samples
+
+@METHODS.register_module("knowing", force=True)
+class Knowing(Method):
+    prior = "diffusion"
+
+    def setup(self, ctx):
+        assert ctx.prior is not None
+        self.prior = {said!r}
+
+    def synthesize(self, ctx):
+        shape = (ctx.budget.synthesis_batch, ctx.spec.channels, ctx.spec.size, ctx.spec.size)
+        return Samples(torch.rand(shape, generator=ctx.rng("noise")))
+"""
+
+
+@pytest.mark.parametrize("said", ["diffusion", "none"])
+def test_a_prior_that_was_given_is_billed_and_named_whatever_is_said_of_it_later(tiny, execute, tmp_path, said):
+    path = tmp_path / "knowing.py"
+    path.write_text(PRIOR.format(said=said))
+    record = execute(tiny("knowing", extra=str(path)), apart=True)
+    assert (record["status"], record["prior"]["kind"]) == ("ok", "diffusion")
+    assert record["time"]["prior"] == record["prior"]["seconds"] > 0

@@ -13,6 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from dfkd.engine import run as run_module
 from dfkd.engine import state
 from dfkd.engine.configuration import LOG, STATE
 from dfkd.errors import UserError
@@ -273,3 +274,44 @@ def test_time_before_a_resume_counts(stopped, execute):
     assert all(record["time"][account] >= round(saved[account], 4) for account in saved)
     assert saved["synthesis"] > 0
     assert os.path.isfile(folder / "student.safetensors")
+
+
+def test_a_resumed_worker_has_a_new_folder_with_the_saved_state_and_nothing_else(tmp_path):
+    inside = tmp_path / "worker"
+    (inside / "cache").mkdir(parents=True)
+    for name in ("state.pt", "bank.bin", "note"):
+        (inside / name).write_text(name)
+    left_over = os.open(inside, os.O_RDONLY)  # as that of a process which outlived a killed run
+    run_module._renew(inside)
+    assert {path.name: path.read_text() for path in inside.iterdir()} == {
+        "state.pt": "state.pt",
+        "bank.bin": "bank.bin",
+    }
+    assert os.fstat(left_over).st_ino != inside.stat().st_ino and [path.name for path in tmp_path.iterdir()] == [
+        "worker"
+    ]
+    with pytest.raises(FileNotFoundError):
+        os.open("word", os.O_CREAT | os.O_WRONLY, dir_fd=left_over)
+    os.close(left_over)
+
+
+def test_a_kill_while_the_folder_is_renewed_loses_no_state(tmp_path):
+    (tmp_path / "worker-new").mkdir()
+    (tmp_path / "worker-new" / "state.pt").write_text("x")
+    run_module._renew(tmp_path / "worker")
+    assert [path.name for path in (tmp_path / "worker").iterdir()] == ["state.pt"]
+    (tmp_path / "worker-old").mkdir()
+    (tmp_path / "worker-new").mkdir()
+    run_module._renew(tmp_path / "worker")
+    assert [path.name for path in (tmp_path / "worker").iterdir()] == ["state.pt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["worker"]
+
+
+def test_no_link_of_a_worker_is_followed_when_its_folder_is_renewed(tmp_path):
+    (tmp_path / "secret").write_text("test images")
+    inside = tmp_path / "worker"
+    inside.mkdir()
+    (inside / "state.pt").symlink_to(tmp_path / "secret")
+    os.mkfifo(inside / "bank.bin")
+    run_module._renew(inside)
+    assert list(inside.iterdir()) == []
