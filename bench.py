@@ -108,7 +108,7 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     out.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
     out.add_argument("--dry-run", action="store_true", help="print the configuration as YAML, run nothing")
     training_options(verb)
-    verb.add_argument("--patience", type=MINUTES, default=30, metavar="MINUTES", help="silence of a hang (default 30)")
+    verb.add_argument("--patience", type=MINUTES, default=30, metavar="MINUTES", help="without a message (default 30)")
     verb.add_argument("--debug", action="store_true", help="in one process, without a record")
 
 

@@ -36,7 +36,7 @@ GRACE = 10.0  # seconds in which a worker whose last message has been heard may 
 class Worker:
     """The other process, whose first message is `begin`; started now unless it was.
 
-    It hangs if for `patience` seconds it sends no message and writes nothing to stderr.
+    It hangs if for `patience` seconds it sends no message, whatever it writes to stderr.
     """
 
     def __init__(self, begin: dict[str, Any], patience: float, process: subprocess.Popen[bytes] | None = None) -> None:
@@ -66,7 +66,6 @@ class Worker:
         """What the worker writes to stderr appears on ours, and its last lines are kept."""
         errors = cast(io.BufferedReader, self._process.stderr)
         while content := errors.read1(65536):
-            self._silent = 0.0
             sys.stderr.write(content.decode("utf-8", "replace"))
             sys.stderr.flush()
             lines = content.decode("utf-8", "replace").splitlines()

@@ -172,10 +172,12 @@ def test_a_worker_that_goes_fails_the_run_with_its_last_lines(deed, dying, execu
 
 
 @pytest.mark.slow
-def test_a_worker_that_says_nothing_is_ended(dying, execute):
+@pytest.mark.parametrize("deed", ["time.sleep(3600)", "[(print('x', flush=True), time.sleep(1)) for _ in range(3600)]"])
+def test_a_worker_that_says_nothing_is_ended(deed, dying, execute):
+    """Whatever it prints."""
     begun = time.monotonic()
     with pytest.raises(Failed, match="said nothing for"):
-        execute(dying("time.sleep(3600)"), apart=True, patience=10.0)
+        execute(dying(deed), apart=True, patience=10.0)
     assert time.monotonic() < begun + 60
 
 
