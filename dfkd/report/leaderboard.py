@@ -79,9 +79,8 @@ def render(sheets: Sheets, places: Mapping[str, Mapping[str, Sequence[Place]]]) 
             printed = {pair: each for pair, each in printed.items() if any(place.result for place in each)}
             sections.append(f"## {data}\n\n" + _body(data, run, printed, "plots"))
     pairs = [rows for of in sheets.values() for rows in of]
-    overview = [columns.table(OVERVIEW, pairs) if pairs else EMPTY, *_without_records(sheets)]
-    parts = [HEAD, *overview, RULES, *_across(pairs)]
-    parts += [PUBLISHED, papers.summary(places)] if places else []
+    parts = [HEAD, columns.table(OVERVIEW, pairs) if pairs else EMPTY, RULES, *_across(pairs)]
+    parts += [*_without_records(sheets), PUBLISHED, papers.summary(places)] if places else []
     everything = [place for by_pair in places.values() for of in by_pair.values() for place in of]
     legend = _legend([row for rows in pairs for row in rows], everything)
     files["LEADERBOARD.md"] = "\n".join([*parts, *sections, legend])

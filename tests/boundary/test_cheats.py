@@ -210,7 +210,7 @@ TRICKS = {
         "for it in map(found, ('Distillation', 'StageLoop')): it.stages = (*it.stages, Stage('x', 1, 1, 2))",
         None,
     ),
-    "an extra step in distill": ("distill", EXTRA_STEP, "beside the optimizer's steps"),
+    "an extra step in distill": ("distill", EXTRA_STEP, r"a student step of \d+ images, \d+ are granted"),
     "an extra step in after_step": ("after_step", EXTRA_STEP, "beside the optimizer's steps"),
     "an extra step but once": (
         "after_step",

@@ -275,6 +275,6 @@ def test_a_download_is_verified(domain, tmp_path, monkeypatch):
         tasks.prepare("domainnet-sketch", tmp_path / "data")
     assert (folder / "sketch.zip").is_file()
     digests = [domainnet.file_digest(folder / name) for name in ("sketch.zip", "sketch_train.txt", "sketch_test.txt")]
-    monkeypatch.setitem(domainnet.OFFICIAL, "sketch", domainnet.Official("sketch.zip", 0.1, *digests))
+    monkeypatch.setitem(domainnet.OFFICIAL, "sketch", domainnet.Official("sketch.zip", 0.1, *digests, images=3))
     manifest, line = tasks.prepare("domainnet-sketch", tmp_path / "data")
     assert "stored in" in line and manifest["changed"] == "" and not folder.exists()
