@@ -132,7 +132,7 @@ def render() -> Rendered:
     sheets = leaderboard.sheets_of(results)
     pairs = [rows for of in sheets.values() for rows in of]
     flat = [place for by_pair in places.values() for of in by_pair.values() for place in of]
-    files = leaderboard.render(sheets, places)
+    files = leaderboard.render(sheets, places, leaderboard.without_records(sheets))
     files["CLAIMS.md"] = ledger.render(claims.judged(results))
     files["all.csv"] = runs.drop(columns=["curve", *HISTOGRAMS]).to_csv(index=False, lineterminator="\n")
     files["cells.csv"] = cells.csv(pairs, flat, flat)

@@ -65,11 +65,13 @@ STALE = "Stale: the method or its configuration has changed since the run; run i
 Sheets = Mapping[tuple[str, str], Sequence[Sequence[Row]]]  # by data and protocol, the rows of each pair
 
 
-def render(sheets: Sheets, places: Mapping[str, Mapping[str, Sequence[Place]]]) -> dict[str, str]:
+def render(
+    sheets: Sheets, places: Mapping[str, Mapping[str, Sequence[Place]]], lacking: Sequence[str] = ()
+) -> dict[str, str]:
     """Path below `results/` → text, for the leaderboard and the table of each data set.
 
     `places` are those of the papers' tables: the table of a data set has all of them, the leaderboard has those of
-    pairs of which something has been run.
+    pairs of which something has been run. `lacking` are data sets of which nothing has.
     """
     files, sections = {}, []
     for data in dict.fromkeys([*(data for data, _ in sheets), *places]):
@@ -80,7 +82,8 @@ def render(sheets: Sheets, places: Mapping[str, Mapping[str, Sequence[Place]]]) 
             sections.append(f"## {data}\n\n" + _body(data, run, printed, "plots"))
     pairs = [rows for of in sheets.values() for rows in of]
     parts = [HEAD, columns.table(OVERVIEW, pairs) if pairs else EMPTY, RULES, *_across(pairs)]
-    parts += [*_without_records(sheets), PUBLISHED, papers.summary(places)] if places else []
+    parts += [NOT_RUN.format(names=", ".join(f"`{data}`" for data in lacking))] if lacking else []
+    parts += [PUBLISHED, papers.summary(places)] if places else []
     everything = [place for by_pair in places.values() for of in by_pair.values() for place in of]
     legend = _legend([row for rows in pairs for row in rows], everything)
     files["LEADERBOARD.md"] = "\n".join([*parts, *sections, legend])
@@ -94,11 +97,10 @@ def _body(data: str, run: Sequence[Sequence[Sequence[Row]]], printed: Mapping, f
     return about + "\n".join([*parts, papers.section(printed)] if printed else parts)
 
 
-def _without_records(sheets: Sheets) -> list[str]:
-    """The data sets of which nothing has been run, where something of others has."""
+def without_records(sheets: Sheets) -> list[str]:
+    """The data sets of the tables of which nothing has been run."""
     run = {data for data, _ in sheets}
-    names = [data for table in tables().values() for data in table.data if data not in run]
-    return [NOT_RUN.format(names=", ".join(f"`{data}`" for data in names))] if run and names else []
+    return [data for table in tables().values() for data in table.data if data not in run]
 
 
 def _across(pairs: Iterable[Sequence[Row]]) -> list[str]:

@@ -95,6 +95,14 @@ def test_golden(record):
     assert text == (FOLDER / "golden_leaderboard.md").read_text(encoding="utf-8")
 
 
+def test_data_of_which_nothing_was_run_are_named(record):
+    sheets = leaderboard.sheets_of(gathered([record("ssdkd"), record("ssdkd", data="digits", protocol="quick")]))
+    lacking = leaderboard.without_records(sheets)
+    assert {"cifar100", "pacs-cartoon"} <= set(lacking) and not {"cifar10", "digits"} & set(lacking)
+    text = leaderboard.render(sheets, {}, ["cifar100", "pacs-cartoon"])["LEADERBOARD.md"]
+    assert "Without a record so far: `cifar100`, `pacs-cartoon`; " in text
+
+
 def test_golden_with_priors_and_diagnostics(record):
     """The page where methods use diffusion models; after a wanted change, look at it and store it anew."""
     table = {"protocol": "cpu", "hardware": "CPU 2 cores"}
