@@ -44,12 +44,13 @@ def isolation() -> str:
     `DFKD_ISOLATION=audit-hook` does without Landlock where there is one, `landlock` insists on it. Raises UserError for
     another word, and where there is none to insist on.
     """
-    wanted = os.environ.get("DFKD_ISOLATION") or None
-    if wanted not in (None, "landlock", "audit-hook"):
+    has = "landlock" if version() else "audit-hook"
+    wanted = os.environ.get("DFKD_ISOLATION") or has
+    if wanted not in ("landlock", "audit-hook"):
         raise UserError(f"DFKD_ISOLATION is landlock or audit-hook, unlike {shown(wanted)}")
-    if wanted == "landlock" and not version():
+    if wanted == "landlock" and has != wanted:
         raise UserError("DFKD_ISOLATION asks for landlock, which this system does not have")
-    return "landlock" if version() and wanted != "audit-hook" else "audit-hook"
+    return wanted
 
 
 def version() -> int:

@@ -137,10 +137,13 @@ class Worker:
         self._threads[1].join(GRACE)
 
 
-def begin(inside: Path, reads: Iterable[Path], root: Path, apart: bool, **what: Any) -> dict[str, Any]:
+def begin(
+    inside: Path, reads: Iterable[Path], root: Path, apart: bool, private: Iterable[Path] = (), **what: Any
+) -> dict[str, Any]:
     """The first message: what the worker may touch, and what it shall do.
 
-    `inside` is its folder, `root` that of the data; `apart` is whether it is a process of its own.
+    `inside` is its folder, `root` that of the data; `apart` is whether it is a process of its own. In `private` folders
+    it may read nothing, as in those of other runs, their students and scores.
     """
     code = [paths.ROOT / "dfkd", *paths.METHODS, *python_path()]
     return {
@@ -150,7 +153,7 @@ def begin(inside: Path, reads: Iterable[Path], root: Path, apart: bool, **what: 
         "write": [str(inside)],
         "deny": [str(root), *confine.bundled()],
         "names": [str(paths.ROOT)],
-        "private": [str(paths.WORK), str(paths.RESULTS)],  # of other runs: their students, their scores
+        "private": [str(path) for path in (paths.WORK, paths.RESULTS, *private)],
         "environment": {name: str(inside / folder) for name, folder in CACHES.items()},
         **what,
     }

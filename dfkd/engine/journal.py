@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +82,7 @@ class Journal:
         replace_file(self.path, json.dumps(self._saves) + "\n")
 
     def resume(self) -> None:
-        """Go back to where the run stood when the state that is there was saved; what a worker left since is deleted.
+        """Go back to where the run stood when the state that is there was saved, and the image log with it.
 
         Raises UserError where it is not known, or the image log is not the one of then.
         """
@@ -96,13 +95,10 @@ class Journal:
         self._follow_log(there["log"][0])
         if [self._logged, self._sha.hexdigest()] != there["log"]:
             raise UserError(f"{self._log} does not hold the images of the saved state; run without --resume")
-        for path in self._state.parent.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path != self._state and not (path == self._log and self._logged):
-                path.unlink()
         if self._logged:
             os.truncate(self._log, self._logged)
+        else:
+            self._log.unlink(missing_ok=True)
         self._saves, self.free, self.evaluated = [there], there["free"], there["evaluated"]
         self.curve += there["curve"]
         self.begun -= there["total"]

@@ -81,9 +81,9 @@ def run(
     folder = ((options.work or paths.WORK) / facts.work).resolve()
     if folder.is_relative_to(options.data_root.resolve()):
         raise UserError(f"the work folder {folder} lies inside the data root, which a run may not open")
-    with _exclusive(folder, options.resume), _resumable(folder):
+    with _exclusive(folder), _resumable(folder):
         with _told():
-            _renew(folder / INSIDE)
+            _prepare(folder, options.resume)
         evaluator = Evaluator(resolved, (teacher_weights, card), prior, options.data_root.resolve(), folder, device)
         try:
             with _told():
@@ -156,10 +156,13 @@ def _begin(evaluator: Evaluator, options: Options) -> dict[str, Any]:
         *(_files(Path(prior[0])) if prior else ()),
         *(_files(encoder) if encoder else ()),
     ]
-    what = {"device": str(evaluator.device), "precision": resolved.precision, "since": evaluator.journal.opened}
-    first = harness.begin(folder / INSIDE, reads, evaluator.root, options.apart, **what, config=config)
-    first["private"] += map(str, options.private)
-    return first
+    what: dict[str, Any] = {
+        "device": str(evaluator.device),
+        "precision": resolved.precision,
+        "since": evaluator.journal.opened,
+    }
+    what |= {"private": options.private, "config": config}
+    return harness.begin(folder / INSIDE, reads, evaluator.root, options.apart, **what)
 
 
 def _code(resolved: Resolved) -> list[Path]:
@@ -199,7 +202,7 @@ def declined(resolved: Resolved, options: Options, keep: Callable[[dict], Any]) 
     device = machine.device_of(options.device)
     resolved, root = settled(resolved, device), options.data_root.resolve()
     inside = ((options.work or paths.WORK) / "asked" / resolved.run.name).resolve()
-    what = {"device": str(device), "precision": resolved.precision, "since": time.perf_counter()}
+    what: dict[str, Any] = {"device": str(device), "precision": resolved.precision, "since": time.perf_counter()}
     what |= {"ask": resolved.run.data, "method": configuration.method(resolved)}
     first = harness.begin(inside, _code(resolved), root, True, **what)
     worker = Worker(first, options.patience)
@@ -255,11 +258,8 @@ def _resumable(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
-    """The work folder for this process alone; emptied, once it is ours, unless the run may resume from it.
-
-    What a finished run left stays until there is something to put in its place.
-    """
+def _exclusive(folder: Path) -> Iterator[None]:
+    """The work folder for this process alone."""
     lock = FileLock(folder / "lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -269,14 +269,25 @@ def _exclusive(folder: Path, resume: bool) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to the work folder {folder}: {error.strerror}") from error
     try:
-        for item in [] if resume and (folder / STATE).is_file() else folder.iterdir():
-            if item.is_dir():
-                shutil.rmtree(item)
-            elif item.name not in ("lock", *MADE):
-                item.unlink()
         yield
     finally:
         lock.release()
+
+
+def _prepare(folder: Path, resume: bool) -> None:
+    """Empty the work folder, or of a run that may resume all but its state.
+
+    What a finished run left stays until there is something to put in its place.
+    """
+    if resume:
+        _renew(folder / INSIDE)
+        if (folder / STATE).is_file():
+            return
+    for item in folder.iterdir():
+        if item.is_dir():
+            shutil.rmtree(item)
+        elif item.name not in ("lock", *MADE):
+            item.unlink()
 
 
 def _renew(inside: Path) -> None:

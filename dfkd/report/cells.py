@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -75,22 +76,18 @@ def csv(pairs: Pairs, places: Iterable[Place] = (), shown: Iterable[Place] = ())
     be shown though nothing has been measured there."""
     import pandas
 
-    found = pandas.DataFrame(lines(pairs, places) + list(map(_unmeasured, unmeasured(shown))), dtype=object)
+    unmeasured = [_unmeasured(place) for place in shown if place.result is None]
+    found = pandas.DataFrame(lines(pairs, places) + unmeasured, dtype=object)
     for name in ("n", "rank"):
         found[name] = found[name].astype("Int64") if name in found else None
     return found.to_csv(index=False, lineterminator="\n", float_format="%.6g")
-
-
-def unmeasured(places: Iterable[Place]) -> list[Place]:
-    """Those without a result."""
-    return [place for place in places if place.result is None]
 
 
 def _unmeasured(place: Place) -> dict[str, Any]:
     return {
         **place.cell._asdict(),
         "reference": place.reference,
-        "state": "open" if place.spanned else "not run here",
+        "state": ours(place),
         "metric": place.metric.name,
         "n": 0,
         **_printed(place),
@@ -109,17 +106,11 @@ def _printed(place: Place | None) -> dict[str, Any]:
 def latex(pairs: Pairs, places: Iterable[Place] = ()) -> str:
     """A LaTeX table (booktabs) for each pair and for each pair of a paper's table, then the BibTeX of the methods in
     them."""
-    pairs, by_pair = list(pairs), _by_pair(places)
+    pairs = list(pairs)
+    by_pair = [list(of) for _, of in itertools.groupby(places, key=lambda place: place.cell[:4])]
     methods = [row.result.family for rows in pairs for row in rows]
     methods += [place.family.name for of in by_pair for place in of if place.family]
     return "\n".join([*map(_latex, pairs), *map(_latex_of_paper, by_pair), bibtex(methods)])
-
-
-def _by_pair(places: Iterable[Place]) -> list[list[Place]]:
-    found: dict[tuple, list[Place]] = {}
-    for place in places:
-        found.setdefault(place.cell[:4], []).append(place)
-    return list(found.values())
 
 
 def _latex_of_paper(places: Sequence[Place]) -> str:
@@ -128,7 +119,7 @@ def _latex_of_paper(places: Sequence[Place]) -> str:
     body = [
         (
             place.cell.method,
-            (score(place.quoted.value, metric) if place.quoted else None) or NOTHING,
+            score(place.quoted.value if place.quoted else None, metric) or NOTHING,
             ours(place),
             place.word or NOTHING,
         )

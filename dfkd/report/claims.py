@@ -14,7 +14,7 @@ from dfkd.optimizers import POSITIVE, mapping, one_of
 from dfkd.report.papers import POINT
 from dfkd.report.ranking import Difference, difference
 from dfkd.report.statistics import Cost, Result
-from dfkd.tables.definition import MEANINGS, NAMED, Table, tables
+from dfkd.tables.definition import MEANINGS, NAMED, Table, owners
 from dfkd.tables.recipes import recipes
 
 HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "cannot be told"
@@ -125,10 +125,12 @@ def _claim(name: str, content: Mapping[str, Any]) -> Claim:
 def judge(claim: Claim, results: Iterable[Result]) -> Verdict:
     """The verdict under the first of the claim's protocols for which there are records, else why there is none."""
     measured = {result.cell: result for result in results}
-    owners = {data: table for table in tables().values() for data in table.data}
-    found = {data: list(_places(claim, data, owners[data], measured)) if data in owners else [] for data in claim.data}
+    of_data = owners()
+    found = {
+        data: list(_places(claim, data, of_data[data], measured)) if data in of_data else [] for data in claim.data
+    }
     places = [place for each in found.values() for place in each]
-    untested = _untested(claim, [data for data, each in found.items() if not each], owners)
+    untested = _untested(claim, [data for data, each in found.items() if not each])
     if not places:
         return Verdict(claim, UNTESTABLE, None, {}, 0, (), untested)
     by_protocol = {name: _under(claim, name, places, measured) for name in claim.protocols}
@@ -140,8 +142,7 @@ def judge(claim: Claim, results: Iterable[Result]) -> Verdict:
 
 def planned(claim: Claim) -> list[str]:
     """Those of the claim's protocols under which some table asks for all its rows; in others they are run by hand."""
-    owners = {data: table for table in tables().values() for data in table.data}
-    spans = [owners[data].protocols for data in claim.data if data in owners]
+    spans = [table.protocols for data, table in owners().items() if data in claim.data]
     return [
         name for name in claim.protocols
         if any(name in of and set(claim.rows) <= set(of[name].recipes) for of in spans)
@@ -159,11 +160,11 @@ def _places(claim: Claim, data: str, table: Table, measured: Mapping[Cell, Resul
                 yield cells[0]
 
 
-def _untested(claim: Claim, names: Iterable[str], owners: Mapping[str, Table]) -> tuple[str, ...]:
+def _untested(claim: Claim, names: Iterable[str]) -> tuple[str, ...]:
     """Data sets with what is missing there, those that lack the same together."""
     lacking: dict[str, list[str]] = {}
     for data in names:
-        lacking.setdefault(_lacking(claim, owners.get(data)), []).append(data)
+        lacking.setdefault(_lacking(claim, owners().get(data)), []).append(data)
     return tuple(f"{', '.join(found)}: {reason}" for reason, found in lacking.items())
 
 

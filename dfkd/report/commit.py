@@ -13,7 +13,7 @@ from dfkd import paths, records
 from dfkd.checkout import git
 from dfkd.documents import parse_json
 from dfkd.errors import UserError
-from dfkd.identity import Run
+from dfkd.identity import Cell, Run
 from dfkd.metrics import metric
 from dfkd.tables.definition import table_of
 from dfkd.units import duration
@@ -32,15 +32,18 @@ def compare_with_commit(data: str | None = None) -> list[UserError]:
     except UserError as error:
         print(f"committed values are left out, for they come from git ({error})")
     rows, found = [], records.read_all(paths.records())
+    kept: dict[Cell, dict[int, dict]] = {}  # git is asked once for the seeds of a cell
     for record in found.records:
         run = Run.of(record)
         if run.protocol != "quick" or data not in (None, run.data):
             continue
-        kept = _committed(run)
+        if run.cell not in kept:
+            kept[run.cell] = _committed(run)
+        cell = kept[run.cell]
         score = metric(record["metrics"]["name"])
-        both = (score.text(each["metrics"]["last"]) if each else None for each in (record, kept.get(run.seed)))
+        both = (score.text(each["metrics"]["last"]) if each else None for each in (record, cell.get(run.seed)))
         took = duration(record["time"]["total"] - record["time"]["prior"])
-        rows.append((run.data, run.method, run.seed, score.name, *both, compared(record, kept), took))
+        rows.append((run.data, run.method, run.seed, score.name, *both, compared(record, cell), took))
     print(tabulate(rows, headers=HEADERS, tablefmt="simple", disable_numparse=True))
     return found.problems
 

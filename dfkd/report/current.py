@@ -8,7 +8,7 @@ from dfkd import catalog, paths, records
 from dfkd.errors import UserError
 from dfkd.files import unchanged
 from dfkd.identity import Cell, Run
-from dfkd.tables.definition import check_fits, datasets, table_of, tables
+from dfkd.tables.definition import check_fits, datasets, owners, table_of
 from dfkd.tables.recipes import recipes
 from dfkd.tables.resolve import resolve
 
@@ -50,7 +50,7 @@ def current_digests(everything: Iterable[Mapping]) -> Digests:
 
 def _now(cell: Cell) -> tuple[str | None, str | None]:
     """(None, None) where the table, its protocol, the method or a network is no more."""
-    table = {data: table for table in tables().values() for data in table.data}.get(cell.data)
+    table = owners().get(cell.data)
     if table is None or cell.protocol not in table.protocols:
         return None, None
     method = recipes(table).get(cell.method, {}).get("method", cell.method)

@@ -13,7 +13,7 @@ from dfkd.report.markdown import plain
 from dfkd.report.papers import Place
 from dfkd.report.ranking import SEEDS
 from dfkd.report.statistics import Result
-from dfkd.tables.definition import MEANINGS, tables
+from dfkd.tables.definition import MEANINGS, owners
 
 HEAD = """\
 # Leaderboard
@@ -92,7 +92,8 @@ def render(
 
 def _body(data: str, run: Sequence[Sequence[Sequence[Row]]], printed: Mapping, folder: str) -> str:
     """What there is of a data set, below its heading: a sheet for each protocol, then what papers print."""
-    about = next((f"{table.about}\n\n" for table in tables().values() if data in table.data), "")
+    table = owners().get(data)
+    about = f"{table.about}\n\n" if table else ""
     parts = [_sheet(pairs, folder) for pairs in run]
     return about + "\n".join([*parts, papers.section(printed)] if printed else parts)
 
@@ -100,7 +101,7 @@ def _body(data: str, run: Sequence[Sequence[Sequence[Row]]], printed: Mapping, f
 def without_records(sheets: Sheets) -> list[str]:
     """The data sets of the tables of which nothing has been run."""
     run = {data for data, _ in sheets}
-    return [data for table in tables().values() for data in table.data if data not in run]
+    return [data for data in owners() if data not in run]
 
 
 def _across(pairs: Iterable[Sequence[Row]]) -> list[str]:
@@ -117,12 +118,12 @@ def sheets_of(results: Iterable[Result]) -> dict[tuple[str, str], list[list[Row]
 
     A method that declines has a row where the same pair has other results.
     """
-    owners = {data: table for table in tables().values() for data in table.data}
+    of_data = owners()
 
     def place(cell: Cell) -> tuple:
-        protocols = owners[cell.data].protocols if cell.data in owners else {}
+        protocols = of_data[cell.data].protocols if cell.data in of_data else {}
         pairs = protocols[cell.protocol].pairs if cell.protocol in protocols else ()
-        known = (owners, cell.data), (protocols, cell.protocol), (pairs, cell.pair)
+        known = (of_data, cell.data), (protocols, cell.protocol), (pairs, cell.pair)
         return *((_index(names, name), name) for names, name in known), cell
 
     sheets: dict[tuple[str, str], list[list[Row]]] = {}

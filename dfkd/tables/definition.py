@@ -129,12 +129,17 @@ def tables() -> dict[str, Table]:
 
 def table_of(data: str) -> Table:
     """The table in which a data set stands. Raises UserError naming the nearest one."""
-    return named("data", data, {name: table for table in tables().values() for name in table.data})
+    return named("data", data, owners())
+
+
+def owners() -> dict[str, Table]:
+    """The table of each data set."""
+    return {data: table for table in tables().values() for data in table.data}
 
 
 def datasets() -> list[str]:
     """The data sets that stand in a table."""
-    return sorted(name for table in tables().values() for name in table.data)
+    return sorted(owners())
 
 
 @lru_cache(maxsize=4)

@@ -307,6 +307,13 @@ def test_a_kill_while_the_folder_is_renewed_loses_no_state(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["worker"]
 
 
+def test_a_run_whose_folder_was_being_renewed_when_it_was_killed_resumes(stopped, execute):
+    cell, folder = stopped
+    (folder / "worker").rename(folder / "worker-new")
+    record = execute(cell, resume=True)
+    assert (record["status"], record["time"]["resumes"]) == ("ok", 1)
+
+
 def test_no_link_of_a_worker_is_followed_when_its_folder_is_renewed(tmp_path):
     (tmp_path / "secret").write_text("test images")
     inside = tmp_path / "worker"
