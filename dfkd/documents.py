@@ -114,12 +114,12 @@ _CONTAINERS = dict, list, tuple
 
 def _problem(item: Any) -> str | None:
     """Why this is no value of plain JSON."""
-    if item is None or isinstance(item, bool):
-        return None
-    if isinstance(item, str):
+    if isinstance(item, str):  # most parts, and nearly all keys
         return None if item.isascii() or _encodable(item) else "text with a lone surrogate"
     if isinstance(item, float):
         return None if math.isfinite(item) else f"{item} is no number that JSON knows"
+    if item is None or isinstance(item, bool):
+        return None
     if isinstance(item, int):
         return None if -INTEGER <= item < INTEGER else "an integer beyond 64 bits"
     return f"a {type(item).__name__} is no plain value"  # by an explicit tag of YAML: dates, sets, bytes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 GOAL = 0.9  # of the score of distillation on real data: what time is measured to
@@ -29,8 +30,11 @@ def mean_curve(curves: Iterable[Sequence[dict[str, Any]]]) -> tuple[Point, ...]:
 
 def _point(evaluations: Sequence[dict[str, Any]]) -> Point:
     values = [each["value"] for each in evaluations]
-    spread = stdev(values) if len(values) > 1 else None
-    return Point(fmean(each["seconds"] for each in evaluations), fmean(values), spread)
+    mean = fmean(values)
+    # As `statistics.stdev` has it, which counts in fractions: a campaign has tens of thousands of points.
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    spread = math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else None
+    return Point(fmean([each["seconds"] for each in evaluations]), mean, spread)
 
 
 def seconds_to(curve: Iterable[Point], score: float) -> float | None:

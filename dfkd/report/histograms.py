@@ -1,4 +1,4 @@
-"""`results/plots/<data>-<protocol>-images.png` and `.svg`: how balanced and how hard the synthetic images are.
+"""`results/plots/<data>-<protocol>-images.png`: how balanced and how hard the synthetic images are.
 
 Each pair has two panels with a line for each method: shares of the classes among the teacher's decisions, from the
 commonest to the rarest, and shares of its confidence (SSD-KD's Figure 2; ssdkd.md 6). matplotlib is imported only when
@@ -24,13 +24,12 @@ def drawable(result: Result) -> bool:
     return not result.reference and result.histograms.keys() >= {CLASSES, CONFIDENCE}
 
 
-def render(pairs: Sequence[Sequence[Result]], digest: str) -> tuple[bytes, bytes]:
-    """A row of two panels for each pair, as PNG and as SVG."""
-    import matplotlib
+def render(pairs: Sequence[Sequence[Result]], digest: str) -> bytes:
+    """A row of two panels for each pair, as PNG."""
     from matplotlib.figure import Figure
 
     cell = pairs[0][0].cell
-    with matplotlib.rc_context(figure.STYLE):
+    with figure.drawing():
         page = Figure(figsize=(11.5, 0.8 + 3.4 * len(pairs)), dpi=120, layout="constrained")
         for (left, right), pair in zip(page.subplots(len(pairs), 2, squeeze=False), pairs, strict=True):
             _row(left, right, [result for result in pair if drawable(result)])

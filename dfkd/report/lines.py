@@ -10,6 +10,7 @@ from dfkd.report.figure import Label, colour_of, dash_of, name_of, place_labels,
 from dfkd.report.statistics import KD, Cost, Result
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
 
 ALONG = (0.2, 0.4, 0.6, 0.8)  # of the way from point to point that no name shall cover
@@ -89,16 +90,14 @@ def _seconds(point: Point) -> float:
     return max(point.seconds, 1e-3)
 
 
-def _taken(axes: Axes, costs: Iterable[Cost]) -> list[tuple[float, ...]]:
+def _taken(axes: Axes, costs: Iterable[Cost]) -> np.ndarray:
     """The boxes around points of curves and along the way between them, in pixels."""
-    half = HALF * axes.figure.dpi / 72
-    boxes: list[tuple[float, ...]] = []
+    import numpy as np
+
+    places = []
     for cost in costs:
         pixels = axes.transData.transform([(_seconds(point), point.mean) for point in cost.curve])
-        steps = pixels[1:] - pixels[:-1]
-        along = [
-            *pixels,
-            *(start + share * step for start, step in zip(pixels, steps, strict=False) for share in ALONG),
-        ]
-        boxes += [(x - half, y - half, x + half, y + half) for x, y in along]
-    return boxes
+        between = pixels[:-1, None] + np.array(ALONG)[:, None] * np.diff(pixels, axis=0)[:, None]
+        places += [pixels, between.reshape(-1, 2)]
+    half, around = HALF * axes.figure.dpi / 72, np.concatenate(places)
+    return np.hstack([around - half, around + half])

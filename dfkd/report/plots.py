@@ -1,5 +1,5 @@
-"""`results/plots/<data>-<protocol>[-curves|-images].png` and `.svg`: accuracy against total time, and over it; what the
-synthetic images are like.
+"""`results/plots/<data>-<protocol>[-curves|-images].png`: accuracy against total time, and over it; what the synthetic
+images are like.
 
 A figure is drawn again only if what it shows, or the code that draws it, has changed: the digest of both stands in the
 metadata of the figure.
@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from dfkd.identity import Cell
 from dfkd.report import figure, histograms, lines, points
 from dfkd.report.statistics import Result
 
-FORMATS = ("png", "svg")
 GRIDS = "samples"  # the folder of sample grids, beside the figures
 CURVES, IMAGES = "-curves", "-images"
 TEXTS = {
@@ -54,37 +53,34 @@ def of(results: Sequence[Result]) -> list[tuple[str, str]]:
 def draw(results: Iterable[Result], folder: str | Path) -> list[Path]:
     """Draw the figures that are missing or show other numbers than `results`; returns the files written."""
     wanted = [(name, pairs, _digest(name, pairs)) for name, pairs in _figures(results).items()]
-    lacking = [each for each in wanted if not all(_is_current(path, each[2]) for path in _paths(each[0], folder))]
-    written = []
-    for (name, *_), contents in zip(lacking, _drawn(lacking), strict=True):
-        for path, content in zip(_paths(name, folder), contents, strict=True):
-            replace_file(path, content)
-            written.append(path)
+    lacking = [each for each in wanted if not _is_current(_path(each[0], folder), each[2])]
+    written = [_path(name, folder) for name, *_ in lacking]
+    for path, content in zip(written, _drawn(lacking), strict=True):
+        replace_file(path, content)
     return written
 
 
-def _drawn(figures: Sequence[tuple[str, Pairs, str]]) -> Iterator[tuple[bytes, ...]]:
-    """Each figure in its formats; many are drawn by several processes."""
+def _drawn(figures: Sequence[tuple[str, Pairs, str]]) -> Iterator[bytes]:
+    """Each figure as PNG; many are drawn by several processes."""
     workers = min(os.cpu_count() or 1, len(figures) // FEW)
     if workers < 2:
         yield from itertools.starmap(_draw, figures)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    if context.get_start_method() == "forkserver":  # imported once, for all of them
+        context.set_forkserver_preload([__name__, "matplotlib.backends.backend_agg"])
+    with ProcessPoolExecutor(workers, context) as pool:
         yield from pool.map(_draw, *zip(*figures, strict=True))
 
 
 def outdated(results: Iterable[Result], folder: str | Path) -> list[Path]:
     """Figures that are missing or show other numbers than `results`; `draw` makes them anew."""
-    return [
-        path
-        for name, pairs in _figures(results).items()
-        for path in _paths(name, folder)
-        if not _is_current(path, _digest(name, pairs))
-    ]
+    found = [(_path(name, folder), _digest(name, pairs)) for name, pairs in _figures(results).items()]
+    return [path for path, digest in found if not _is_current(path, digest)]
 
 
-def _paths(name: str, folder: str | Path) -> list[Path]:
-    return [Path(folder) / f"{name}.{ending}" for ending in FORMATS]
+def _path(name: str, folder: str | Path) -> Path:
+    return Path(folder) / f"{name}.png"
 
 
 def _figures(results: Iterable[Result]) -> dict[str, Pairs]:
@@ -103,7 +99,7 @@ def _figures(results: Iterable[Result]) -> dict[str, Pairs]:
     return figures
 
 
-def _draw(name: str, pairs: Pairs, digest: str) -> tuple[bytes, bytes]:
+def _draw(name: str, pairs: Pairs, digest: str) -> bytes:
     if _kind(name) == IMAGES:
         return histograms.render(pairs, digest)
     if _kind(name) == CURVES:

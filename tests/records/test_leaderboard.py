@@ -9,7 +9,6 @@ import pytest
 from dfkd import paths, records, report, units
 from dfkd.identity import Run
 from dfkd.report import leaderboard, papers
-from dfkd.report.plots import FORMATS
 from dfkd.tables.definition import tables
 from tests.records.conftest import diagnostics, gathered, place, prior, two_thousand
 
@@ -469,7 +468,7 @@ def test_write_is_idempotent_and_check_notices_an_edit(record, results):
         records.write(made, paths.records())
     written = {path.relative_to(results).as_posix() for path in report.write()[0]}
     plots = {
-        f"plots/cifar10-{name}.{end}" for name in ("cpu", "cpu-curves", "paper", "paper-curves") for end in FORMATS
+        f"plots/cifar10-{name}.png" for name in ("cpu", "cpu-curves", "paper", "paper-curves")
     }
     assert written >= {"LEADERBOARD.md", "CLAIMS.md", "all.csv", "cells.csv", "tables/cifar10.md"} | plots
     assert report.write() == ([], [])
@@ -478,8 +477,8 @@ def test_write_is_idempotent_and_check_notices_an_edit(record, results):
     for name in ("tables/cifar10.md", "all.csv"):
         (results / name).write_text((results / name).read_text() + "by hand\n")
     (results / "tables" / "orphan.md").write_text("of a data set without records\n")
-    (results / "plots" / "cifar10-cpu.svg").unlink()
-    differing = ["all.csv", "tables/cifar10.md", "tables/orphan.md", "plots/cifar10-cpu.svg"]
+    (results / "plots" / "cifar10-cpu.png").unlink()
+    differing = ["all.csv", "tables/cifar10.md", "tables/orphan.md", "plots/cifar10-cpu.png"]
     assert report.check() == (differing, [])
     report.write()
     assert report.check() == ([], [])

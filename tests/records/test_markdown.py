@@ -71,7 +71,7 @@ def test_an_address_stays_one():
 @pytest.mark.parametrize("text", [*HOSTILE.values(), "_hidden", "x" * 5000], ids=range(len(HOSTILE) + 2))
 def test_nothing_that_a_record_says_stops_a_plot(record, text, tmp_path):
     runs, _ = pages(record, text)
-    assert len(plots.draw(gathered(runs[:2]), tmp_path)) == 4
+    assert len(plots.draw(gathered(runs[:2]), tmp_path)) == 2
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e-9, 3e9])
@@ -80,4 +80,4 @@ def test_no_time_stops_a_plot(record, seconds, tmp_path):
     for key in ("setup", "buffer", "evaluation", "bookkeeping"):
         runs[0]["time"][key] = 0.0
     runs[0]["time"] |= {"scored": 2 * seconds, "total": 2 * seconds}
-    assert len(plots.draw(gathered(runs[:2]), tmp_path)) == 4
+    assert len(plots.draw(gathered(runs[:2]), tmp_path)) == 2
