@@ -97,6 +97,7 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     what.add_argument("--seed", type=WHOLES, default=[0], help="repetitions, with commas (default 0)")
     import_option(what)
     what.add_argument("--again", action="store_true", help="repeat a finished run from the start")
+    what.add_argument("--jobs", type=WHOLE, default=1, metavar="N", help="of several runs N at a time, sharing threads")
     custom = verb.add_argument_group("custom runs, left out of the tables")
     change_option(custom, "change a hyper-parameter (docs/protocol.md)")
     text = "no custom run where the protocol says auto"
@@ -120,7 +121,7 @@ def do_run(options: argparse.Namespace) -> int:
         print("".join(resolved.document() for resolved in chosen), end="")
         return 0
     if len(chosen) > 1:
-        return session.execute_each(chosen, [sys.executable, __file__, *options.arguments])
+        return session.execute_each(chosen, [sys.executable, __file__, *options.arguments], max(1, options.jobs))
     try:
         with stopping(lambda reason: sys.exit(fail(Stopped(reason), EXIT_PARTIAL))):
             record = session.execute(chosen[0], options)

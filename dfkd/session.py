@@ -6,11 +6,13 @@ import argparse
 import itertools
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from dfkd.engine.start import start
 from dfkd.errors import UserError
 from dfkd.files import check_writable
 from dfkd.metrics import metric
+from dfkd.signals import Stopped, stopping
 from dfkd.tables import costs
 from dfkd.tables.definition import check_fits, table_of
 from dfkd.tables.resolve import Resolved, resolve
@@ -58,10 +61,42 @@ def chosen(options: argparse.Namespace) -> list[Resolved]:
     return runs
 
 
-def execute_each(runs: Iterable[Resolved], command: Sequence[str]) -> int:
-    """Run `command` once for each, in a process of its own, which no other method has been in; the worst status."""
-    done = (subprocess.run([*command, f"--method={r.run.method}", f"--seed={r.run.seed}"]) for r in runs)
-    return max(each.returncode for each in done)
+def execute_each(runs: Sequence[Resolved], command: Sequence[str], jobs: int) -> int:
+    """Run `command` once for each, in a process of its own, which no other method has been in; the worst status.
+
+    With several `jobs` as many run at a time, each with its part of the processors' threads, and every line that they
+    print begins with whose it is. Raises Stopped where a signal came; those that ran have saved their states then.
+    """
+    share = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, _processors() // jobs))}
+    running: set[subprocess.Popen[bytes]] = set()
+    reasons: list[str] = []
+
+    def stop(reason: str) -> None:
+        reasons.append(reason)
+        for process in tuple(running):
+            process.send_signal(getattr(signal, reason.split()[-1]))
+
+    def one(resolved: Resolved) -> int:
+        if reasons:
+            return 0
+        method, seed = f"--method={resolved.run.method}", f"--seed={resolved.run.seed}"
+        out, err = (None, None) if jobs == 1 else (subprocess.PIPE, subprocess.STDOUT)
+        # A group of its own, so that Ctrl-C reaches it through `stop` alone: asked twice, it would not save its state.
+        given = {**share, **os.environ}
+        with subprocess.Popen([*command, method, seed], env=given, stdout=out, stderr=err, process_group=0) as process:
+            running.add(process)
+            if reasons:  # since it was asked above
+                process.terminate()
+            for line in process.stdout or ():
+                print(f"{resolved.run.method} {resolved.run.seed}: {line.decode(errors='replace')}", end="", flush=True)
+        running.discard(process)
+        return abs(process.returncode)
+
+    with ThreadPoolExecutor(jobs) as pool, stopping(stop):
+        statuses = list(pool.map(one, runs))
+    if reasons:
+        raise Stopped(f"{reasons[0]}; the same command with --resume goes on")
+    return max(statuses)
 
 
 def execute(resolved: Resolved, options: argparse.Namespace) -> dict | None:
@@ -123,9 +158,7 @@ def _execute(
         prior = None if resolved.prior is None else artifacts.prior(resolved.prior, **given)
         work = work_name(resolved, teacher[1], resolved.task.manifest(root), device, prior and prior[1])
         resumable = options.resume and (paths.WORK / work / STATE).is_file()
-        # DVC has looked at all that itself before it begins a stage.
-        asked = options.again or resumable or in_stage()
-        if not asked and _is_finished(resolved.run.path(out), work):
+        if not (options.again or resumable) and _is_finished(resolved.run.path(out), work):
             print(f"finished: {resolved.run.path(out)}; to run it once more: --again")
             return None
         limit = max(1e-9, until - time.monotonic()) if until < math.inf else None
@@ -183,8 +216,13 @@ def profile(options: argparse.Namespace) -> str:
     return show(options.method, options.data, protocol_of(options), options.pair, options.precision, options.device)
 
 
+def _processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_stage() -> bool:
-    """Whether DVC called: it does where something changed, so what lies there already is made anew."""
+    """Whether DVC called: it does where something changed, so a teacher or prior that lies there is made anew."""
     return "DVC_STAGE" in os.environ
 
 

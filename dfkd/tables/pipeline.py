@@ -1,5 +1,8 @@
 """What DVC runs: flat maps of data, priors, teachers, runs and tables, and what each of them depends on. Torch-free.
 
+A run of real data has a stage of its own. A quick one takes less time than two processes and a stage, so those of a
+pair share one, which runs several at a time.
+
 `benchmarks/pipeline/quick.yaml` and `real.yaml` are written from the tables (`bench.py plan --pipeline`); the two
 `dvc.yaml` are templates over them and never change.
 """
@@ -7,13 +10,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dfkd import catalog, paths
+from dfkd.errors import UserError
 from dfkd.files import replace_file
 from dfkd.identity import Cell, Run
 from dfkd.priors.recipes import recipes as own_priors
@@ -45,7 +49,7 @@ def text(pipeline: str) -> str:
 
 def stages(pipeline: str) -> dict[str, Any]:
     """`data` and `tables` as lists, `priors`, `teachers` and `runs` as maps from stage to what its template needs."""
-    return _stages(_resolved(pipeline))
+    return _stages(pipeline, _resolved(pipeline))
 
 
 def _resolved(pipeline: str) -> dict[Run, Resolved]:
@@ -57,41 +61,61 @@ def _resolved(pipeline: str) -> dict[Run, Resolved]:
     return {run: cells[run.cell] for run in span(pipeline)}
 
 
-def _stages(resolved_runs: Mapping[Run, Resolved]) -> dict[str, Any]:
+def _stages(pipeline: str, resolved_runs: Mapping[Run, Resolved]) -> dict[str, Any]:
     data: dict[str, None] = {}
     priors, teachers, runs = {}, dict[str, dict](), {}
     for run, resolved in resolved_runs.items():
         data[run.data] = None
         _add_teacher(teachers, run)
-        prior = resolved.prior or ""
-        if own := own_priors().get(prior):
+        if own := own_priors().get(resolved.prior or ""):
             data[own["data"]] = None
-            priors[prior] = {"pool": own["data"], "size": own["size"]}
-        runs[_key(run)] = {
+            priors[resolved.prior] = {"pool": own["data"], "size": own["size"]}
+    for key, together in _grouped(pipeline, resolved_runs).items():
+        run = together[0]
+        own_ones = sorted({resolved_runs[each].prior or "" for each in together} & priors.keys())
+        if len(own_ones) > 1:
+            raise UserError(f"the quick table of {run.data} has two priors, {' and '.join(own_ones)}: one is expected")
+        runs[key] = {
             "data": run.data,
             "protocol": run.protocol,
             "pair": run.pair,
             "teacher": run.teacher,
-            "method": run.method,
-            "seed": run.seed,
+            "method": _listed(each.method for each in together),
+            "seed": _listed(each.seed for each in together),
             # A template has a fixed number of dependencies: without a prior of ours the teacher stands there twice.
-            "prior": _relative(paths.prior(prior) if own else paths.teacher(run.data, run.teacher)),
+            "prior": _relative(paths.prior(own_ones[0]) if own_ones else paths.teacher(run.data, run.teacher)),
         }
     spanned = sorted({run.data for run in resolved_runs})
     return {"data": sorted(data), "priors": priors, "teachers": teachers, "runs": runs, "tables": spanned}
 
 
+def _listed(values: Iterable[Any]) -> Any:
+    """As the command line has them; one alone as it is."""
+    first, *others = dict.fromkeys(values)
+    return ",".join(map(str, (first, *others))) if others else first
+
+
+def _grouped(pipeline: str, runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs of each stage, by its name."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(f"{run.data}-{run.pair}" if pipeline == "quick" else _key(run), []).append(run)
+    return found
+
+
 def inputs(pipeline: str) -> dict[str, dict[str, Any]]:
     """File name → what a stage depends on beside files: code, recipes and configurations as they are now."""
     resolved_runs = _resolved(pipeline)
-    made = _stages(resolved_runs)
+    made = _stages(pipeline, resolved_runs)
     code = catalog.code_digest(*(paths.CODE / "tasks").glob("*.py"))
     found: dict[str, dict[str, Any]] = {f"data-{key}": {"code": code} for key in made["data"]}
     found |= {f"prior-{key}": dict(own_priors()[key]) for key in made["priors"]}
     for key, item in made["teachers"].items():
         found[f"teacher-{key}"] = dict(table_of(item["data"]).protocol(item["protocol"]).teacher)
-    for run, resolved in resolved_runs.items():
-        found[f"run-{_key(run)}"] = {"method": resolved.entry.digest, "config": resolved.digest}
+    for key, together in _grouped(pipeline, resolved_runs).items():
+        those = {_key(run): resolved_runs[run] for run in together}
+        digests = {name: {"method": each.entry.digest, "config": each.digest} for name, each in those.items()}
+        found[f"run-{key}"] = digests if pipeline == "quick" else digests[key]
     return found
 
 

@@ -467,9 +467,7 @@ def test_write_is_idempotent_and_check_notices_an_edit(record, results):
     for made in (record("ssdkd"), record("fast-10", protocol="cpu")):
         records.write(made, paths.records())
     written = {path.relative_to(results).as_posix() for path in report.write()[0]}
-    plots = {
-        f"plots/cifar10-{name}.png" for name in ("cpu", "cpu-curves", "paper", "paper-curves")
-    }
+    plots = {f"plots/cifar10-{name}.png" for name in ("cpu", "cpu-curves", "paper", "paper-curves")}
     assert written >= {"LEADERBOARD.md", "CLAIMS.md", "all.csv", "cells.csv", "tables/cifar10.md"} | plots
     assert report.write() == ([], [])
     assert report.check() == ([], [])
