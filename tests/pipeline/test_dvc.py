@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,10 @@ def in_a_checkout(test):
     return pytest.mark.slow(pytest.mark.skipif(not there, reason="needs git and a checkout")(test))
 
 
-TABLE, KEY = "benchmarks/{}/table.yaml", "digits-quick-wrn16_2-wrn16_1"
-SCENES = "digit-scenes-quick-deeplabv3plus_thin32-deeplabv3plus_thin16"
+TABLE, PAIR = "benchmarks/{}/table.yaml", "digits/wrn16_2-wrn16_1"
+STAGE = f"run@{PAIR.replace('/', '-')}"
+FIRST, SECOND = "quick-seed0", "quick-seed1"
+SCENES = "digit-scenes/deeplabv3plus_thin32-deeplabv3plus_thin16"
 
 
 class Clone:
@@ -92,11 +95,10 @@ class Clone:
         )
 
     def repro(self, *arguments: str) -> list[str]:
-        """Run `dvc repro`; the names of the run stages that it really ran."""
+        """Run `dvc repro`; the records that it really made, by their paths below the folder of records."""
         done = self.call("dvc", "repro", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
-        lines = [line for line in done.stdout.splitlines() if line.startswith("Running stage 'run@")]
-        return [line.split("'")[1].removeprefix("run@") for line in lines]
+        return re.findall(r"record: .*/results/records/(.*)\.json$", done.stdout, re.MULTILINE)
 
     def record(self, recipe: str, seed: int = 0) -> Path:
         return self.folder / f"results/records/digits/wrn16_2-wrn16_1/{recipe}/quick-seed{seed}.json"
@@ -109,14 +111,14 @@ def clone(tmp_path_factory):
 
 @in_a_checkout
 def test_a_change_runs_what_depends_on_it_and_nothing_else(clone):
-    all_of_them = {f"{KEY}-teacher-0", f"{KEY}-template-0", f"{SCENES}-teacher-0"}
+    all_of_them = {f"{PAIR}/teacher/{FIRST}", f"{PAIR}/template/{FIRST}", f"{SCENES}/teacher/{FIRST}"}
     assert set(clone.repro()) == all_of_them, "a fresh clone runs every cell, committed records or not"
     made = json.loads(clone.record("template").read_text())
     assert made["cost"]["student_steps"] == 4, "the committed record was replaced by one made here"
     assert clone.repro() == [], "a second repro runs none"
 
     clone.span(seeds=[0, 1], recipes=["template", "teacher"])
-    assert set(clone.repro()) == {f"{KEY}-teacher-1", f"{KEY}-template-1"}
+    assert set(clone.repro()) == {f"{PAIR}/teacher/{SECOND}", f"{PAIR}/template/{SECOND}"}
 
     template = clone.folder / "methods/template.py"
     template.write_text(template.read_text().replace('"""A whole method', '"""Words: a whole method'))
@@ -124,7 +126,7 @@ def test_a_change_runs_what_depends_on_it_and_nothing_else(clone):
     assert clone.repro() == [], "neither words nor the harness make a cell run again"
 
     template.write_text(template.read_text().replace("steps: int = 10", "steps: int = 2"))
-    assert set(clone.repro()) == {f"{KEY}-template-0", f"{KEY}-template-1"}
+    assert set(clone.repro()) == {f"{PAIR}/template/{FIRST}", f"{PAIR}/template/{SECOND}"}
     with open(clone.folder / "results/all.csv", encoding="utf-8", newline="") as file:
         stale = {row["method"]: row["stale"] for row in csv.DictReader(file) if row["data"] == "digits"}
     assert (stale["template"], stale["teacher"]) == ("False", "False")
@@ -141,16 +143,17 @@ def test_a_stage_that_fails_leaves_what_was_finished(clone):
     template.write_text(good.replace(head, f"{head}        1 / 0\n"))
     assert template.read_text() != good
     assert clone.call("dvc", "repro", "-s", "inputs").returncode == 0
-    done = clone.call("dvc", "repro", "-s", f"run@{KEY}-template-0")
+    done = clone.call("dvc", "repro", "-s", STAGE)
     template.write_text(good)
-    assert done.returncode != 0 and "ZeroDivisionError" in done.stderr
+    assert done.returncode != 0 and "template 0: ZeroDivisionError" in done.stdout
+    assert "finished: " in done.stdout, "what else the stage runs, and was there, was left as it is"
     assert clone.record("template").read_bytes() == before
 
 
 @in_a_checkout
 def test_a_download_without_git(tmp_path):
     clone = Clone(tmp_path, with_git=False)
-    assert clone.repro(f"run@{KEY}-teacher-0") == [f"{KEY}-teacher-0"]
+    assert set(clone.repro(STAGE)) == {f"{PAIR}/teacher/{FIRST}", f"{PAIR}/template/{FIRST}"}
     done = clone.call("python", "bench.py", "leaderboard", "--committed")
     assert (done.returncode, done.stderr) == (0, "")
     first, *rows = done.stdout.splitlines()
@@ -185,8 +188,13 @@ def test_no_stage_deletes_what_it_is_to_make(path):
 @pytest.mark.parametrize(("path", "name"), zip(PIPELINES, pipeline.PIPELINES, strict=True))
 def test_a_template_names_the_places_that_the_code_writes_to(path, name):
     stages, maps = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"], pipeline.stages(name)
+
+    def records_of(item: dict) -> Path:
+        record = Run.of({"identity": item | {"student": item["pair"].split("-")[1]}}).path()
+        return record.parents[1] if name == "quick" else record  # of all runs of a pair, or of one
+
     for stage, place in {
-        "run": lambda key, item: Run.of({"identity": item | {"student": item["pair"].split("-")[1]}}).path(),
+        "run": lambda key, item: records_of(item),
         "teacher": lambda key, item: paths.teacher(item["data"], item["arch"]),
         "prior": lambda key, item: paths.priors() / key,
     }.items():
@@ -194,8 +202,8 @@ def test_a_template_names_the_places_that_the_code_writes_to(path, name):
         for key, item in maps[f"{stage}s"].items():
             values = {"${key}": key} | {f"${{item.{field}}}": str(value) for field, value in item.items()}
             written = [next(iter(out)) for out in outputs]
-            for name, value in values.items():
-                written = [out.replace(name, value) for out in written]
+            for word, value in values.items():
+                written = [out.replace(word, value) for out in written]
             assert place(key, item).relative_to(ROOT).as_posix() in written
 
 
