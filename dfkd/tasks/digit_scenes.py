@@ -3,8 +3,8 @@
 One to three real digits (see `dfkd.tasks.digits`), of the three in `SHOWN`, on a textured background, each at a size,
 in a colour and at a place of its own. They may touch, and a later one may cover a few pixels of an earlier one; one
 that finds no place is left out. Class 0 is the background, class k the strokes of the k-th digit of `SHOWN`. Scenes
-are 64 x 80; training and synthesis use crops of 64. Training scenes are made of the training split of the digits and test
-scenes of its test split: no digit is in both.
+are 64 x 80; training and synthesis use crops of 64. Training scenes are made of the training split of the digits and
+test scenes of its test split: no digit is in both.
 
 Three digits that fill much of the scene, because with all ten at half the size no student came beyond a tenth of its
 teacher's score within a quick budget, on real data either, and the table could not tell methods apart.
