@@ -24,14 +24,13 @@ from tabulate import tabulate
 from dfkd import __version__, paths, streams
 from dfkd.errors import UserError, one_line, shown, unknown
 from dfkd.names import check_name, device, minutes, network_name, option, path, several, whole
-from dfkd.signals import Stopped, stopping
+from dfkd.signals import EXIT_PARTIAL, Stopped, stopping
 from dfkd.tables import costs, planning
 from dfkd.tables.definition import MEANINGS, PRECISIONS, datasets
 from dfkd.tables.pipeline import PIPELINES, write_inputs, write_maps
 from dfkd.tasks import POOLS, TASKS, prepare
 from dfkd.tasks.store import data_root
 
-EXIT_PARTIAL = 75  # EX_TEMPFAIL: try again, with --resume
 EXAMPLES = """examples:
   python bench.py --method ssdkd --data cifar10 --pair wrn40_2-wrn16_1
   python bench.py --method fast-5,ssdkd --data digits --seed 0,1,2
@@ -121,7 +120,7 @@ def do_run(options: argparse.Namespace) -> int:
         print("".join(resolved.document() for resolved in chosen), end="")
         return 0
     if len(chosen) > 1:
-        return session.execute_each(chosen, [sys.executable, __file__, *options.arguments], max(1, options.jobs))
+        return session.execute_each(chosen, [sys.executable, __file__, *options.arguments], options)
     try:
         with stopping(lambda reason: sys.exit(fail(Stopped(reason), EXIT_PARTIAL))):
             record = session.execute(chosen[0], options)

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from dfkd import artifacts, paths, records, report
@@ -23,13 +24,15 @@ from dfkd.engine.start import start
 from dfkd.errors import UserError
 from dfkd.files import check_writable
 from dfkd.metrics import metric
-from dfkd.signals import Stopped, stopping
+from dfkd.signals import EXIT_PARTIAL, Stopped, signal_of, stopping
 from dfkd.tables import costs
 from dfkd.tables.definition import check_fits, table_of
 from dfkd.tables.resolve import Resolved, resolve
 from dfkd.tasks import TASKS, task
 from dfkd.tasks.store import below, data_root
 from dfkd.units import duration, memory
+
+THREADS = "OMP_NUM_THREADS"
 
 
 def protocol_of(options: argparse.Namespace) -> str:
@@ -61,42 +64,47 @@ def chosen(options: argparse.Namespace) -> list[Resolved]:
     return runs
 
 
-def execute_each(runs: Sequence[Resolved], command: Sequence[str], jobs: int) -> int:
+def execute_each(runs: Sequence[Resolved], command: Sequence[str], options: argparse.Namespace) -> int:
     """Run `command` once for each, in a process of its own, which no other method has been in; the worst status.
 
     With several `jobs` as many run at a time, each with its part of the processors' threads, and every line that they
-    print begins with whose it is. Raises Stopped where a signal came; those that ran have saved their states then.
+    print begins with whose it is. Raises Stopped where a signal came; what ran has saved its state, unless it came
+    twice.
     """
-    share = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, _processors() // jobs))}
-    running: set[subprocess.Popen[bytes]] = set()
-    reasons: list[str] = []
+    if options.jobs < 1 or (options.debug and options.jobs > 1):
+        raise UserError(f"--jobs {options.jobs}: at least 1 is expected, and with --debug no more")
+    jobs, running, reasons = min(options.jobs, len(runs)), set[subprocess.Popen[bytes]](), list[str]()
+    out, errors = (None, None) if jobs == 1 else (subprocess.PIPE, subprocess.STDOUT)
+    environment = dict(os.environ)
+    if jobs > 1 and not os.environ.get(THREADS):
+        environment[THREADS] = str(max(1, _processors() // jobs))
 
     def stop(reason: str) -> None:
         reasons.append(reason)
         for process in tuple(running):
-            process.send_signal(getattr(signal, reason.split()[-1]))
+            process.send_signal(signal_of(reason))
 
     def one(resolved: Resolved) -> int:
         if reasons:
-            return 0
-        method, seed = f"--method={resolved.run.method}", f"--seed={resolved.run.seed}"
-        out, err = (None, None) if jobs == 1 else (subprocess.PIPE, subprocess.STDOUT)
-        # A group of its own, so that Ctrl-C reaches it through `stop` alone: asked twice, it would not save its state.
-        given = {**share, **os.environ}
-        with subprocess.Popen([*command, method, seed], env=given, stdout=out, stderr=err, process_group=0) as process:
+            return EXIT_PARTIAL
+        name = f"{resolved.run.method} {resolved.run.seed}"
+        asked = [*command, f"--method={resolved.run.method}", f"--seed={resolved.run.seed}"]
+        with subprocess.Popen(asked, env=environment, stdout=out, stderr=errors) as process:
             running.add(process)
-            if reasons:  # since it was asked above
+            if reasons:  # since it was looked at
                 process.terminate()
             for line in process.stdout or ():
-                print(f"{resolved.run.method} {resolved.run.seed}: {line.decode(errors='replace')}", end="", flush=True)
+                print(f"{name}: {line.decode(errors='replace').rstrip()}", flush=True)
         running.discard(process)
-        return abs(process.returncode)
+        if process.returncode < 0:
+            print(f"{name}: ended by {signal.Signals(-process.returncode).name}", file=sys.stderr)
+        return process.returncode if process.returncode >= 0 else 1
 
     with ThreadPoolExecutor(jobs) as pool, stopping(stop):
         statuses = list(pool.map(one, runs))
     if reasons:
         raise Stopped(f"{reasons[0]}; the same command with --resume goes on")
-    return max(statuses)
+    return max(statuses, key=lambda status: (status not in (0, EXIT_PARTIAL), status))
 
 
 def execute(resolved: Resolved, options: argparse.Namespace) -> dict | None:
@@ -156,9 +164,10 @@ def _execute(
         names = resolved.run.data, resolved.run.teacher, resolved.protocol.teacher
         teacher = artifacts.teacher(*names, file=options.teacher_weights, **given)
         prior = None if resolved.prior is None else artifacts.prior(resolved.prior, **given)
-        work = work_name(resolved, teacher[1], resolved.task.manifest(root), device, prior and prior[1])
+        facts = resolved, teacher[1], resolved.task.manifest(root), device, prior and prior[1]
+        work = work_name(*facts)
         resumable = options.resume and (paths.WORK / work / STATE).is_file()
-        if not (options.again or resumable) and _is_finished(resolved.run.path(out), work):
+        if not (options.again or resumable) and _is_finished(resolved.run.path(out), partial(work_name, *facts)):
             print(f"finished: {resolved.run.path(out)}; to run it once more: --again")
             return None
         limit = max(1e-9, until - time.monotonic()) if until < math.inf else None
@@ -261,17 +270,23 @@ def _to_be_made(resolved: Resolved, options: argparse.Namespace) -> bool:
     return not TEACHER.there(teacher) or bool(prior and "/" not in prior and not PRIOR.there(paths.prior(prior)))
 
 
-def _is_finished(path: Path, work: str) -> bool:
-    """Whether this record is that of a run in this work folder, whose student is there.
+def _is_finished(path: Path, work_name: Callable[[str | None], str]) -> bool:
+    """Whether this record is that of a run in the folder that such a run works in, and its student is there.
 
-    The folder's name stands for configuration, code, data, teacher, prior and kind of device.
+    The folder's name stands for configuration, code, data, teacher, prior and kind of device. For DVC, whose stages
+    hold several runs, the code is that of the method, as in its dependencies: what changes in the harness repeats no
+    run.
     """
+    from dfkd.engine.configuration import CONFIGURATION
+
     try:
         record = records.read(path)
     except (UserError, FileNotFoundError):
         return False
-    there = record["status"] == "ok" and record["work"] == work
-    return there and (paths.WORK / work / "student.safetensors").is_file()
+    harness = record["provenance"]["code"]["harness"] if in_stage() else None
+    made = (CONFIGURATION, *("student.safetensors",) * bool(record["cost"]["student_steps"]))
+    there = all((paths.WORK / record["work"] / name).is_file() for name in made)
+    return there and record["status"] == "ok" and record["work"] == work_name(harness)
 
 
 def _tell(record: dict, path: Path | str | None) -> None:

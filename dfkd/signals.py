@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from dfkd.errors import UserError
 
+EXIT_PARTIAL = 75  # EX_TEMPFAIL: try again, with --resume
 ASKING = ("SIGTERM", "SIGINT", "SIGHUP")  # the last, when a terminal closes; Windows has none
 
 
@@ -16,6 +17,11 @@ class Stopped(UserError):
     """A signal, the time limit or a full disk made an end before it was reached; what has been done is kept."""
 
     status = "partial"
+
+
+def signal_of(reason: str) -> signal.Signals:
+    """The signal that a line of `stopping` names."""
+    return signal.Signals[reason.split()[-1]]
 
 
 @contextmanager

@@ -92,15 +92,17 @@ class BareLoop:
 
     def __init__(self, ctx: Context, temperature: float) -> None:
         self.teacher, self.student = ctx.teacher.network, ctx.new_student().network.train()
-        self.mean, self.std = ctx.teacher.mean, ctx.teacher.std
+        self.mean, self.std, self.autocast = ctx.teacher.mean, ctx.teacher.std, ctx.autocast
         self.sgd = torch.optim.SGD(self.student.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
         self.batch, self.device, self.temperature = ctx.budget.batch, ctx.device, temperature
 
     def step(self) -> None:
         images = (self.crops() / 255 - self.mean) / self.std
-        with torch.no_grad():
-            target = F.log_softmax(self.teacher(images) / self.temperature, 1)
-        output = F.log_softmax(self.student(images) / self.temperature, 1)
+        with self.autocast():
+            with torch.no_grad():
+                taught = self.teacher(images).float()
+            learnt = self.student(images).float()
+        target, output = (F.log_softmax(logits / self.temperature, 1) for logits in (taught, learnt))
         loss = self.temperature**2 * F.kl_div(output, target, reduction="batchmean", log_target=True)
         self.sgd.zero_grad()
         loss.backward()

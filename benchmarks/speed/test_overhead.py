@@ -31,18 +31,22 @@ def files(tmp_path):
     return tmp_path / "data", path, save(initialise("resnet20", SPEC, 0), path, card)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.benchmark(group="overhead")
-def test_harness_overhead(files, device, tmp_path, benchmark, tell_ratio):
+def test_harness_overhead(files, device, precision, tmp_path, benchmark, tell_ratio):
     from dfkd.engine.method import METHODS
+    from dfkd.engine.precision import chosen
     from dfkd.engine.run import Options, run
 
+    if benchmark.enabled and precision == "bf16" and chosen(device) != "bf16":
+        pytest.skip("this machine is not faster in bf16")
     data_root, teacher, card = files
     block, pairs = BLOCKS[device.type] if benchmark.enabled else (1, 2)
     method = str(Path(__file__).with_name("alternating.py"))
     # One step more than the blocks: the draw that begins it closes the last pair.
     budget = [f"block={block}", f"training.steps={pairs * block + 1}", f"training.batch={BATCH}"]
     changes = [*budget, "rounds=1", "evaluations=1"]
-    cell = resolve("cifar10", "cpu", "alternating", PAIR, 0, changes, method)
+    cell = resolve("cifar10", "cpu", "alternating", PAIR, 0, changes, method, precision)
     # In this process, where the method leaves what it measured; in a worker a step is the same.
     options = Options(data_root, device=str(device), work=tmp_path / "work", apart=False)
     record = benchmark.pedantic(run, (cell, teacher, card, options), rounds=1)
@@ -55,5 +59,11 @@ def test_harness_overhead(files, device, tmp_path, benchmark, tell_ratio):
         "harness_ms": 1000 * statistics.median(took.wall for took in measured.harness) / block,
         "bare_ms": 1000 * statistics.median(took.wall for took in measured.bare) / block,
     }
-    tell_ratio("harness overhead: run / bare loop", ratios, BOUND, f"{len(ratios)} pairs of {block} steps", **more)
+    tell_ratio(
+        f"harness overhead in {precision}: run / bare loop",
+        ratios,
+        BOUND,
+        f"{len(ratios)} pairs of {block} steps",
+        **more,
+    )
     assert record["status"] == "ok" and len(ratios) == pairs

@@ -1,9 +1,9 @@
 """The search for SSD-KD's reading (docs/methods/ssdkd.md 6): candidates by the command line, and what they measured.
 
-    python benchmarks/studies/ssdkd.py cifar100 --seed 0,1,2 --reading fast,target,target-uniform
+    python benchmarks/studies/ssdkd.py cifar100 --seed 0,1,2 --reading fast,target,target-no-priority
 
-runs what is missing (custom runs, below work/studies/ssdkd; set OMP_NUM_THREADS=1 and start several) and prints a line
-for each reading: mean and standard deviation over the seeds. Without --reading it prints what there is.
+runs what is missing (custom runs, below work/studies/ssdkd, two at a time) and prints a line for each reading: mean and
+standard deviation over the seeds. Without --reading it prints what there is.
 """
 
 from __future__ import annotations
@@ -33,27 +33,36 @@ BUDGETS: dict[str, tuple[list[str], list[str]]] = {  # options, and what is set 
 }
 FAST = {"digits": "fast-5", "cifar100": "fast-10"}  # as many inner steps as the recipe of SSD-KD has there
 CAPACITY = {"digits": 256, "cifar100": 1024}
-RAW = {"importance": "raw"}
-TARGET = {**RAW, "phi_of": "target", "normalised": False}
-NORMALISED = {**TARGET, "normalised": True}
-# By reading: what differs from the arguments of the recipe `ssdkd`; None is Fast.
-READINGS: dict[str, dict | None] = {
-    "fast": None,
-    "argmax": {"phi_of": "argmax", "normalised": False, "importance": "max"},
-    "argmax-raw": {**TARGET, "phi_of": "argmax"},
-    "argmax-normalised": {**NORMALISED, "phi_of": "argmax"},
-    "target": TARGET,
-    "target-no-phi": {**TARGET, "diversity": False, "difficulty": False},
-    "target-no-diversity": {**TARGET, "diversity": False},
-    "target-no-difficulty": {**TARGET, "difficulty": False},
-    "target-uniform": {**TARGET, "priority": "uniform"},
-    "target-adv": {**TARGET, "phi_on": "oh+adv"},
-    "target-kd-loss": {**TARGET, "phi_kd": "loss"},
-    "target-kd-priority": {**TARGET, "phi_kd": "priority"},
-    "normalised": NORMALISED,
-    "normalised-max": {**NORMALISED, "importance": "max"},
-    "normalised-uniform": {**NORMALISED, "priority": "uniform"},
+# Readings of what the paper leaves open; each is measured whole, and without one of its three components at a time.
+BASES: dict[str, dict] = {
+    "argmax": {"phi_of": "argmax"},
+    "argmax-normalised": {"phi_of": "argmax", "normalised": True},
+    "target": {},
+    "normalised": {"normalised": True},
+    "adv": {"phi_on": "adv"},
+    "oh+adv": {"phi_on": "oh+adv"},
+    "average": {"count": "average"},
+    "grad": {"phi_grad": True},
+    "max": {"importance": "max"},
+    "per": {"priority": "per"},
+    "kd-loss": {"phi_kd": "loss"},
+    "kd-priority": {"phi_kd": "priority"},
 }
+WITHOUT: dict[str, dict] = {
+    "diversity": {"diversity": False},
+    "difficulty": {"difficulty": False},
+    "priority": {"priority": "uniform"},
+}
+DEFAULT = {"phi_of": "target", "normalised": False, "importance": "raw"}
+# By reading: what differs from the arguments of the recipe `ssdkd`; None is Fast.
+READINGS: dict[str, dict | None] = {"fast": None} | {
+    f"{name}-no-{part}" if part else name: {**DEFAULT, **base, **WITHOUT.get(part, {})}
+    for name, base in BASES.items()
+    for part in ("", *WITHOUT)
+}
+# The reading that was given up, with the weights of prioritised replay.
+READINGS["ssdkd-argmax"] = {**DEFAULT, "phi_of": "argmax", "importance": "max"}
+READINGS["target-no-phi"] = {**DEFAULT, "diversity": False, "difficulty": False}
 
 
 def main() -> None:
@@ -68,7 +77,7 @@ def main() -> None:
         if reading is not None:
             recipe, reading = "ssdkd", {"capacity": CAPACITY[given.data], **reading}
         changes = [*changes, *(f"{key}={str(value).lower()}" for key, value in (reading or {}).items())]
-        options = [*options, f"--data={given.data}", f"--method={recipe}", f"--seed={given.seed}"]
+        options = [*options, f"--data={given.data}", f"--method={recipe}", f"--seed={given.seed}", "--jobs=2"]
         options += [f"--out={FOLDER / name}", *(f"--set={change}" for change in changes)]
         subprocess.run([sys.executable, ROOT / "bench.py", "run", *options], cwd=ROOT, check=True)
     print("| reading | seeds | last | imbalance | difficulty | agreement | total time |")

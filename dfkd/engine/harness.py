@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +21,7 @@ from dfkd.engine import confine
 from dfkd.engine.channel import Broken, Channel, Closed
 from dfkd.engine.evaluator import Evaluator, Failed, raise_failure
 from dfkd.engine.start import python_path, start
-from dfkd.signals import Stopped
+from dfkd.signals import Stopped, signal_of
 
 # Everything that would outlive a run lies in its own folder.
 CACHES = {
@@ -30,6 +31,7 @@ CACHES = {
 }
 LAST_LINES = 5  # of stderr, told of a worker that ends without a word
 LOOK = 0.5  # seconds between two looks at whether a worker hangs
+ONCE = 0.5  # seconds within which two signals are one
 GRACE = 10.0  # seconds in which a worker whose last message has been heard may end by itself
 
 
@@ -42,6 +44,7 @@ class Worker:
     def __init__(self, begin: dict[str, Any], patience: float, process: subprocess.Popen[bytes] | None = None) -> None:
         self.patience = patience
         self.reason: str | None = None
+        self._asked = 0.0  # when, by `time.monotonic`
         self._heard: queue.Queue = queue.Queue()
         self._silent = 0.0  # seconds, counted here: a clock goes on while this process is stopped
         for folder in begin["environment"].values():
@@ -76,11 +79,15 @@ class Worker:
             self._channel.send(kind, values, tensors)
 
     def ask_to_stop(self, reason: str) -> None:
-        """At its next safe point; asked twice, at once. `reason` ends with the name of a signal."""
+        """At its next safe point; asked twice, at once. `reason` is a line of `stopping`.
+
+        Two within `ONCE` are one: Ctrl-C in a terminal, say, which the command that runs several passes on, too.
+        """
         asked, self.reason = self.reason, reason
         if asked is None:
-            self._process.send_signal(getattr(signal, reason.split()[-1]))
-        else:
+            self._asked = time.monotonic()
+            self._process.send_signal(signal_of(reason))
+        elif time.monotonic() - self._asked > ONCE:
             self.end()
 
     def next(self) -> tuple[str, dict, dict]:

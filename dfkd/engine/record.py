@@ -18,10 +18,19 @@ from dfkd.tasks import store
 NO_TIME = dict.fromkeys((*records.CATEGORIES, "scored", "total"), 0.0) | {"resumes": 0}
 
 
-def work_name(resolved: Resolved, card: dict, manifest: dict, device: torch.device, prior: dict | None) -> str:
+def work_name(
+    resolved: Resolved,
+    card: dict,
+    manifest: dict,
+    device: torch.device,
+    prior: dict | None,
+    harness: str | None = None,
+) -> str:
     """Where a run works, below the work folder. Of another configuration, code, data, teacher, prior, kind of device
-    or precision, or compiled, it is another place, so nothing is mixed up."""
-    parts: tuple[str, ...] = (resolved.digest, resolved.entry.digest, catalog.harness_digest(), store.digest(manifest))
+    or precision, or compiled, it is another place, so nothing is mixed up. `harness` is the digest of its code, by
+    default of the present one."""
+    harness = harness or catalog.harness_digest()
+    parts: tuple[str, ...] = (resolved.digest, resolved.entry.digest, harness, store.digest(manifest))
     parts += (str(card["digest"]), device.type, resolved.precision, *((prior["digest"],) if prior else ()))
     parts += ("compiled",) if resolved.compiled else ()
     return f"{resolved.run.name}/{hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]}"

@@ -18,6 +18,7 @@ from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
+from dfkd import paths
 from dfkd.files import replace_file
 from dfkd.identity import Cell
 from dfkd.report import figure, histograms, lines, points
@@ -66,8 +67,10 @@ def _drawn(figures: Sequence[tuple[str, Pairs, str]]) -> Iterator[bytes]:
     if workers < 2:
         yield from itertools.starmap(_draw, figures)
         return
-    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    if context.get_start_method() == "forkserver":  # imported once, for all of them
+    # A fork server imports once for all of them; it looks for modules in the working folder first.
+    served = "forkserver" in get_all_start_methods() and Path.cwd() == paths.ROOT
+    context = get_context("forkserver" if served else "spawn")
+    if served:
         context.set_forkserver_preload([__name__, "matplotlib.backends.backend_agg"])
     with ProcessPoolExecutor(workers, context) as pool:
         yield from pool.map(_draw, *zip(*figures, strict=True))

@@ -74,7 +74,7 @@ def _stages(pipeline: str, resolved_runs: Mapping[Run, Resolved]) -> dict[str, A
         run = together[0]
         own_ones = sorted({resolved_runs[each].prior or "" for each in together} & priors.keys())
         if len(own_ones) > 1:
-            raise UserError(f"the quick table of {run.data} has two priors, {' and '.join(own_ones)}: one is expected")
+            raise UserError(f"{run.data} {run.pair} has two priors, {' and '.join(own_ones)}: one is expected")
         runs[key] = {
             "data": run.data,
             "protocol": run.protocol,
