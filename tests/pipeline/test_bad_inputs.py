@@ -495,7 +495,7 @@ ROWS: dict[str, Row] = {
     "table: dotted optimizer": table("type: SGD", "type: os.getcwd", "type: unknown value 'os.getcwd'"),
     "table: its argument": table("{type: SGD,", "{type: SGD, beta: 1,", "optimizer: unknown key 'beta'"),
     "table: no per": table("per: step, ", "", "training.schedule: 'per' is a required property"),
-    "table: teacher": table("epochs: 10", "epochs: 0", "quick.teacher.epochs: 0 is less than the minimum"),
+    "table: teacher": table("epochs: 7", "epochs: 0", "quick.teacher.epochs: 0 is less than the minimum"),
     "table: teacher's schedule": table("schedule: cosine", "schedule: sine", "unknown value 'sine'"),
     "table: what a recipe may set": table("[rounds,", "[round,", "recipe_may_set.0: unknown value 'round'"),
     **{
