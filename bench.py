@@ -99,8 +99,8 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     what.add_argument("--jobs", type=WHOLE, default=1, metavar="N", help="of several runs N at a time, sharing threads")
     custom = verb.add_argument_group("custom runs, left out of the tables")
     change_option(custom, "change a hyper-parameter (docs/protocol.md)")
-    text = "no custom run where the protocol says auto"
-    custom.add_argument("--precision", choices=PRECISIONS, help=text)
+    text = f"{', '.join(PRECISIONS)}; no custom run where it is auto"
+    custom.add_argument("--precision", choices=PRECISIONS, metavar="NAME", help=text)
     custom.add_argument("--teacher-weights", type=PATH, metavar="FILE", help="your own checkpoint")
     custom.add_argument("--compile", action="store_true", help="the networks of a student step")
     out = verb.add_argument_group("output")
