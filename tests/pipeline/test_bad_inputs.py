@@ -500,7 +500,7 @@ ROWS: dict[str, Row] = {
     "table: what a recipe may set": table("[rounds,", "[round,", "recipe_may_set.0: unknown value 'round'"),
     **{
         f"table: unknown recipe, for {verb[0]}": table(
-            "fast-5, ssdkd", "fst, ssdkd", "protocols.quick.recipes: unknown method 'fst'", *verb
+            "ssdkd, fast-5", "ssdkd, fst", "protocols.quick.recipes: unknown method 'fst'", *verb
         )
         for verb in (("list",), ("plan",), ("leaderboard",), RUN)
     },
@@ -509,7 +509,7 @@ ROWS: dict[str, Row] = {
     "table: no seeds": table("seeds: [0]", "seeds: []", "quick.seeds: [] should be non-empty"),
     "table: a negative seed": table("seeds: [0]", "seeds: [-1]", "quick.seeds.0: -1 is less than"),
     "table: a seed as a text": table("seeds: [0]", 'seeds: ["0"]', "quick.seeds.0: '0' is not of type 'integer'"),
-    "table: a recipe twice": table("fast-5, ssdkd", "fast-5, fast-5", "has non-unique elements"),
+    "table: a recipe twice": table("ssdkd, fast-5", "fast-5, fast-5", "has non-unique elements"),
     # --- files: benchmarks/priors.yaml
     "priors: a list": Row(PRIOR, "priors.yaml cannot be read", {"benchmarks/priors.yaml": "[1]"}),
     "priors: not there": Row(PRIOR, "priors.yaml is missing", {"benchmarks/priors.yaml": None}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
 
 from dfkd import paths, records, report
@@ -50,10 +52,14 @@ def test_guidance_makes_images_of_their_class():
 
 
 def test_variants_pass_the_filter_in_part_and_do_no_harm():
-    digits = results("digits")
-    assert 0.2 <= digits["dda-paper"]["report"]["filter_kept"] <= 0.95
-    last = {method: digits[method]["metrics"]["last"] for method in ("dda-paper", "dda-no-diffusion")}
-    assert last["dda-paper"] >= last["dda-no-diffusion"] - 1
+    """In the mean of three seeds, which differ among themselves by several points."""
+    means = []
+    for method in ("dda-paper", "dda-no-diffusion"):
+        found = records.read_all(paths.records(), f"digits/*/{method}/quick-seed*.json").records
+        assert len(found) == 3
+        means.append(fmean(record["metrics"]["last"] for record in found))
+        assert method != "dda-paper" or all(0.2 <= record["report"]["filter_kept"] <= 0.95 for record in found)
+    assert means[0] >= means[1] - 1
 
 
 def test_a_prior_is_named_and_paid_for():
