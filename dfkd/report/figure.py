@@ -130,8 +130,7 @@ def drawing() -> Iterator[None]:
 def saved(figure: Figure, digest: str) -> bytes:
     """A figure as PNG, with the digest of what it shows inside."""
     png = io.BytesIO()
-    how = {"metadata": {"Software": None, "Description": digest}, "pil_kwargs": {"compress_level": 3}}
-    figure.savefig(png, format="png", **how)
+    figure.savefig(png, format="png", metadata={"Software": None, "Description": digest})
     return png.getvalue()
 
 

@@ -114,8 +114,7 @@ def inputs(pipeline: str) -> dict[str, dict[str, Any]]:
         found[f"teacher-{key}"] = dict(table_of(item["data"]).protocol(item["protocol"]).teacher)
     for key, together in _grouped(pipeline, resolved_runs).items():
         those = {_key(run): resolved_runs[run] for run in together}
-        digests = {name: {"method": each.entry.digest, "config": each.digest} for name, each in those.items()}
-        found[f"run-{key}"] = digests if pipeline == "quick" else digests[key]
+        found[f"run-{key}"] = {name: {"method": r.entry.digest, "config": r.digest} for name, r in those.items()}
     return found
 
 
