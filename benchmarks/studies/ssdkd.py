@@ -20,19 +20,17 @@ sys.path.insert(0, str(ROOT))
 from dfkd import records  # noqa: E402
 
 FOLDER = ROOT / "work" / "studies" / "ssdkd"
-SMALL = ["ngf=32"]  # a generator that one core can afford
-BUDGETS: dict[str, tuple[list[str], list[str]]] = {  # options, and what is set besides
+SMALL = {"ngf": 32}  # a generator that one core can afford
+BUDGETS: dict[str, tuple[str, dict]] = {  # protocol, and what is set besides
     "digits": (
-        ["--protocol=quick", "--pair=resnet20-resnet8"],
-        [*SMALL, "bn=1.0", "warmup=20", "training.steps=400", "rounds=20", "synthesis_batch=64"],
+        "quick",
+        SMALL | {"bn": 1.0, "warmup": 20, "training.steps": 400, "rounds": 20, "synthesis_batch": 64},
     ),
-    "cifar100": (
-        ["--protocol=cpu", "--pair=resnet20-resnet8"],
-        [*SMALL, "training.steps=2400", "rounds=48", "synthesis_batch=128", "evaluations=6"],
-    ),
+    "cifar100": ("cpu", SMALL | {"training.steps": 2400, "rounds": 48, "synthesis_batch": 128, "evaluations": 6}),
 }
 FAST = {"digits": "fast-5", "cifar100": "fast-10"}  # as many inner steps as the recipe of SSD-KD has there
 CAPACITY = {"digits": 256, "cifar100": 1024}
+QUARTER = {"digits": 100, "cifar100": 576}  # of the student steps, over as many rounds: `target-quarter`
 # Readings of what the paper leaves open; each is measured whole, and without one of its three components at a time.
 BASES: dict[str, dict] = {
     "argmax": {"phi_of": "argmax"},
@@ -54,8 +52,8 @@ WITHOUT: dict[str, dict] = {
     "priority": {"priority": "uniform"},
 }
 DEFAULT = {"phi_of": "target", "normalised": False, "importance": "raw"}
-# By reading: what differs from the arguments of the recipe `ssdkd`; None is Fast.
-READINGS: dict[str, dict | None] = {"fast": None} | {
+# By reading: what differs from the arguments of the recipe `ssdkd`, or of Fast's.
+READINGS: dict[str, dict] = {"fast": {}} | {
     f"{name}-no-{part}" if part else name: {**DEFAULT, **base, **WITHOUT.get(part, {})}
     for name, base in BASES.items()
     for part in ("", *WITHOUT)
@@ -63,6 +61,8 @@ READINGS: dict[str, dict | None] = {"fast": None} | {
 # The reading that was given up, with the weights of prioritised replay.
 READINGS["ssdkd-argmax"] = {**DEFAULT, "phi_of": "argmax", "importance": "max"}
 READINGS["target-no-phi"] = {**DEFAULT, "diversity": False, "difficulty": False}
+READINGS |= {f"target-{capacity}": {**DEFAULT, "capacity": capacity} for capacity in (5000, 2500, 640, 500, 128, 64)}
+READINGS |= {"target-quarter": DEFAULT, "fast-quarter": {}}
 
 
 def main() -> None:
@@ -72,13 +72,14 @@ def main() -> None:
     parser.add_argument("--reading", default="", help="with commas; none: only print")
     given = parser.parse_args()
     for name in filter(None, given.reading.split(",")):
-        options, changes = BUDGETS[given.data]
-        reading, recipe = READINGS[name], FAST[given.data]
-        if reading is not None:
-            recipe, reading = "ssdkd", {"capacity": CAPACITY[given.data], **reading}
-        changes = [*changes, *(f"{key}={str(value).lower()}" for key, value in (reading or {}).items())]
-        options = [*options, f"--data={given.data}", f"--method={recipe}", f"--seed={given.seed}", "--jobs=2"]
-        options += [f"--out={FOLDER / name}", *(f"--set={change}" for change in changes)]
+        protocol, budget = BUDGETS[given.data]
+        fast = name.startswith("fast")
+        changes = budget | ({} if fast else {"capacity": CAPACITY[given.data]}) | READINGS[name]
+        if name.endswith("-quarter"):
+            changes |= {"training.steps": QUARTER[given.data]}
+        options = [f"--data={given.data}", f"--protocol={protocol}", "--pair=resnet20-resnet8", f"--seed={given.seed}"]
+        options += [f"--method={FAST[given.data] if fast else 'ssdkd'}", "--jobs=2", "--resume"]
+        options += [f"--out={FOLDER / name}", *(f"--set={key}={str(to).lower()}" for key, to in changes.items())]
         subprocess.run([sys.executable, ROOT / "bench.py", "run", *options], cwd=ROOT, check=True)
     print("| reading | seeds | last | imbalance | difficulty | agreement | total time |")
     for name in READINGS:

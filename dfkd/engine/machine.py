@@ -58,7 +58,8 @@ def hardware(device: torch.device, precision: str) -> dict:
     # One name may stand for processors of several generations, half as fast without AVX-512 as with it.
     model = f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
     threads = torch.get_num_threads()
-    return {"class": f"{model}, {threads} threads{suffix}", "details": {"cpus": os.cpu_count(), "threads": threads}}
+    counted = f"{threads} thread{'s' if threads > 1 else ''}"
+    return {"class": f"{model}, {counted}{suffix}", "details": {"cpus": os.cpu_count(), "threads": threads}}
 
 
 def _processor() -> str:
