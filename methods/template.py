@@ -22,10 +22,6 @@ class Template(Method):
     lr: float = 1e-3  # of its Adam
     bn: float = 1.0  # weight of L_bn
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(steps=1)
-
     def setup(self, ctx: Context) -> None:
         self.generator = build_generator(256, 64, ctx.spec.size, ctx.spec.channels).to(ctx.device)
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=self.lr)
