@@ -60,13 +60,11 @@ class CMI(Method):
     temperature: float = 20.0  # τ of the distillation loss
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(steps=1, memory=1, negatives=0, nz=1, ngf=1, bank_calls=0, calls=0, tau=1e-3)
         if self.features not in FEATURES:
             raise ValueError(f"features must be one of {FEATURES}, not {self.features!r}")
-        if min(self.steps, self.memory) < 1:
-            raise ValueError(f"steps={self.steps} of a call and memory={self.memory} must be at least 1")
-        if self.tau <= 0 or self.negatives < 0:
-            raise ValueError(f"tau={self.tau} must be above 0 and negatives={self.negatives} at least 0")
-        if min(self.bank_calls, self.calls) < 0 or self.bank_calls + self.calls == 0:
+        if self.bank_calls + self.calls == 0:
             raise ValueError(f"bank_calls={self.bank_calls} and calls={self.calls} make no images")
 
     def supports(self, task: Task) -> str | None:

@@ -46,6 +46,10 @@ class DeepInv(Method):
     clip: bool = True  # clamp to the valid pixel range after each step
     temperature: float = 20.0  # τ of the distillation loss
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(steps=1, jitter=0)
+
     def setup(self, ctx: Context) -> None:
         self.statistics = BatchNormLoss(ctx.teacher)
 

@@ -40,8 +40,7 @@ class DFAD(Adversarial):
         super().__post_init__()
         if self.objective not in ("l1", "log"):
             raise ValueError(f"objective must be 'l1' or 'log', not {self.objective!r}")
-        if self.decay_every < 1:
-            raise ValueError(f"decay_every must be at least 1, not {self.decay_every}")
+        self.at_least(decay_every=1)
 
     def setup(self, ctx: Context) -> None:
         super().setup(ctx)

@@ -50,6 +50,8 @@ class Fast(Method):
     temperature: float = 20.0  # τ of the distillation loss
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(k=1, nz=1, ngf=1, warmup=0, reset_at=0)
         if self.meta not in META:
             raise ValueError(f"meta must be one of {META}, not {self.meta!r}")
         if self.upsampling not in UPSAMPLING:

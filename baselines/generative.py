@@ -33,8 +33,8 @@ class Generative(Method):
     ngf: int = 64  # width of the generator
 
     def __post_init__(self) -> None:
-        if self.kd < 1:
-            raise ValueError(f"kd={self.kd}, the student steps for each of the generator, must be at least 1")
+        super().__post_init__()
+        self.at_least(kd=1, nz=1, ngf=1)
 
     def schedule(self, budget: Budget) -> list[Stage]:
         return [Stage("distil", budget.rounds, student_steps=budget.steps_per_round)]

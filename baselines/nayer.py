@@ -76,11 +76,8 @@ class NAYER(Method):
     temperature: float = 20.0  # τ of the distillation loss
 
     def __post_init__(self) -> None:
-        if min(self.k, self.calls) < 1 or min(self.warmup, self.warmup_calls, self.rebuild_every) < 0:
-            raise ValueError(
-                f"k={self.k} and calls={self.calls} must be at least 1, warmup={self.warmup}, "
-                f"warmup_calls={self.warmup_calls} and rebuild_every={self.rebuild_every} at least 0"
-            )
+        super().__post_init__()
+        self.at_least(k=1, noise=1, ngf=1, warmup=0, warmup_calls=0, calls=1, rebuild_every=0)
         if self.text_encoder:
             self.prior = "class names, text encoder"
 

@@ -70,6 +70,7 @@ class KDReal(_RealData):
     temperature: float = 20.0  # τ of the distillation loss
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.share <= 1:
             raise ValueError(f"share={self.share} of the training set must be above 0 and at most 1")
 

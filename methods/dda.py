@@ -101,16 +101,9 @@ class DDA(CMI):
         super().__post_init__()
         if not (0 <= self.strength <= 1 and 0 <= self.keep_ratio <= 1):
             raise ValueError(f"strength={self.strength} and keep_ratio={self.keep_ratio} must be in [0, 1]")
-        if self.variants < 0 or min(self.bank_steps, self.bank_batch) < 1:
-            raise ValueError(
-                f"variants={self.variants} must not be negative, bank_steps={self.bank_steps} and "
-                f"bank_batch={self.bank_batch} at least 1"
-            )
-        if not 1 <= self.diffusion_steps <= 999 or self.adapter_width < 1 or self.head_images < 0:
-            raise ValueError(
-                f"diffusion_steps={self.diffusion_steps} must be 1 to 999, adapter_width={self.adapter_width} at "
-                f"least 1 and head_images={self.head_images} at least 0"
-            )
+        self.at_least(bank_steps=1, bank_batch=1, variants=0, diffusion_steps=1, head_images=0, adapter_width=1)
+        if self.diffusion_steps > 999:
+            raise ValueError(f"diffusion_steps must be at most 999, not {self.diffusion_steps}")
         if self.variants and not self.bank_calls:
             raise ValueError(f"variants={self.variants} are made of the bank, and bank_calls=0 makes none")
         if not self.calls:

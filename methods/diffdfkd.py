@@ -71,15 +71,15 @@ class DiffDFKD(Method):
     temperature: float = 30.0  # T of the distillation loss
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(calls=1, adversarial_from=0, refresh_every=1, refresh_steps=0, cutmix=0, warm_steps=0)
         if self.cutmix_draw not in ("beta", "nested", "none"):
             raise ValueError(f"cutmix_draw must be 'beta', 'nested' or 'none', not {self.cutmix_draw!r}")
         if self.steps < max(2, self.cutmix):
             raise ValueError(f"steps must be at least {max(2, self.cutmix)}, not {self.steps}")
-        if self.calls < 1 or min(self.cutmix, self.warm_steps, self.refresh_steps) < 0:
-            raise ValueError("calls must be at least 1; cutmix, warm_steps and refresh_steps at least 0")
         if self.cap is not None and not (isinstance(self.cap, float | int) and self.cap >= 0):
             raise ValueError(f"cap must be a number, at least 0, not {self.cap!r}")
-        if self.adv and (self.refresh_every < 1 or self.calls % self.refresh_every):
+        if self.adv and self.calls % self.refresh_every:
             raise ValueError(f"{self.calls} calls do not divide into refreshes every {self.refresh_every}")
         self.every = self.steps // self.cutmix if self.cutmix else 0  # k
         self.final, self.hits = 0, 0

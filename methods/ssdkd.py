@@ -75,11 +75,12 @@ class SSDKD(Fast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.at_least(capacity=1, gamma=0, beta=0, eps=0, alpha=0)
         for name, values in CHOICES.items():
             if (value := getattr(self, name)) not in values:
                 raise ValueError(f"{name} must be one of {', '.join(values)}, not {value!r}")
-        if self.priority == "recursive" and not 0 <= self.beta < 1:
-            raise ValueError(f"beta must be in [0, 1) with priority 'recursive' (it oscillates at 1), not {self.beta}")
+        if self.priority == "recursive" and self.beta >= 1:
+            raise ValueError(f"beta must be below 1 with priority 'recursive' (it oscillates at 1), not {self.beta}")
 
     def buffer_capacity(self, budget: Budget) -> int:
         return self.capacity

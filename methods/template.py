@@ -1,5 +1,3 @@
-"""A whole method: images from a generator that pleases the teacher. Copy it, rename it, change `loss`."""
-
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +13,16 @@ from dfkd.synthesis.generators import build_generator
 @METHODS.register_module("template")
 @dataclass(eq=False)
 class Template(Method):
-    """A plain generator, trained on L_bn and L_oh; each synthesis step keeps its last batch."""
+    """A whole method, to copy: a generator trained on L_bn and L_oh, whose last batch a synthesis step keeps."""
 
     saved = ("generator", "optimizer")
     steps: int = 10  # of the generator in a synthesis step
     lr: float = 1e-3  # of its Adam
     bn: float = 1.0  # weight of L_bn
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(steps=1)
 
     def setup(self, ctx: Context) -> None:
         self.generator = build_generator(256, 64, ctx.spec.size, ctx.spec.channels).to(ctx.device)

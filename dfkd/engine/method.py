@@ -97,6 +97,16 @@ class Method:
     temperature = 20.0
     """τ of the distillation loss (Fast's and CMI's for CIFAR)."""
 
+    def __post_init__(self) -> None:
+        """Check the arguments. A subclass that has conditions of its own calls this too, and raises ValueError."""
+        self.at_least(temperature=1e-3)
+
+    def at_least(self, **bounds: float) -> None:
+        """Raise ValueError for the first argument that is below its bound: `self.at_least(steps=1, warmup=0)`."""
+        for name, bound in bounds.items():
+            if (value := getattr(self, name)) < bound:
+                raise ValueError(f"{name} must be at least {bound}, not {value}")
+
     def supports(self, task: Task) -> str | None:
         """None, or the reason why the method does not apply to this task; the table prints the reason.
 

@@ -28,6 +28,19 @@ def declines(method: str, data: str, outside: str | None) -> bool:
     return build_method(**configuration.method(resolved)).supports(task(data)) is not None
 
 
+def test_a_count_below_nothing_is_refused_in_one_line(method, outside):
+    """Of the suite's own methods: each whole number counts something, and a temperature divides logits."""
+    if outside:
+        pytest.skip("a method of somebody else's may have numbers below nothing")
+    entry = catalog.entry(method)
+    wrong = {name: -1 for name, value in entry.arguments.items() if type(value) is int}
+    wrong |= {name: 0.0 for name in entry.arguments if name == "temperature"}
+    for name, value in wrong.items():
+        with pytest.raises(UserError, match=name) as error:
+            build_method(method, str(entry.path), {name: value}, entry.prior, entry.reference)
+        assert "\n" not in str(error.value)
+
+
 @on_each_kind
 def test_it_leaves_a_valid_record_and_a_student(method, data, tiny, execute, tmp_path, outside):
     record = execute(tiny(method, data=data))

@@ -249,10 +249,10 @@ def test_the_regimes(options, expected):
     "options, words",
     [
         ({"calls": 0}, "bank_calls=0 and calls=0 make no images"),
-        ({"bank_calls": -1}, "bank_calls=-1"),
+        ({"bank_calls": -1}, "bank_calls must be at least 0, not -1"),
         ({"features": "fc"}, "features must be one of"),
-        ({"steps": 0}, "steps=0 of a call and memory=40960 must be at least 1"),
-        ({"memory": 0}, "memory=0 must be at least 1"),
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"memory": 0}, "memory must be at least 1, not 0"),
     ],
 )
 def test_contradictions_are_refused_in_one_line(options, words):

@@ -410,11 +410,11 @@ def test_bank_and_variants_are_made_once_for_a_teacher():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"variants": -1}, "variants=-1 must not be negative"),
+        ({"variants": -1}, "variants must be at least 0, not -1"),
         ({"bank_calls": 0}, "variants=4 are made of the bank, and bank_calls=0 makes none"),
         ({"strength": 1.5}, "strength=1.5 and keep_ratio=0.0 must be in"),
         ({"keep_ratio": 2.0}, "keep_ratio=2.0 must be in"),
-        ({"bank_batch": 0}, "bank_batch=0 at least 1"),
+        ({"bank_batch": 0}, "bank_batch must be at least 1, not 0"),
     ],
 )
 def test_contradictory_arguments_are_refused_in_one_line(options, words):
