@@ -69,8 +69,7 @@ def _curves(axes: Axes, curves: Sequence[tuple[Cost, Result]]) -> None:
     lines = [[(_seconds(point), point.mean) for point in cost.curve] for cost, _ in curves]
     colours = [colour_of(result.family) for result in results]
     style = {"linestyles": [dash_of(result, results) for result in results], "zorder": 3}
-    widths = [1.1 if result.ablates else 1.7 for result in results]
-    axes.add_collection(LineCollection(lines, colors=colours, linewidths=widths, **style), autolim=False)
+    axes.add_collection(LineCollection(lines, colors=colours, linewidths=1.7, **style), autolim=False)
     dots = [(*dot, colour) for line, colour in zip(lines, colours, strict=True) for dot in line]
     x, y, shades = zip(*dots, strict=True)
     axes.scatter(x, y, c=shades, s=8, linewidths=0, zorder=3)

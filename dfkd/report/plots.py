@@ -87,10 +87,13 @@ def _path(name: str, folder: str | Path) -> Path:
 
 
 def _figures(results: Iterable[Result]) -> dict[str, Pairs]:
-    """Name of each figure → finished results of one table, pair by pair, with something to draw in each."""
+    """Name of each figure → finished results of one table, pair by pair, with something to draw in each.
+
+    Ablations and controls are in the tables alone: beside the method of which they are variants they would hide it.
+    """
     tables: dict[str, list[Result]] = {}
     for result in results:
-        if result.last is not None:
+        if result.last is not None and result.ablates is None:
             tables.setdefault(name_of(result.cell), []).append(result)
     figures: dict[str, Pairs] = {}
     for name, shown in tables.items():
@@ -131,7 +134,7 @@ def _histograms(result: Result) -> list[Any]:
 
 
 def _row(result: Result) -> list[Any]:
-    return [result.cell, result.metric.name, result.state, result.reference, result.family, result.ablates]
+    return [result.cell, result.metric.name, result.state, result.reference, result.family]
 
 
 @functools.cache

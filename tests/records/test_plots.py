@@ -6,6 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dfkd import paths, report
+from dfkd.identity import Run
 from dfkd.report import figure, histograms, lines, plots, points
 from tests.records.conftest import diagnostics, gathered
 
@@ -30,6 +31,14 @@ def test_a_figure_is_drawn_once_and_again_only_for_other_numbers(record, table, 
     assert [path.read_bytes() for path in expected] != first
     plots.draw(gathered(table), tmp_path)
     assert [path.read_bytes() for path in expected] == first  # no date, no random names
+
+
+def test_ablations_change_no_figure(record, table, tmp_path):
+    drawn = plots.draw(gathered(table), tmp_path)
+    runs = [*table, record("ssdkd-no-phi", 91.0)]
+    of = {Run.of(runs[-1]).cell: "ssdkd"}
+    assert plots.outdated(gathered(runs, ablations=of), tmp_path) == []
+    assert plots.outdated(gathered(runs), tmp_path) == drawn, "not called one, it is a method like any"
 
 
 def test_the_part_paid_once_per_teacher_is_a_line_up_to_the_point(record):
