@@ -45,6 +45,8 @@ BASES: dict[str, dict] = {
     "per": {"priority": "per"},
     "kd-loss": {"phi_kd": "loss"},
     "kd-priority": {"phi_kd": "priority"},
+    "lowest": {"replace": "lowest"},
+    "unweighted": {"beta": 0.0},
 }
 WITHOUT: dict[str, dict] = {
     "diversity": {"diversity": False},
@@ -61,6 +63,7 @@ READINGS: dict[str, dict] = {"fast": {}} | {
 # The reading that was given up, with the weights of prioritised replay.
 READINGS["ssdkd-argmax"] = {**DEFAULT, "phi_of": "argmax", "importance": "max"}
 READINGS["target-no-phi"] = {**DEFAULT, "diversity": False, "difficulty": False}
+READINGS["bounded"] = {**READINGS["target-no-phi"], "priority": "uniform"}  # Fast with a buffer of this capacity
 READINGS |= {f"target-{capacity}": {**DEFAULT, "capacity": capacity} for capacity in (5000, 2500, 640, 500, 128, 64)}
 READINGS |= {"target-quarter": DEFAULT, "fast-quarter": {}}
 

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dfkd.report import figure
-from dfkd.report.statistics import Result
+from dfkd.report.statistics import CLASSES, CONFIDENCE, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-CLASSES, CONFIDENCE = "diagnostics.classes", "diagnostics.confidence"
 
 
 def drawable(result: Result) -> bool:
@@ -40,8 +38,10 @@ def render(pairs: Sequence[Sequence[Result]], digest: str) -> bytes:
 def _row(left: Axes, right: Axes, shown: Sequence[Result]) -> None:
     for result in shown:
         style = {"color": figure.colour_of(result.family), "linestyle": figure.dash_of(result, shown)}
-        style |= {"label": figure.name_of(result), "linewidth": 1.4, "alpha": 0.85}
-        shares = sorted(result.histograms[CLASSES], reverse=True)
+        # Shares of few images are less even than those of many by chance alone.
+        label = f"{figure.name_of(result)}, {result.means['diagnostics.images']:,.0f} images"
+        style |= {"label": label, "linewidth": 1.4, "alpha": 0.85}
+        shares = result.histograms[CLASSES]
         left.stairs(shares, [0.5 + i for i in range(len(shares) + 1)], **style)
         bins = result.histograms[CONFIDENCE]
         right.stairs(bins, [i / len(bins) for i in range(len(bins) + 1)], **style)

@@ -130,7 +130,7 @@ def _numbers(result: Result) -> list[Any]:
 
 
 def _histograms(result: Result) -> list[Any]:
-    return [*_row(result), dict(result.histograms)]
+    return [*_row(result), result.means.get("diagnostics.images"), dict(result.histograms)]
 
 
 def _row(result: Result) -> list[Any]:

@@ -26,7 +26,7 @@ CELL = list(Cell._fields)
 HARDWARE = "provenance.hardware.class"
 INPUTS = ["provenance.teacher.digest", "provenance.data.digest"]
 ALIKE = [*INPUTS, "prior.digest", "metrics.name"]  # runs that differ in one of these are never averaged
-HISTOGRAMS = ("diagnostics.classes", "diagnostics.confidence")  # lists of shares, for figures
+CLASSES, CONFIDENCE = HISTOGRAMS = ("diagnostics.classes", "diagnostics.confidence")  # lists of shares, for figures
 _OTHERS = ("config.class", "stale", "curve")
 _OF_IMAGES = {"diagnostics.smallest": min, "diagnostics.largest": max}  # shares of a run's rarest, commonest class
 
@@ -99,7 +99,9 @@ class Result:
     last: Summary | None
     oracle: Summary | None  # best on the way
     means: Means
-    histograms: Mapping[str, list[float]]  # by one of HISTOGRAMS: mean over the seeds; of images, so of methods only
+    # By one of HISTOGRAMS: mean over the seeds; of images, so of methods only. Classes are those of each run from the
+    # commonest to the rarest, since runs that prefer different classes would look balanced in the mean.
+    histograms: Mapping[str, list[float]]
     costs: tuple[Cost, ...]  # one for each class of hardware
     changed: tuple[str, ...]  # what was changed in the data, as their manifest says
     note: str | None  # what the recipe says of itself, such as that it is a reconstruction
@@ -216,6 +218,7 @@ def _commonest(runs: pandas.DataFrame) -> pandas.Series:
 def _mean_histograms(runs: list[dict]) -> dict[str, list[float]]:
     """Of the finished runs that have one."""
     found = {key: [run[key] for run in runs if run["status"] == "ok" and run[key]] for key in HISTOGRAMS}
+    found[CLASSES] = [sorted(shares, reverse=True) for shares in found[CLASSES]]
     return {key: [sum(part) / len(part) for part in zip(*each, strict=True)] for key, each in found.items() if each}
 
 

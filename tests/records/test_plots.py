@@ -125,7 +125,7 @@ def test_a_figure_is_drawn_again_where_other_time_is_paid_once_per_teacher(recor
 def test_every_method_has_a_line_in_the_histograms_of_images(record, tmp_path):
     one, other = (
         {"classes": [0.1, 0.9], "confidence": [0.25, 0.75]},
-        {"classes": [0.3, 0.7], "confidence": [0.5, 0.5]},
+        {"classes": [0.7, 0.3], "confidence": [0.5, 0.5]},
     )
     runs = [record("fast-10", seed=i, diagnostics=diagnostics() | found) for i, found in enumerate((one, other))]
     runs += [record("ssdkd", diagnostics=diagnostics() | other), record("cmi", diagnostics=diagnostics())]
@@ -136,9 +136,12 @@ def test_every_method_has_a_line_in_the_histograms_of_images(record, tmp_path):
     left, right = Figure().subplots(1, 2)
     histograms._row(left, right, [each for each in results if histograms.drawable(each)])
     steps = [list(patch.get_data().values) for patch in left.patches]
-    assert steps == [pytest.approx([0.8, 0.2]), pytest.approx([0.7, 0.3])], "means of the seeds, commonest class first"
+    assert steps == [pytest.approx([0.8, 0.2]), pytest.approx([0.7, 0.3])], (
+        "means of each run's commonest class, and so on"
+    )
     assert [list(patch.get_data().values) for patch in right.patches] == [pytest.approx([0.375, 0.625]), [0.5, 0.5]]
-    assert [text.get_text() for text in right.get_legend().get_texts()] == ["fast-10", "ssdkd"]
+    legend = [text.get_text() for text in right.get_legend().get_texts()]
+    assert legend == ["fast-10, 2,880 images", "ssdkd, 2,880 images"]
     assert plots.outdated(results, tmp_path) == []
     runs[2]["diagnostics"] |= one
     assert [path.stem for path in plots.outdated(gathered(runs), tmp_path)] == [name]
