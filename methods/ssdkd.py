@@ -4,8 +4,8 @@ Liu et al., "Small Scale Data-Free Knowledge Distillation", CVPR 2024; ssdkd.md.
 released and the full text was not at hand. Read in a source: the parts of φ and δ, the buffer of 10 % of the training
 set with partial refresh, priority sampling with importance weights, the NYUv2 pair. Inherited by assumption from
 Fast: generator, meta-learning, loss weights. Our choice, each a constructor argument or named in ssdkd.md 5: γ, β,
-steps a round, oldest-out replacement, φ of the target class, on the task term only and without gradient (chosen by
-behaviour, ssdkd.md 6); on segmentation (ssdkd.md 1.10) φ per pixel and δ per image, the mean over its pixels.
+steps a round, oldest-out replacement, φ of the target class, on the task term only and without gradient (of the
+readings tried none behaves as the paper says, ssdkd.md 6); on segmentation (ssdkd.md 1.10) φ per pixel and δ per image, the mean over its pixels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TINY = 1e-12  # the mean of φ where every sample is certain
 class SSDKD(Fast):
     """Fast's generator with the modulating function φ, and prioritised replay from a buffer of fixed size.
 
-    What the paper's text would settle is a switch; the default is the reading that behaves as documented (ssdkd.md 6).
+    What the paper's text would settle is a switch; the default is E1 with the focal loss's class (ssdkd.md 6).
     """
 
     saved = (*Fast.saved, "seen")  # type: ignore[assignment]
