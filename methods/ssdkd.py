@@ -5,7 +5,8 @@ released and the full text was not at hand. Read in a source: the parts of φ an
 set with partial refresh, priority sampling with importance weights, the NYUv2 pair. Inherited by assumption from
 Fast: generator, meta-learning, loss weights. Our choice, each a constructor argument or named in ssdkd.md 5: γ, β,
 steps a round, oldest-out replacement, φ of the target class, on the task term only and without gradient (of the
-readings tried none behaves as the paper says, ssdkd.md 6); on segmentation (ssdkd.md 1.10) φ per pixel and δ per image, the mean over its pixels.
+readings tried none behaves as the paper says, ssdkd.md 6); on segmentation (ssdkd.md 1.10) φ per pixel and δ per image,
+the mean over its pixels.
 """
 
 from __future__ import annotations
