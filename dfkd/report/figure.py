@@ -208,7 +208,9 @@ def place_labels(axes: Axes, labels: Iterable[Label], taken: ArrayLike, heights:
     """
     import numpy as np
     from matplotlib.collections import LineCollection
+    from matplotlib.patheffects import withStroke
 
+    halo = [withStroke(linewidth=2.5, foreground="white")]  # a line behind a label must not strike it through
     renderer, scale = axes.figure.canvas.get_renderer(), axes.figure.dpi / 72  # pixels of a point
     labels = sorted(labels, key=lambda label: (-label.y, label.x, label.text))
     pixels = axes.transData.transform([label[:2] for label in labels])
@@ -216,7 +218,7 @@ def place_labels(axes: Axes, labels: Iterable[Label], taken: ArrayLike, heights:
     boxes, offsets = np.asarray(taken, float).reshape(-1, 4), np.array(OFFSETS)
     leaders: list[tuple[np.ndarray, str]] = []
     for label, point in zip(labels, pixels, strict=True):
-        text = axes.text(*label[:3], va="center", fontsize=8.5, color=_ink(label.colour), zorder=4)
+        text = axes.text(*label[:3], va="center", fontsize=8.5, color=_ink(label.colour), zorder=4, path_effects=halo)
         moved = _moved(text.get_window_extent(renderer).extents, offsets, scale)
         best = int(np.argmin(_badness(moved, boxes, lines, axes.bbox.extents) + np.hypot(*offsets[:, :2].T)))
         dx, dy, share = OFFSETS[best]
