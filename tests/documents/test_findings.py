@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TABLE = re.compile(r"\[([\w-]+)\]\(\.\./results/tables/[\w-]+\.md\), `(\w+)`")
+TABLE = re.compile(r"\[([\w-]+)\]\(\.\./results/tables/[\w-]+\.md\),\s+`(\w+)`")
 # `recipe` mean ± standard deviation (seeds)
 NUMBER = re.compile(r"`([\w-]+)`\s+(\d*\.\d+)(?:\s+±\s+(\d*\.\d+))?\s+\((\d+)\)")
 
