@@ -4,6 +4,8 @@ import csv
 import re
 from pathlib import Path
 
+from dfkd.metrics import METRICS
+
 ROOT = Path(__file__).parents[2]
 TABLE = re.compile(r"\[([\w-]+)\]\(\.\./results/tables/[\w-]+\.md\),\s+`(\w+)`")
 # `recipe` mean ± standard deviation (seeds)
@@ -27,7 +29,7 @@ def measured() -> dict[tuple[str, str, str], tuple[str, str, str]]:
     rows = {}
     for cell in cells:
         if cell["state"] == "ok" and cell["last"]:
-            decimals = 3 if cell["metric"] == "miou" else 2
+            decimals = METRICS[cell["metric"]].decimals
             mean, std = (f"{float(cell[key]):.{decimals}f}" if cell[key] else "" for key in ("last", "last_std"))
             rows[cell["data"], cell["protocol"], cell["method"]] = (mean, std, cell["n"])
     return rows
