@@ -285,6 +285,8 @@ def _prior_note(run: Mapping[str, Any]) -> str | None:
         return None
     name, trained_on = run["prior.name"] or run["prior.kind"], run["prior.trained_on"].rstrip(". ")
     origin = {"adopted": " (imported)", "foreign": " (user-provided)"}.get(run["prior.origin"], "")
+    if "diffusion" not in (run["prior.kind"] or ""):
+        return f"Images of the prior {code(name)}: {plain(trained_on)}; a run on them pays nothing for its training"
     seconds = run["prior.seconds"] or run["time.prior"]
     training = f"its training took {duration(seconds)}" if seconds else "training time unknown, billed 0"
     return f"Prior {code(name)}{origin}, trained on: {plain(trained_on)}; {training}"

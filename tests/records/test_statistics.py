@@ -122,6 +122,12 @@ def test_a_prior_beside_class_names_and_priors_that_are_no_model(record):
     assert [len(result.prior_notes) for result in shown] == [1, 0, 0]
 
 
+def test_a_run_on_the_images_of_a_prior_names_them_and_no_training_of_unknown_length(record):
+    (result,) = gathered([record("kd-public", prior=prior(seconds=0.0) | {"kind": "public images"})])
+    note = "Images of the prior `public32`: 7,500 images; a run on them pays nothing for its training"
+    assert result.prior_notes == (note,)
+
+
 def test_a_prior_without_a_name_says_what_was_billed(record):
     facts = {"kind": "diffusion", "trained_on": "digits", "digest": "d"}
     run = record(prior=facts)
