@@ -6,8 +6,9 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
+import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +35,8 @@ COLOURS = {
     "zskt": "#332288",
     "dfq": "#44AA99",
 }
+MARKERS = "osD^vPX"  # of classes of hardware
+LONGEST = 60  # signs of a name in the legend
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)), (0, (2, 2)))
 STYLE = {
     "font.size": 9,
@@ -43,7 +46,8 @@ STYLE = {
 # In inches: a panel's axes, what stands around them (axis labels; names of reference rows on the right), the page.
 WIDTH, HEIGHT = 4.1, 2.8
 LEFT, RIGHT, BELOW, ABOVE = 0.65, 1.45, 0.55, 0.35
-HEAD, FOOT = 0.4, 0.5
+HEAD, FOOT = 0.4, 0.3
+LINE, LETTER, HANDLE = 0.19, 0.068, 0.6  # of a legend: a row, a letter, what stands beside a name
 BESIDE, UNDER = 0.42, 0.25  # from a panel's axes to their labels
 TICKS = (
     *((second, f"{second:g} s") for second in (0.01, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30)),
@@ -90,6 +94,20 @@ def name_of(result: Result) -> str:
     return result.cell.method + (" (stale)" if result.state == "stale" else "")
 
 
+def markers_of(pairs: Sequence[Sequence[Result]]) -> dict[str, str]:
+    """The marker of each class of hardware in a figure."""
+    classes = {cost.hardware for pair in pairs for result in pair if not result.reference for cost in result.costs}
+    return dict(zip(sorted(classes), itertools.cycle(MARKERS), strict=False))
+
+
+def hardware_legend(markers: Mapping[str, str]) -> list[Any]:
+    """What the markers stand for."""
+    from matplotlib.lines import Line2D
+
+    grey = {"color": "0.35", "linestyle": ""}
+    return [Line2D([], [], marker=marker, label=name[:LONGEST], **grey) for name, marker in markers.items()]
+
+
 def render(pairs: Sequence[Sequence[Result]], panel: Panel, legend: Sequence[Any], digest: str) -> bytes:
     """A figure of one panel a pair as PNG. `legend` holds artists with labels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -98,7 +116,10 @@ def render(pairs: Sequence[Sequence[Result]], panel: Panel, legend: Sequence[Any
     with drawing():
         columns = min(3, len(pairs))
         rows = -(-len(pairs) // columns)
-        size = columns * (LEFT + WIDTH + RIGHT), HEAD + FOOT + rows * (ABOVE + HEIGHT + BELOW)
+        width = columns * (LEFT + WIDTH + RIGHT)
+        beside, lines = _legend_shape([artist.get_label() for artist in legend], width)
+        foot = FOOT + lines * LINE
+        size = width, HEAD + foot + rows * (ABOVE + HEIGHT + BELOW)
         figure = Figure(figsize=size, dpi=110)
         FigureCanvasAgg(figure)  # measures text, so that labels can be kept apart
         for index, pair in enumerate(pairs):
@@ -107,8 +128,18 @@ def render(pairs: Sequence[Sequence[Result]], panel: Panel, legend: Sequence[Any
         figure.text(0.5, 1 - 0.5 * HEAD / size[1], f"{cell.data}, protocol {cell.protocol}", ha="center", va="center",
                     fontweight="bold", fontsize=11)  # fmt: skip
         if legend:
-            figure.legend(handles=legend, loc="lower center", ncols=4, frameon=False, borderaxespad=0.3)
+            figure.legend(handles=legend, loc="lower center", ncols=beside, frameon=False, borderaxespad=0.3)
         return saved(figure, digest)
+
+
+def _legend_shape(names: Sequence[str], width: float) -> tuple[int, int]:
+    """As many columns as fit on a page so wide (they are filled one after the other), and the rows that this makes."""
+    for columns in range(min(4, len(names)), 0, -1):
+        rows = -(-len(names) // columns)
+        widest = [max(map(len, names[start : start + rows])) for start in range(0, len(names), rows)]
+        if columns == 1 or sum(HANDLE + LETTER * letters for letters in widest) <= width:
+            return columns, rows
+    return 1, 0
 
 
 @contextmanager

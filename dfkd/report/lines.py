@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dfkd.report.curves import GOAL, Point
-from dfkd.report.figure import Label, colour_of, dash_of, name_of, place_labels, score_axis, time_axis
+from dfkd.report.figure import (
+    Label,
+    colour_of,
+    dash_of,
+    hardware_legend,
+    name_of,
+    place_labels,
+    score_axis,
+    time_axis,
+)
 from dfkd.report.statistics import KD, Cost, Result
 
 if TYPE_CHECKING:
@@ -23,8 +32,8 @@ def drawable(result: Result) -> bool:
     return not result.reference and any(len(cost.curve) > 1 for cost in result.costs)
 
 
-def legend(pairs: Iterable[Sequence[Result]]) -> list[Any]:
-    """What the dotted line and the bands stand for, where there are such."""
+def legend(pairs: Iterable[Sequence[Result]], markers: Mapping[str, str]) -> list[Any]:
+    """What the dotted line, the bands and, of several classes of hardware, the markers stand for."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -32,13 +41,22 @@ def legend(pairs: Iterable[Sequence[Result]]) -> list[Any]:
     several = any(point.std is not None for result in shown for cost in result.costs for point in cost.curve)
     goal = [Line2D([], [], label=f"{100 * GOAL:.0f} % of {KD}", **GOAL_LINE)]
     band = [Patch(color="0.5", alpha=0.25, linewidth=0, label="± one standard deviation over seeds")]
-    return goal * any(result.cell.method == KD for result in shown) + band * several
+    hardware = hardware_legend(markers) if len(markers) > 1 else []
+    return hardware + goal * any(result.cell.method == KD for result in shown) + band * several
 
 
-def panel(axes: Axes, pair: Sequence[Result]) -> None:
-    """Curves with bands, axes, reference rows and the line that time is measured to, of one pair."""
+def panel(axes: Axes, pair: Sequence[Result], markers: Mapping[str, str]) -> None:
+    """Curves with bands, axes, reference rows and the line that time is measured to, of one pair.
+
+    Each curve ends in the marker of its class of hardware.
+    """
     curves = [(cost, result) for result in pair if drawable(result) for cost in result.costs if len(cost.curve) > 1]
     _curves(axes, curves)
+    for hardware, marker in markers.items():
+        ends = [(cost.curve[-1], colour_of(result.family)) for cost, result in curves if cost.hardware == hardware]
+        if ends:
+            x, y = [_seconds(point) for point, _ in ends], [point.mean for point, _ in ends]
+            axes.scatter(x, y, c=[colour for _, colour in ends], marker=marker, s=30, linewidths=0, zorder=3)
     points = [point for cost, _ in curves for point in cost.curve]
     axes.set_xlabel("time without evaluation (log scale)")
     time_axis(axes, [point.seconds for point in points])

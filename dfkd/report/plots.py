@@ -108,10 +108,9 @@ def _figures(results: Iterable[Result]) -> dict[str, Pairs]:
 def _draw(name: str, pairs: Pairs, digest: str) -> bytes:
     if _kind(name) == IMAGES:
         return histograms.render(pairs, digest)
-    if _kind(name) == CURVES:
-        return figure.render(pairs, lines.panel, lines.legend(pairs), digest)
-    markers = points.markers_of(pairs)
-    return figure.render(pairs, functools.partial(points.panel, markers=markers), points.legend(markers), digest)
+    markers, module = figure.markers_of(pairs), lines if _kind(name) == CURVES else points
+    legend = lines.legend(pairs, markers) if module is lines else points.legend(markers)
+    return figure.render(pairs, functools.partial(module.panel, markers=markers), legend, digest)
 
 
 def _kind(name: str) -> str:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dfkd.report.figure import Label, colour_of, name_of, place_labels, score_axis, time_axis
+from dfkd.report.figure import Label, colour_of, hardware_legend, name_of, place_labels, score_axis, time_axis
 from dfkd.report.ranking import frontier
 from dfkd.report.statistics import Cost, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MARKERS = "osD^vPX"  # of classes of hardware
 HALF = 4  # of a marker, in points
-LONGEST = 60  # signs of a name in the legend
 FRONTIER = {"color": "0.6", "linewidth": 1.4, "alpha": 0.7}
 
 
@@ -24,19 +21,11 @@ def drawable(result: Result) -> bool:
     return not result.reference and result.last is not None
 
 
-def markers_of(pairs: Sequence[Sequence[Result]]) -> dict[str, str]:
-    """The marker of each class of hardware in a figure."""
-    classes = {cost.hardware for pair in pairs for result in pair if drawable(result) for cost in result.costs}
-    return dict(zip(sorted(classes), itertools.cycle(MARKERS), strict=False))
-
-
 def legend(markers: Mapping[str, str]) -> list[Any]:
     """What markers and the frontier stand for."""
     from matplotlib.lines import Line2D
 
-    grey = {"color": "0.35", "linestyle": ""}
-    hardware = [Line2D([], [], marker=marker, label=name[:LONGEST], **grey) for name, marker in markers.items()]
-    return [*hardware, Line2D([], [], label="Pareto frontier", **FRONTIER)]
+    return [*hardware_legend(markers), Line2D([], [], label="Pareto frontier", **FRONTIER)]
 
 
 def panel(axes: Axes, pair: Sequence[Result], markers: Mapping[str, str]) -> None:

@@ -86,13 +86,37 @@ def test_curves_have_a_band_over_seeds_and_the_line_that_time_is_measured_to(rec
         run["metrics"]["curve"][0]["value"] = run["metrics"]["last"] - 10
     runs += [record("kd-real", 95.0, reference=True), record("cmi", 80.0)]
     panel = axes()
-    lines.panel(panel, gathered(runs))
+    lines.panel(panel, gathered(runs), {"NVIDIA H200": "o"})
     curves = {tuple(map(tuple, segment)) for each in segments(panel) for segment in each.get_segments()}
     assert ((330.0, 80.0), (660.0, 90.0)) in curves and ((330.0, 80.0), (660.0, 80.0)) in curves
     (bands,) = [each for each in panel.collections if isinstance(each, PolyCollection)]
     (band,) = bands.get_paths()
     assert {tuple(corner) for corner in band.vertices} == {(330, 78), (660, 88), (660, 92), (330, 82)}
     assert 0.9 * 95.0 in [line.get_ydata()[0] for line in panel.get_lines()]
+
+
+def test_curves_end_in_the_marker_of_their_hardware_where_there_are_several(record):
+    from matplotlib.collections import PathCollection
+
+    runs = [record(seed=seed, hardware=name) for seed, name in enumerate(["NVIDIA H200", "NVIDIA A100"])]
+    results = gathered(runs)
+    markers = figure.markers_of([results])
+    assert markers == {"NVIDIA A100": "o", "NVIDIA H200": "s"}
+    names = [artist.get_label() for artist in lines.legend([results], markers)]
+    assert names[:2] == list(markers)
+    assert lines.legend([results], {"NVIDIA H200": "o"}) == lines.legend([results], {}) == []
+    panel = axes()
+    lines.panel(panel, results, markers)
+    dots = [each for each in panel.collections if isinstance(each, PathCollection)]
+    ends = [each for each in dots if len(each.get_offsets()) == 1]
+    assert len(ends) == 2
+
+
+@pytest.mark.parametrize(
+    ("letters", "shape"), [([4, 4, 4], (3, 1)), ([33, 52, 15], (2, 2)), ([60, 60, 60, 20], (1, 4)), ([], (1, 0))]
+)
+def test_a_legend_has_as_many_columns_as_fit_on_the_page(letters, shape):
+    assert figure._legend_shape(["x" * n for n in letters], 6.2) == shape
 
 
 def test_a_method_has_one_colour_and_its_recipes_differ_in_dashes(record):
