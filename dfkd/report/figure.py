@@ -133,12 +133,16 @@ def render(pairs: Sequence[Sequence[Result]], panel: Panel, legend: Sequence[Any
 
 
 def _legend_shape(names: Sequence[str], width: float) -> tuple[int, int]:
-    """As many columns as fit on a page so wide (they are filled one after the other), and the rows that this makes."""
+    """As many columns as fit on a page so wide, and the rows that this makes.
+
+    matplotlib fills one column after the other, and the first ones have one name more where it does not come out even.
+    """
     for columns in range(min(4, len(names)), 0, -1):
-        rows = -(-len(names) // columns)
-        widest = [max(map(len, names[start : start + rows])) for start in range(0, len(names), rows)]
+        least, more = divmod(len(names), columns)
+        starts = [column * least + min(column, more) for column in range(columns + 1)]
+        widest = [max(map(len, names[start:end])) for start, end in itertools.pairwise(starts)]
         if columns == 1 or sum(HANDLE + LETTER * letters for letters in widest) <= width:
-            return columns, rows
+            return columns, least + bool(more)
     return 1, 0
 
 

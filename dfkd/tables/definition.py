@@ -217,8 +217,13 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and value.get("type") in (None, old.get("type")):
+        if isinstance(value, dict) and isinstance(old, dict) and _kind(value) in (None, _kind(old)):
             merged[key] = merge(old, value)
         else:  # another type of optimizer or schedule does not take the arguments of the one it replaces
             merged[key] = value
     return merged
+
+
+def _kind(part: Mapping[str, Any]) -> str | None:
+    """What decides which keys a mapping has: the type of an optimizer or a schedule, the schedule of a teacher."""
+    return next((part[key] for key in ("type", "schedule") if isinstance(part.get(key), str)), None)

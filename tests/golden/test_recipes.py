@@ -507,3 +507,14 @@ def test_the_teacher_of_nyuv2():
         "gamma": 0.1,
         "focal": 2.0,
     }
+
+
+def test_a_teacher_of_another_schedule_keeps_nothing_of_the_one_it_replaces():
+    taken = table_of("tiny_imagenet").protocol("cpu").teacher
+    assert set(taken) == {"schedule", "encoder", "encoder_sha256", "encoder_classes"}
+    trained = table_of("tiny_imagenet50").protocol("cpu").teacher
+    assert (trained["encoder"], trained["epochs"], taken["encoder"]) == (
+        "cifar100_resnet20",
+        12,
+        "imagenet_efficientnet_lite0",
+    )

@@ -113,7 +113,8 @@ def test_curves_end_in_the_marker_of_their_hardware_where_there_are_several(reco
 
 
 @pytest.mark.parametrize(
-    ("letters", "shape"), [([4, 4, 4], (3, 1)), ([33, 52, 15], (2, 2)), ([60, 60, 60, 20], (1, 4)), ([], (1, 0))]
+    ("letters", "shape"),
+    [([4, 4, 4], (3, 1)), ([33, 52, 15], (2, 2)), ([33, 25, 15, 35], (2, 2)), ([60, 60, 60, 20], (1, 4)), ([], (1, 0))],
 )
 def test_a_legend_has_as_many_columns_as_fit_on_the_page(letters, shape):
     assert figure._legend_shape(["x" * n for n in letters], 6.2) == shape
