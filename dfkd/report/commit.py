@@ -50,10 +50,12 @@ def compare_with_commit(data: str | None = None) -> list[UserError]:
 
 def compared(record: Mapping[str, Any], kept: Mapping[int, Mapping[str, Any]]) -> str:
     """How a record compares with those committed of its cell, by seed: to the digit on the same kind of processor, else
-    within two standard deviations of their seeds."""
+    within two standard deviations of their seeds. A record that is the commit's own has not been measured again."""
     other, score = kept.get(record["identity"]["seed"]), record["metrics"]["last"]
     if other is None or None in (score, other["metrics"]["last"]):
         return ""
+    if record == other:
+        return "not run since"
     if score == other["metrics"]["last"]:
         return "equal"
     if _hardware(record) == _hardware(other):
