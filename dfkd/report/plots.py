@@ -108,9 +108,12 @@ def _figures(results: Iterable[Result]) -> dict[str, Pairs]:
 def _draw(name: str, pairs: Pairs, digest: str) -> bytes:
     if _kind(name) == IMAGES:
         return histograms.render(pairs, digest)
-    markers, module = figure.markers_of(pairs), lines if _kind(name) == CURVES else points
-    legend = lines.legend(pairs, markers) if module is lines else points.legend(markers)
-    return figure.render(pairs, functools.partial(module.panel, markers=markers), legend, digest)
+    markers = figure.markers_of(pairs)
+    if _kind(name) == CURVES:
+        panel, legend = lines.panel, lines.legend(pairs, markers)
+    else:
+        panel, legend = points.panel, points.legend(markers)
+    return figure.render(pairs, functools.partial(panel, markers=markers), legend, digest)
 
 
 def _kind(name: str) -> str:

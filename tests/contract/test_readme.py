@@ -14,7 +14,7 @@ ROW = re.compile(r"^\| .*?(teacher|`[^|]+`).*\| (\d+\.\d\d) \| (\d+|–) \|$", r
 
 
 def measured(recipe: str) -> tuple[str, str]:
-    """The score, a mean over seeds, and the minutes of seed 0: other seeds ran on other processors."""
+    """The score, a mean over seeds, and the minutes of seed 0: others may have run on another processor."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((CELLS / recipe).glob("cpu-seed*.json"))]
     assert records[0]["provenance"]["hardware"]["class"] == PROCESSOR
     minutes = round(records[0]["time"]["scored"] / 60)
