@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,11 +129,17 @@ class Kind:
         """Write the complete card of an artifact.
 
         Who makes an artifact writes the card first: a card without weights is what every fresh clone has, weights
-        without their card are nobody's.
+        without their card are nobody's. One that is there and says the same stays, with its date, so that to import
+        weights into a fresh clone changes no committed file.
         """
-        self.check(card, self.card_path(path))
+        place = self.card_path(path)
+        self.check(card, place)
         kept = {key: card[key] for key in self.schema["properties"]}
-        replace_file(self.card_path(path), json.dumps(kept, indent=1) + "\n")
+        with suppress(UserError):
+            there = self.read(path)
+            if kept == {**there, "date": kept["date"]}:
+                return
+        replace_file(place, json.dumps(kept, indent=1) + "\n")
 
     def read(self, path: Path) -> dict[str, Any]:
         """The card of an artifact. Raises UserError where it is missing, or naming the first wrong key."""

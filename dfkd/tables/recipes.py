@@ -50,17 +50,22 @@ SCHEMA = {
 def recipes(table: Table) -> dict[str, dict]:
     """The recipes of a table by name, each joined with its bases; a table with a `base` has that table's too.
 
+    Where both have one of a name the table's own counts; the other is the base of a file whose `base` is its own name.
+
     Raises UserError, naming file and key, for any that is wrong, whichever is wanted,
     and where a protocol spans one that there is not.
     """
-    return _book(table, stamps(_files(table).values()), stamps(catalog.files()))
+    return _book(table, stamps(_files(table)), stamps(catalog.files()))
 
 
 @lru_cache(maxsize=32)
 def _book(table: Table, stamped: tuple, methods_stamped: tuple) -> dict[str, dict]:
     """As `recipes`, read from these files and checked against these methods."""
-    files = {path.stem: path for path, *_ in stamped}
-    joined, methods = _joined(files), catalog.entries()
+    layers: dict[str, list[Path]] = {}
+    for path, *_ in stamped:
+        layers.setdefault(path.stem, []).append(path)
+    files = {name: own[-1] for name, own in layers.items()}
+    joined, methods = _joined(layers), catalog.entries()
     known = {*joined, *methods}
     for name, recipe in joined.items():
         _check(recipe, files[name], table, methods.get(recipe["method"]))
@@ -79,34 +84,39 @@ def find(table: Table, name: str, extra: str | None = None) -> tuple[dict, catal
     """The recipe of that name ({} for a method without one) and the method that it is of."""
     book, methods = recipes(table), catalog.entries(extra)
     recipe = named("method", name, {method: {} for method in methods} | book)
-    where = f" in {_files(table)[name]}" if name in book else ""
+    where = f" in {[path for path in _files(table) if path.stem == name][-1]}" if name in book else ""
     return recipe, named(f"method{where}", recipe.get("method", name), methods)
 
 
-def _files(table: Table) -> dict[str, Path]:
-    folders = (paths.table(family).parent / "recipes" for family in table.families)
-    found = {path.stem: path for folder in folders for path in find_files(folder, "[!.]*.yaml")}
-    for name, path in found.items():
+def _files(table: Table) -> list[Path]:
+    """The files of its recipes, the base table's first."""
+    folders = [paths.table(family).parent / "recipes" for family in table.families]
+    found = [path for folder in folders for path in find_files(folder, "[!.]*.yaml")]
+    for path in found:
         with naming(path):
-            check_name(name, "a recipe's name")
+            check_name(path.stem, "a recipe's name")
     return found
 
 
-def _joined(files: Mapping[str, Path]) -> dict[str, dict]:
-    found = {name: documents.read_checked(path, SCHEMA) for name, path in files.items()}
-    return {name: _inherit(name, found, files) for name in found}
+def _joined(layers: Mapping[str, list[Path]]) -> dict[str, dict]:
+    read = {path: documents.read_checked(path, SCHEMA) for own in layers.values() for path in own}
+    return {name: _inherit(own[-1], read, layers) for name, own in layers.items()}
 
 
-def _inherit(name: str, found: Mapping[str, dict], files: Mapping[str, Path]) -> dict:
+def _inherit(path: Path, read: Mapping[Path, dict], layers: Mapping[str, list[Path]]) -> dict:
     """A recipe joined with its base, that one's base and so on."""
-    line = [name]
-    while (base := found[line[-1]].get("base")) is not None:
-        if base not in found or base in line:
-            raise UserError(f"{files[line[-1]]}: base: {unknown('recipe', base, found.keys() - set(line))}")
-        line.append(base)
-    recipe: dict = {"method": line[-1]}
+    line = [path]
+    while (base := read[line[-1]].get("base")) is not None:
+        last = line[-1]
+        there = layers.get(base, [])
+        if base == last.stem:
+            there = there[: there.index(last)]
+        if not there or there[-1] in line:
+            raise UserError(f"{last}: base: {unknown('recipe', base, layers.keys() - {part.stem for part in line})}")
+        line.append(there[-1])
+    recipe: dict = {"method": line[-1].stem}
     for part in reversed(line):
-        recipe = merge(recipe, found[part])
+        recipe = merge(recipe, read[part])
     recipe.pop("base", None)
     return recipe
 

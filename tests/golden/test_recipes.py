@@ -235,6 +235,13 @@ def test_dda(data, pair, arm):
     assert cell.config["prior"] == ("sd-image-variations" if arguments["variants"] else "none")
 
 
+@pytest.mark.parametrize("protocol, changed", [("paper", {}), ("scaled", {"hint": 5.0}), ("cpu", {"hint": 5.0})])
+def test_a_recipe_whose_base_is_its_own_name_differs_from_its_base_tables_in_what_it_says(protocol, changed):
+    base, own = (resolve(data, protocol, "dda", "resnet34-resnet18").config for data in ("cifar10", "cifar100"))
+    assert own["args"] == base["args"] | changed
+    assert all(own[key] == base[key] for key in ("method", "rounds", "synthesis_batch", "training", "prior"))
+
+
 @pytest.mark.parametrize("data, protocol", [("cifar10", "cpu"), ("digits", "quick")])
 def test_the_arms_of_dda_differ_in_what_they_are_named_for(data, protocol):
     arms = {arm: resolve(data, protocol, arm).config for arm in ARMS}

@@ -1,5 +1,6 @@
 """A teacher for a run: one process makes it, a stop loses nothing, a kill leaves nothing in the way."""
 
+import json
 import os
 import signal
 import subprocess
@@ -309,6 +310,18 @@ def test_a_kill_between_card_and_weights_leaves_nothing_in_the_way(ask, given, m
             ask(source=source)
     path, card = ask(source=source)
     assert card["origin"] == way and card["digest"] == file_digest(path)
+
+
+def test_importing_the_weights_of_a_card_again_leaves_the_card_as_it_is(ask, given):
+    """In a fresh clone the card is there, of another day, and the weights are not."""
+    path, card = ask(source=given)
+    place = TEACHER.card_path(path)
+    for change, stays in ({"date": "2026-01-01T00:00:00+00:00"}, True), ({"accuracy": 1.5}, False):
+        place.write_text(committed := json.dumps({**card, **change}, sort_keys=True))
+        path.unlink()
+        assert file_digest(ask(source=given).path) == card["digest"]
+        assert (place.read_text() == committed) == stays
+    assert TEACHER.read(path)["accuracy"] == card["accuracy"]
 
 
 @pytest.mark.parametrize(
