@@ -94,7 +94,8 @@ def execute_each(runs: Sequence[Resolved], command: Sequence[str], options: argp
             if reasons:  # since it was looked at
                 process.terminate()
             for line in process.stdout or ():
-                print(f"{name}: {line.decode(errors='replace').rstrip()}", flush=True)
+                # In one piece, for other threads print too.
+                print(f"{name}: {line.decode(errors='replace').rstrip()}\n", end="", flush=True)
         running.discard(process)
         if process.returncode < 0:
             print(f"{name}: ended by {signal.Signals(-process.returncode).name}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """`precision: auto`: the machine chooses, the record says what ran, and no run is custom for it."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from dfkd import records
 from dfkd.engine import precision
+from dfkd.engine.compat import autocast
 from dfkd.errors import UserError
 from dfkd.tables.resolve import resolve
 
@@ -36,6 +38,20 @@ def test_the_probe_answers_and_is_asked_once(monkeypatch):
     monkeypatch.setattr(precision, "gain", lambda device: calls.append(1) or probe(device))
     assert precision.chosen(torch.device("cpu")) == precision.chosen(torch.device("cpu"))
     assert len(calls) == 1
+
+
+def test_a_processor_that_does_something_else_meanwhile_answers_the_same(monkeypatch):
+    """Each convolution in bf16 is held up by what costs this process nothing, as when another has the processor."""
+
+    def held_up(device, name):
+        if name == "bf16":
+            time.sleep(1)
+        return autocast(device, name)
+
+    monkeypatch.setattr(precision, "GAIN", precision.gain(torch.device("cpu")) / 2)
+    monkeypatch.setattr(precision, "REPEATS", 2)
+    monkeypatch.setattr(precision, "autocast", held_up)
+    assert precision.chosen(torch.device("cpu")) == "bf16"
 
 
 @pytest.mark.parametrize("forced", ["fp32", "bf16"])
