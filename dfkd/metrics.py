@@ -64,10 +64,8 @@ def _miou(confusion: Tensor) -> float:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric(
-            "top1", "Top-1 accuracy in percent", "top-1, %", "top-1 accuracy, last step (%)", 2, " %", 0, 100, _top1
-        ),
-        Metric("miou", "Mean IoU as a fraction", "mIoU", "mean IoU, last step", 3, "", 0, 1, _miou),
+        Metric("top1", "Top-1 accuracy in percent", "top-1, %", "top-1 accuracy (%)", 2, " %", 0, 100, _top1),
+        Metric("miou", "Mean IoU as a fraction", "mIoU", "mean IoU", 3, "", 0, 1, _miou),
     )
 }
 

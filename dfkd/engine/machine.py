@@ -59,16 +59,23 @@ def hardware(device: torch.device, precision: str) -> dict:
     model = f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
     threads = torch.get_num_threads()
     counted = f"{threads} thread{'s' if threads > 1 else ''}"
-    return {"class": f"{model}, {counted}{suffix}", "details": {"cpus": os.cpu_count(), "threads": threads}}
+    # Clouds call several generations by one name; these numbers tell them apart.
+    generation = {name: value for name, value in _told().items() if name in ("cpu family", "model", "stepping")}
+    details = {"cpus": os.cpu_count(), "threads": threads, **generation}
+    return {"class": f"{model}, {counted}{suffix}", "details": details}
 
 
 def _processor() -> str:
+    return _told().get("model name") or platform.processor() or platform.machine() or "CPU"
+
+
+def _told() -> dict[str, str]:
+    """What Linux says of the first processor, by name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine() or "CPU"
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
 
 
 class Memory:

@@ -28,6 +28,7 @@ class Row:
     rank: int | None
     kd: float | None  # the last score of distillation on real data
     efficient: frozenset[str]  # classes of hardware on which it is on the Pareto frontier
+    leads: bool = False  # of the first rank, with no method above it that has none
     cost: Cost | None = None
     plots: str = "plots"  # where they lie as seen from the page
 
@@ -38,7 +39,11 @@ class Row:
 
     def to_goal(self, cost: Cost) -> float | None:
         """Scored seconds, on one class of hardware, until the mean score was `GOAL` of that on real data."""
-        return None if self.kd is None else seconds_to(cost.curve, GOAL * self.kd)
+        own, last = self.result.cell.method == KD and self.result.state == "ok", self.result.last
+        score = last.mean if own and last else self.kd
+        seconds = None if score is None else seconds_to(cost.curve, GOAL * score)
+        # The last evaluation has the harness's clock, the total the loop's, which ends a little before.
+        return None if seconds is None else min(seconds, cost.scored)
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,13 @@ def ordered(results: Iterable[Result]) -> list[Result]:
 def rows_of(results: Sequence[Result]) -> list[Row]:
     """The rows of one pair, ranked."""
     rank, efficient = ranks(results), frontier(results)
+    unranked = [each.last.mean for each in results if each.competes and each.last and each.cell not in rank]
 
     def row(result: Result) -> Row:
         classes = frozenset(hardware for cell, hardware in efficient if cell == result.cell)
         kd = kd_of(result, results)
-        return Row(result, rank.get(result.cell), kd.last.mean if kd else None, classes)
+        leads = rank.get(result.cell) == 1 and all(result.last.mean >= score for score in unranked)
+        return Row(result, rank.get(result.cell), kd.last.mean if kd else None, classes, leads)
 
     return list(map(row, ordered(results)))
 
@@ -142,7 +149,7 @@ def _last(row: Row) -> str | None:
     if row.result.last is None:
         return None
     text = summary(row.result.last, row.result.metric)
-    return f"**{text}**" if row.rank == 1 else text
+    return f"**{text}**" if row.leads else text
 
 
 def _mean_last(row: Row) -> str | None:
@@ -162,14 +169,21 @@ def _best(rows: Iterable[Row]) -> list[Row]:
 
 
 def _of_best(show: Callable[[Row], str | None]) -> Callable[[Sequence[Row]], str | None]:
-    return lambda rows: next((show(row) for row in _best(rows)), None)
+    """Of the first and the last of those that share the first rank."""
+
+    def value(rows: Sequence[Row]) -> str | None:
+        shown = [text for row in _best(rows) if (text := show(row)) is not None]
+        return " to ".join(dict.fromkeys((shown[0], shown[-1]))) if shown else None
+
+    return value
 
 
 def _names_of_best(rows: Sequence[Row]) -> str | None:
-    names = ", ".join(plain(row.result.cell.method) for row in _best(rows))
-    if not names:
+    best = _best(rows)
+    if not best:
         return "all stale" if any(row.result.state == "stale" and not row.result.reference for row in rows) else None
-    return names + ("" if any(row.rank for row in rows) else " (no rank)")
+    names = ", ".join(plain(row.result.cell.method) for row in best)
+    return names if best[0].rank else f"{names} (no rank, n = {best[0].result.last.n})"
 
 
 def _method(row: Row) -> str:

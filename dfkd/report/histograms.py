@@ -28,7 +28,7 @@ def render(pairs: Sequence[Sequence[Result]], digest: str) -> bytes:
 
     cell = pairs[0][0].cell
     with figure.drawing():
-        page = Figure(figsize=(11.5, 0.8 + 3.4 * len(pairs)), dpi=120, layout="constrained")
+        page = Figure(figsize=(13.0, 0.8 + 3.4 * len(pairs)), dpi=120, layout="constrained")
         for (left, right), pair in zip(page.subplots(len(pairs), 2, squeeze=False), pairs, strict=True):
             _row(left, right, [result for result in pair if drawable(result)])
         page.suptitle(f"{cell.data}, protocol {cell.protocol}: synthetic images", fontweight="bold")
@@ -47,10 +47,11 @@ def _row(left: Axes, right: Axes, shown: Sequence[Result]) -> None:
         right.stairs(bins, [i / len(bins) for i in range(len(bins) + 1)], **style)
     left.axhline(1 / len(shown[0].histograms[CLASSES]), color="0.45", linestyle=":", linewidth=0.9)
     left.set_title(f"{shown[0].cell.teacher} → {shown[0].cell.student}", fontsize=10)
+    left.xaxis.get_major_locator().set_params(integer=True)
     _axes(left, "class, from the commonest to the rarest (dotted: equal shares)")
     _axes(right, "the teacher's confidence in its decision")
     right.set_xlim(0, 1)
-    right.legend(frameon=False, fontsize=8, loc="upper left")
+    right.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
 
 
 def _axes(axes: Axes, title: str) -> None:

@@ -13,6 +13,7 @@ from dfkd.report.markdown import plain
 from dfkd.report.papers import Place
 from dfkd.report.ranking import SEEDS
 from dfkd.report.statistics import Result
+from dfkd.tables.costs import reference
 from dfkd.tables.definition import MEANINGS, owners
 
 HEAD = """\
@@ -23,7 +24,8 @@ each record, `cells.csv` one for each row, with 95 % intervals.
 """
 RULES = """\
 - **`last` ranks**: the score after the last step, since without data no better step can be chosen.
-- **Methods share a rank** that a t-test over seeds cannot tell apart (paired over common seeds, else Welch's; 95 %).
+- **A new rank begins** only where a t-test over seeds tells everything above from everything below (paired over common
+  seeds, else Welch's; 95 %). Of two methods that share one the test may tell the two apart, and not those between them.
   With fewer than three seeds there is an order and no rank. Ablations and controls stand below their method, unranked.
 - **`oracle`** is the best test score seen on the way, which is what papers print. It ranks nothing.
 - **Compare within one table only** (one data set, one protocol), and times only within one class of hardware.
@@ -50,14 +52,15 @@ PUBLISHED = """\
 ## Published numbers
 
 Every pair and method of the papers' tables, measured here or open; `matches` is within half a point or two standard
-deviations. `predicted` is the time of all open runs on the first device of `benchmarks/devices.json`, by counted
-operations. The verdicts on what papers claim: [CLAIMS.md](CLAIMS.md).
+deviations. `predicted` is the time of all open runs by counted operations, most of them Stable Diffusion's, on the
+first device of `benchmarks/devices.json`: {device}. The verdicts on what papers claim: [CLAIMS.md](CLAIMS.md).
 """
 RANKS = """\
-Mean rank of each method over the pairs where it has a rank. Tables span different methods: compare where the numbers of
-pairs are equal.
+Mean rank of each method over the pairs where not all have the same; a first place may be shared. Tables span different
+methods: compare where the numbers of pairs are equal.
 """
 NOT_RUN = "Without a record so far: {names}; `python bench.py plan` says what their runs would take.\n"
+OPEN = "No record yet of {count} rows that the table asks for: {names}"
 HARDWARE = "Several classes of hardware: compare times and memory only between rows of one class."
 STALE = "Stale: the method or its configuration has changed since the run; run it again."
 
@@ -83,7 +86,7 @@ def render(
     pairs = [rows for of in sheets.values() for rows in of]
     parts = [HEAD, columns.table(OVERVIEW, pairs) if pairs else EMPTY, RULES, *_across(pairs)]
     parts += [NOT_RUN.format(names=", ".join(f"`{data}`" for data in lacking))] if lacking else []
-    parts += [PUBLISHED, papers.summary(places)] if places else []
+    parts += [PUBLISHED.format(device=reference()[0]), papers.summary(places)] if places else []
     everything = [place for by_pair in places.values() for of in by_pair.values() for place in of]
     legend = _legend([row for rows in pairs for row in rows], everything)
     files["LEADERBOARD.md"] = "\n".join([*parts, *sections, legend])
@@ -105,9 +108,10 @@ def without_records(sheets: Sheets) -> list[str]:
 
 
 def _across(pairs: Iterable[Sequence[Row]]) -> list[str]:
-    """The mean rank of each method over all pairs of all tables where it has one."""
+    """The mean rank of each method over all pairs of all tables where it has one, and others have another."""
     ranks: dict[str, list[int]] = {}
-    for row in (row for rows in pairs for row in rows if row.rank):
+    decided = [rows for rows in pairs if len({row.rank for row in rows if row.rank}) > 1]
+    for row in (row for rows in decided for row in rows if row.rank):
         ranks.setdefault(row.result.cell.method, []).append(row.rank)
     groups = sorted(ranks.items(), key=lambda group: (sum(group[1]) / len(group[1]), group[0]))
     return [RANKS, columns.table(ACROSS, groups)] if groups else []
@@ -148,8 +152,24 @@ def _sheet(pairs: Sequence[Sequence[Row]], folder: str) -> str:
     parts = [f"### {protocol}\n\n{results[0].metric.sentence}.{meaning}\n"]
     parts += [_pair([replace(row, plots=folder) for row in rows]) for rows in pairs]
     parts += [f"![{text}]({folder}/{name}.png)\n" for name, text in plots.of(results)]
-    notes = _notes(results)
+    notes = _open(pairs) + _notes(results)
     return "\n".join([*parts, _list(notes)] if notes else parts)
+
+
+def _open(pairs: Sequence[Sequence[Row]]) -> list[str]:
+    """What the table asks for, of pairs of which something has been run, and has not."""
+    lacking: list[str] = []
+    for rows in pairs:
+        cell, there = rows[0].result.cell, {row.result.cell.method for row in rows}
+        of = f" ({columns.names(rows[0].result)})" if len(pairs) > 1 else ""
+        lacking += [f"`{name}`{of}" for name in asked(cell.data, cell.protocol) if name not in there]
+    return [OPEN.format(count=len(lacking), names=", ".join(lacking))] if lacking else []
+
+
+def asked(data: str, protocol: str) -> Sequence[str]:
+    """The rows that a table spans."""
+    table = owners().get(data)
+    return table.protocols[protocol].recipes if table and protocol in table.protocols else ()
 
 
 def _pair(rows: Sequence[Row]) -> str:
@@ -166,7 +186,7 @@ def _pair(rows: Sequence[Row]) -> str:
     notes += [f"No rank, for want of {SEEDS} seeds: {seeds}"] if few else []
     for result in (row.result for row in rows if row.result.report):
         numbers = ", ".join(f"{plain(name)} {columns.figure(value)}" for name, value in result.report.items())
-        notes.append(f"`{result.cell.method}` reports {numbers}")
+        notes.append(f"`{result.cell.method}` reports of itself, as its page in docs/methods says: {numbers}")
     return "\n".join([*parts, _list(notes)] if notes else parts)
 
 

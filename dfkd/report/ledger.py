@@ -34,14 +34,17 @@ HEAD = """\
 
 Generated from `benchmarks/claims.yaml` and `results/records` by `python bench.py leaderboard`; do not edit.
 
-What the papers say, as comparisons between rows of one table, and what the records say of it.
+What the papers say, as comparisons between rows of one table, and what the records say of it. Every verdict is of the
+protocol beside it, and of the methods as [built here](../docs/reproduction.md): only `paper` has the papers' budgets
+and networks, so a claim that does not hold under another is not refuted.
 """
 RULES = f"""\
 | verdict | meaning |
 |:--|:--|
 | {HOLDS} | true at every pair that has been run |
 | {FAILS} | false at one pair or more |
-| {UNCLEAR} | within seed noise, or fewer than {SEEDS} seeds (n); times: within their noise, or on different hardware |
+| {UNCLEAR} | within seed noise, or fewer than {SEEDS} seeds (n), of which it is not known; times: within their \
+noise, or on different hardware |
 | {NOT_RUN} | the tables ask for the rows, and some have no record of today's code |
 | {UNTESTABLE} | a data set, a protocol or a recipe is missing |
 
@@ -73,7 +76,9 @@ def _word(verdict: Verdict) -> str:
 def _noise(verdict: Verdict) -> str:
     """Why scores, or else times, cannot be told apart."""
     unclear = {finding.comparison.quantity for finding in verdict.findings if finding.verdict == UNCLEAR}
-    return f"within seed noise, n = {verdict.seeds}" if "score" in unclear else "within the noise of times"
+    if "score" not in unclear:
+        return "within the noise of times"
+    return f"{'too few seeds' if verdict.seeds < SEEDS else 'within seed noise'}, n = {verdict.seeds}"
 
 
 OVERVIEW = (

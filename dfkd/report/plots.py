@@ -112,7 +112,7 @@ def _draw(name: str, pairs: Pairs, digest: str) -> bytes:
     if _kind(name) == CURVES:
         panel, legend = lines.panel, lines.legend(pairs, markers)
     else:
-        panel, legend = points.panel, points.legend(markers)
+        panel, legend = points.panel, points.legend(pairs, markers)
     return figure.render(pairs, functools.partial(panel, markers=markers), legend, digest)
 
 

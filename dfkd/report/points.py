@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dfkd.report.figure import Label, colour_of, hardware_legend, name_of, place_labels, score_axis, time_axis
@@ -21,11 +21,14 @@ def drawable(result: Result) -> bool:
     return not result.reference and result.last is not None
 
 
-def legend(markers: Mapping[str, str]) -> list[Any]:
-    """What markers and the frontier stand for."""
+def legend(pairs: Iterable[Sequence[Result]], markers: Mapping[str, str]) -> list[Any]:
+    """What markers, error bars and the frontier stand for."""
     from matplotlib.lines import Line2D
 
-    return [*hardware_legend(markers), Line2D([], [], label="Pareto frontier", **FRONTIER)]
+    several = any(result.last.std is not None for pair in pairs for result in pair if drawable(result))
+    bar = {"color": "0.35", "linestyle": "", "marker": "|", "markersize": 9, "markeredgewidth": 1.5}
+    spread = [Line2D([], [], label="± one standard deviation over seeds (no bar: one seed)", **bar)]
+    return [*hardware_legend(markers), *spread * several, Line2D([], [], label="Pareto frontier", **FRONTIER)]
 
 
 def panel(axes: Axes, pair: Sequence[Result], markers: Mapping[str, str]) -> None:
@@ -34,6 +37,7 @@ def panel(axes: Axes, pair: Sequence[Result], markers: Mapping[str, str]) -> Non
     points = [(cost, result) for result in methods for cost in result.costs]
     for hardware, marker in markers.items():
         _points(axes, [(cost, result) for cost, result in points if cost.hardware == hardware], marker)
+    axes.set_ylabel(f"{pair[0].metric.axis} after the last step")
     once = any(cost.once for cost, _ in points)
     axes.set_xlabel("total time without evaluation (log scale)" + "; line: spent once per teacher" * once)
     time_axis(axes, [second for cost, _ in points for second in _tail(cost)])

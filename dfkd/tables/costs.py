@@ -138,12 +138,14 @@ def device(name: str | None = None) -> tuple[str, Speeds]:
     return name, known[name]
 
 
+def reference() -> tuple[str, Speeds]:
+    """The first of the named devices, the same wherever tables are written; without a speed where there is none."""
+    return next(iter(_devices(paths.devices()[1]).items()), ("no device", {}))
+
+
 def on_reference(run: Run) -> float | None:
-    """As `predicted`, on the first of the named devices, the same wherever tables are written."""
-    found = _devices(paths.devices()[1])
-    if not found:
-        return None
-    return predicted(resolve(run.data, run.protocol, run.method, run.pair), next(iter(found.values())))
+    """As `predicted`, on that device."""
+    return predicted(resolve(run.data, run.protocol, run.method, run.pair), reference()[1])
 
 
 @functools.lru_cache(maxsize=8)

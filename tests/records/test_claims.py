@@ -49,8 +49,9 @@ def test_scores_are_told_by_the_interval_of_their_difference(record, tmp_path, o
     results = gathered(runs(record, "ssdkd", *ours) + runs(record, "fast-10", *theirs))
     verdict = claims.judge(claim(tmp_path, SCORE | {"is": relation}), results)
     assert verdict.word == word
-    text = ledger.render([verdict])
-    assert (f"within seed noise, n = {min(len(ours), len(theirs))}" in text) is (word == UNCLEAR)
+    fewest = min(len(ours), len(theirs))
+    reason = f"({'too few seeds' if fewest < 3 else 'within seed noise'}, n = {fewest})"
+    assert (reason in ledger.render([verdict])) is (word == UNCLEAR)
 
 
 @pytest.mark.parametrize(

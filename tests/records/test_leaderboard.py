@@ -85,7 +85,14 @@ def row_of(text, method, protocol="paper"):
     return row
 
 
-def test_golden(record):
+@pytest.fixture
+def own_tables(monkeypatch):
+    """What the project's tables ask for, and the device that they predict for, may change without these pages."""
+    monkeypatch.setattr(leaderboard, "asked", lambda data, protocol: ["teacher", "cmi", "fast-10", "deepinv"])
+    monkeypatch.setattr(leaderboard, "reference", lambda: ("CPU 2 cores", {}))
+
+
+def test_golden(record, own_tables):
     """The whole page for a handful of records; after a wanted change, look at it and store it anew."""
     runs = [record("ssdkd", last, seed=seed, synthesis=125.0) for seed, last in enumerate([89.9, 90.1])]
     runs += [record("fast-10", 89.0, 89.4), record("kd-real", 92.5, reference=True, synthesis=0.0)]
@@ -102,7 +109,15 @@ def test_data_of_which_nothing_was_run_are_named(record):
     assert "Without a record so far: `cifar100`, `pacs-cartoon`; " in text
 
 
-def test_golden_with_priors_and_diagnostics(record):
+def test_what_a_table_asks_for_and_lacks_is_named(record):
+    runs = [record("fast-10", data="digits", protocol="quick"), record("mine", data="digits", protocol="quick")]
+    names = [name for name in tables()["digits"].protocols["quick"].recipes if name != "fast-10"]
+    listed = ", ".join(f"`{name}`" for name in names)
+    assert f"- No record yet of {len(names)} rows that the table asks for: {listed}\n" in page(runs)
+    assert "No record yet of" not in page([record("mine", protocol="of-nobody")])
+
+
+def test_golden_with_priors_and_diagnostics(record, own_tables):
     """The page where methods use diffusion models; after a wanted change, look at it and store it anew."""
     table = {"protocol": "cpu", "hardware": "CPU 2 cores"}
     runs = [record("kd-real", 92.5, reference=True, synthesis=0.0, **table)]
@@ -427,7 +442,8 @@ def test_the_numbers_that_a_method_reports_are_a_note(record):
         record("cmi", report={}),
     ]
     text = page(runs)
-    assert "- `dda` reports bank 12,800, kept 0.712, refreshes 3\n" in text
+    said = "- `dda` reports of itself, as its page in docs/methods says: bank 12,800, kept 0.712, refreshes 3\n"
+    assert said in text
     assert "`cmi`," not in text
 
 
