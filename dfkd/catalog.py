@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from dfkd import paths
-from dfkd.errors import CannotWrite, UserError, named, shown
+from dfkd.errors import CannotWrite, UserError, named, shown, unknown
 from dfkd.files import asked_once, find, replace_file, stamps
 from dfkd.names import check_name
 from dfkd.names import path as typed_path
 
 # A value of each type that an argument may have.
 EXAMPLES: dict[str, object] = {"int": 0, "float": 0.0, "bool": False, "str": "", "list": [], "tuple": ()}
+PRIORS = ("none", "class names", "diffusion", "public images")  # what a method may know besides the teacher
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,13 @@ def _read(path: Path) -> list[Entry]:
         check_name(name, f"{path}: the name of a method")
         lineage = _lineage(node, classes)
         constants = {k: v for cls in reversed(lineage) for k, v in _constants(cls).items()}
+        prior = str(constants.get("prior", "none"))
+        if prior not in PRIORS:
+            raise UserError(f"{path}: {name}: {unknown('prior', prior, PRIORS)}")
+        for cls in lineage:
+            # Without it Python keeps the bases' defaults, and the record would state what did not run.
+            if _annotated(cls) and not _is_dataclass(cls):
+                raise UserError(f"{path}: {name}: {cls.name} has hyper-parameters; put @dataclass(eq=False) above it")
         try:
             fields = {k: v for cls in reversed(lineage) for k, v in _fields(cls).items()}
         except ValueError:
@@ -125,7 +133,7 @@ def _read(path: Path) -> list[Entry]:
             Entry(
                 name=name,
                 path=path,
-                prior=str(constants.get("prior", "none")),
+                prior=prior,
                 reference=bool(constants.get("reference", False)),
                 needs_data=bool(constants.get("reference", False) and constants.get("needs_data", False)),
                 cites=tuple(str(constants.get("cites", "")).split()),
@@ -202,8 +210,16 @@ def _fields(node: ast.ClassDef) -> dict[str, tuple[object, object]]:
     missing or no literal, and for a constructor written by hand, whose arguments nobody could know."""
     if any(isinstance(item, ast.FunctionDef) and item.name == "__init__" for item in node.body):
         raise ValueError("a constructor")
-    fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-    return {item.target.id: _default(item) for item in fields if isinstance(item.target, ast.Name)}
+    return {item.target.id: _default(item) for item in _annotated(node) if isinstance(item.target, ast.Name)}
+
+
+def _annotated(node: ast.ClassDef) -> list[ast.AnnAssign]:
+    return [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    called = [part.func if isinstance(part, ast.Call) else part for part in node.decorator_list]
+    return any(ast.unparse(part).rpartition(".")[2] == "dataclass" for part in called)
 
 
 def _default(item: ast.AnnAssign) -> tuple[object, object]:

@@ -48,7 +48,7 @@ def planned(runs: Collection[Run], speeds: costs.Speeds) -> list[Planned]:
     cells = {run.cell: resolve(run.data, run.protocol, run.method, run.pair) for run in first}
     seconds = {cell: costs.predicted(resolved, speeds) for cell, resolved in cells.items()}
     made = _lacking(cells.values(), speeds)
-    return [*made, *(Planned(run.command, seconds[run.cell]) for run in runs)]
+    return [*made, *(Planned(f"{run.command} --resume", seconds[run.cell]) for run in runs)]
 
 
 def _lacking(cells: Collection[Resolved], speeds: costs.Speeds) -> list[Planned]:

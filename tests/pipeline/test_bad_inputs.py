@@ -523,6 +523,19 @@ ROWS: dict[str, Row] = {
     "method: a name that is a path": outside(REGISTERED.format("'../../x'"), "guest.py: the name of a method has"),
     "method: a name of two lines": outside(REGISTERED.format(r"'a\nb'"), "guest.py: the name of a method has"),
     "method: a name that is no text": outside(REGISTERED.format("5"), "guest.py: the name of a method has"),
+    "method: no such prior": outside(
+        REGISTERED.format("'guest'") + '    prior = "difusion"\n',
+        "guest.py: guest: unknown prior 'difusion' (nearest: 'diffusion'",
+    ),
+    "method: no dataclass": outside(
+        REGISTERED.format("'guest'") + "    k: int = 3\n", "guest: Guest has hyper-parameters; put @dataclass(eq=False)"
+    ),
+    "method: no dataclass, of one that is": outside(
+        "from baselines.fast import Fast\n"
+        + REGISTERED.format("'guest'").replace("(Method)", "(Fast)")
+        + "    k: int = 3\n",
+        "guest: Guest has hyper-parameters; put @dataclass(eq=False)",
+    ),
     "method: a name that there is": outside(REGISTERED.format("'fast'"), "'fast' is registered in both"),
     # --- files: published.csv, records
     "published.csv: no columns": Row(("leaderboard",), "published.csv", {"results/published.csv": "a,b\n1,2\n"}),
