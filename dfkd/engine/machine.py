@@ -56,17 +56,15 @@ def hardware(device: torch.device, precision: str) -> dict:
         details = {"memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
         return {"class": torch.cuda.get_device_name(device) + suffix, "details": details}
     # One name may stand for processors of several generations, half as fast without AVX-512 as with it.
-    model = f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
+    told = _told()
+    processor = told.get("model name") or platform.processor() or platform.machine() or "CPU"
+    model = f"{processor} ({torch.backends.cpu.get_cpu_capability()})"
     threads = torch.get_num_threads()
     counted = f"{threads} thread{'s' if threads > 1 else ''}"
     # Clouds call several generations by one name; these numbers tell them apart.
-    generation = {name: value for name, value in _told().items() if name in ("cpu family", "model", "stepping")}
+    generation = {name: value for name, value in told.items() if name in ("cpu family", "model", "stepping")}
     details = {"cpus": os.cpu_count(), "threads": threads, **generation}
     return {"class": f"{model}, {counted}{suffix}", "details": details}
-
-
-def _processor() -> str:
-    return _told().get("model name") or platform.processor() or platform.machine() or "CPU"
 
 
 def _told() -> dict[str, str]:
