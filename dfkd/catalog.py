@@ -25,7 +25,8 @@ from dfkd.names import path as typed_path
 
 # A value of each type that an argument may have.
 EXAMPLES: dict[str, object] = {"int": 0, "float": 0.0, "bool": False, "str": "", "list": [], "tuple": ()}
-PRIORS = ("none", "class names", "diffusion", "public images")  # what a method may know besides the teacher
+PUBLIC = "public images"  # the side information of a method that takes what the table's prior was trained on
+PRIORS = ("none", "class names", "diffusion", PUBLIC)  # what a method may know besides the teacher
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd import artifacts, priors, records
+from dfkd.catalog import PUBLIC
 from dfkd.engine import diagnostics, samples
 from dfkd.engine.clock import sums
 from dfkd.engine.context import Teacher
@@ -30,7 +31,6 @@ from dfkd.errors import CannotWrite, UserError, one_line
 from dfkd.files import file_digest
 from dfkd.networks import initialise
 from dfkd.networks.normalised import Normalised
-from dfkd.tables.definition import PUBLIC
 from dfkd.tasks.base import InputSpec
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import torch
 
 from dfkd import catalog, records
 from dfkd.engine import machine
-from dfkd.tables.definition import PUBLIC
 from dfkd.tables.resolve import Resolved
 from dfkd.tasks import store
 
@@ -72,9 +71,9 @@ class Facts:
     def prior(self, measured: Measured) -> dict:
         """What the method knew besides the teacher, and what that cost to train (0 where it is not known)."""
         kind = measured.end.get("prior") or self.resolved.entry.prior
-        card = self._prior if kind == PUBLIC or "diffusion" in kind else None
+        card = self._prior if kind == catalog.PUBLIC or "diffusion" in kind else None
         facts = {key: card and card[key] for key in ("name", "trained_on", "digest", "origin")}
-        return {"kind": kind, **facts, "seconds": card["seconds"] if card and kind != PUBLIC else 0.0}
+        return {"kind": kind, **facts, "seconds": card["seconds"] if card and kind != catalog.PUBLIC else 0.0}
 
     def record(self, measured: Measured) -> dict:
         """The record of the run as it stands."""

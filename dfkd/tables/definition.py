@@ -28,7 +28,6 @@ MEANINGS = {
 PRECISIONS = ("fp32", "tf32", "bf16")
 AUTO = "auto"  # precision: bf16 where the machine is faster in it, else fp32
 NO_PRIOR = "none"
-PUBLIC = "public images"  # the side information of a method that takes what the table's prior was trained on
 
 NAMED = {"type": "string", "pattern": NAME}
 _NAMES = {"type": "array", "items": NAMED, "minItems": 1, "uniqueItems": True}

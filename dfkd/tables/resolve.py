@@ -22,7 +22,6 @@ from dfkd.optimizers import PARTS
 from dfkd.tables.definition import (
     AUTO,
     NO_PRIOR,
-    PUBLIC,
     SETTINGS,
     STUDENT,
     TRAINING,
@@ -128,7 +127,7 @@ def resolve(
 
 def takes_prior(entry: catalog.Entry) -> bool:
     """Whether a method uses the prior that its protocol names, or the images that one was trained on."""
-    return entry.prior in ("diffusion", PUBLIC)
+    return entry.prior in ("diffusion", catalog.PUBLIC)
 
 
 def _settings(protocol: Protocol, entry: catalog.Entry, by_protocol: dict, where: str) -> dict:
