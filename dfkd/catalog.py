@@ -10,7 +10,7 @@ import ast
 import functools
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
@@ -106,45 +106,39 @@ def locate(name: str) -> Path:
 
 
 def _read(path: Path) -> list[Entry]:
-    tree = _parse(path)
-    classes = _classes(path)
-    found = []
-    for node in (item for item in tree.body if isinstance(item, ast.ClassDef)):
+    classes, found = _classes(path), []
+    for node in (item for item in _parse(path).body if isinstance(item, ast.ClassDef)):
         name = next(filter(None, map(_registered_name, node.decorator_list)), None)
-        if name is None:
-            continue
-        check_name(name, f"{path}: the name of a method")
-        lineage = _lineage(node, classes)
-        constants = {k: v for cls in reversed(lineage) for k, v in _constants(cls).items()}
-        prior = str(constants.get("prior", "none"))
-        if prior not in PRIORS:
-            raise UserError(f"{path}: {name}: {unknown('prior', prior, PRIORS)}")
-        for cls in lineage:
-            # Without it Python keeps the bases' defaults, and the record would state what did not run.
-            if _annotated(cls) and not _is_dataclass(cls):
-                raise UserError(f"{path}: {name}: {cls.name} has hyper-parameters; put @dataclass(eq=False) above it")
-        try:
-            fields = {k: v for cls in reversed(lineage) for k, v in _fields(cls).items()}
-        except ValueError:
-            raise UserError(
-                f"{path}: the hyper-parameters of {name!r} must be dataclass fields with literal defaults, None "
-                "with a type such as `float | None`"
-            ) from None
-        found.append(
-            Entry(
-                name=name,
-                path=path,
-                prior=prior,
-                reference=bool(constants.get("reference", False)),
-                needs_data=bool(constants.get("reference", False) and constants.get("needs_data", False)),
-                cites=tuple(str(constants.get("cites", "")).split()),
-                summary=(ast.get_docstring(node) or "").split("\n")[0],
-                arguments={key: default for key, (default, _) in fields.items()},
-                examples={key: example for key, (_, example) in fields.items()},
-            )
-        )
+        if name is not None:
+            check_name(name, f"{path}: the name of a method")
+            found.append(_entry(path, name, _lineage(node, classes)))
     return found
 
+
+def _entry(path: Path, name: str, lineage: Sequence[ast.ClassDef]) -> Entry:
+    """What a class and its bases say, its own word the last."""
+    constants = {k: v for cls in reversed(lineage) for k, v in _constants(cls).items()}
+    prior, reference = str(constants.get("prior", "none")), bool(constants.get("reference", False))
+    if prior not in PRIORS:
+        raise UserError(f"{path}: {name}: {unknown('prior', prior, PRIORS)}")
+    try:
+        fields = {k: v for cls in reversed(lineage) for k, v in _fields(cls).items()}
+    except ValueError as error:
+        raise UserError(f"{path}: {name}: {error}") from None
+    return Entry(
+        name=name,
+        path=path,
+        prior=prior,
+        reference=reference,
+        needs_data=reference and bool(constants.get("needs_data", False)),
+        cites=tuple(str(constants.get("cites", "")).split()),
+        summary=(ast.get_docstring(lineage[0]) or "").split("\n")[0],
+        arguments={key: default for key, (default, _) in fields.items()},
+        examples={key: example for key, (_, example) in fields.items()},
+    )
+
+
+_WANTED = "hyper-parameters are dataclass fields with literal defaults, None with a type such as `float | None`"
 
 # Name → class, and what the names of its bases stand for where it is defined.
 Classes = dict[str, tuple[ast.ClassDef, "Classes"]]
@@ -207,15 +201,20 @@ def _constants(node: ast.ClassDef) -> dict[str, object]:
 
 
 def _fields(node: ast.ClassDef) -> dict[str, tuple[object, object]]:
-    """The dataclass fields of a class: default, and an example of the type. Raises ValueError where a default is
-    missing or no literal, and for a constructor written by hand, whose arguments nobody could know."""
+    """The dataclass fields of a class: default, and an example of the type. Raises ValueError for what is no field."""
     if any(isinstance(item, ast.FunctionDef) and item.name == "__init__" for item in node.body):
-        raise ValueError("a constructor")
-    return {item.target.id: _default(item) for item in _annotated(node) if isinstance(item.target, ast.Name)}
+        raise ValueError(f"{node.name} has a constructor of its own, whose arguments nobody could know; {_WANTED}")
+    fields = _annotated(node)
+    # Without it Python keeps the bases' defaults, and the record would state what did not run.
+    if fields and not _is_dataclass(node):
+        raise ValueError(f"{node.name} has hyper-parameters; put @dataclass(eq=False) above it")
+    return {item.target.id: _default(item) for item in fields if isinstance(item.target, ast.Name)}
 
 
 def _annotated(node: ast.ClassDef) -> list[ast.AnnAssign]:
-    return [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+    """The annotated names of a class; a ClassVar is a constant, as for Python."""
+    names = (item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name))
+    return [item for item in names if "ClassVar" not in ast.unparse(item.annotation)]
 
 
 def _is_dataclass(node: ast.ClassDef) -> bool:
@@ -225,14 +224,18 @@ def _is_dataclass(node: ast.ClassDef) -> bool:
 
 def _default(item: ast.AnnAssign) -> tuple[object, object]:
     """The default of a field and a value of its type, which None does not tell: `float | None` does."""
+    where = f"{ast.unparse(item.target)}; {_WANTED}"
     if item.value is None:
-        raise ValueError("a field without a default")
-    default = ast.literal_eval(item.value)
+        raise ValueError(f"no default of {where}")
+    try:
+        default = ast.literal_eval(item.value)
+    except ValueError:
+        raise ValueError(f"no literal as default of {where}") from None
     if default is not None:
         return default, default
     names = {name.strip() for name in ast.unparse(item.annotation).strip("'\"").split("|")} - {"None"}
     if len(names) != 1 or not names <= EXAMPLES.keys():
-        raise ValueError("a default of no type")
+        raise ValueError(f"no type of {where}")
     return default, EXAMPLES[names.pop()]
 
 

@@ -122,12 +122,15 @@ def finish(
     """Train the model of `config` to the end, saving to `state` (unless None) and telling on the way; and the seconds.
 
     With `resume` it goes on from what a stopped training left in `state`. Raises `Stopped`, with the state saved, at
-    a signal and at the moment `until` (seconds of `time.monotonic`); UserError where the loss diverges.
+    a signal and at the moment `until` (seconds of `time.monotonic`); UserError where the loss diverges, and without
+    `resume` where there is a state, which would be lost.
     """
     clock = Clock(device)
     limit = None if until == math.inf else until - time.monotonic()
     hooks: list[dict] = [dict(type="TellingHook", every=SPEAK_EVERY)]
     if state is not None:
+        if state.is_file() and not resume:  # perhaps of hours
+            raise UserError(f"this training was stopped and can go on from {state}: pass --resume, or remove that file")
         hooks.append(dict(type="StateHook", path=str(state), interval=SAVE_EVERY, resume=resume))
     loop = dict(type="StageLoop", per=config["per"], time_limit=limit)
     parts = {key: value for key, value in config.items() if key != "per"}

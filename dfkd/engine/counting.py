@@ -243,7 +243,7 @@ def forward(arch: str, spec: InputSpec) -> float:
     """Operations of one image's forward pass: two for a multiplication and addition."""
     network = initialise(arch, spec, 0).eval()
     with torch.no_grad(), Operations() as operations:
-        network(torch.zeros(1, spec.channels, spec.size, spec.size))
+        network(torch.zeros(1, *spec.shape))
     return operations.flops.total()
 
 

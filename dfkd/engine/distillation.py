@@ -16,13 +16,13 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from dfkd import artifacts, priors
-from dfkd.engine import compat, compiling
+from dfkd.engine import compat, compiling, returned
 from dfkd.engine.clock import Clock
 from dfkd.engine.context import Context, Student, Teacher
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.hooks import checksum, fingerprint
 from dfkd.engine.method import Budget, Method, Stage, build_method, refused_values
-from dfkd.engine.module import TrainingModule
+from dfkd.engine.module import Diverged, TrainingModule
 from dfkd.engine.seeds import Streams, seed_for, seed_globals
 from dfkd.errors import UserError
 from dfkd.identity import Run
@@ -31,6 +31,13 @@ from dfkd.synthesis.augment import augment_for
 from dfkd.synthesis.batchnorm import NoStatistics
 from dfkd.synthesis.buffer import Batch, ReplayBuffer, Samples, to_bytes
 from dfkd.tasks import InputSpec, task
+
+# What `returned.faults` flags.
+_FAULTS: tuple[tuple[type[Exception], str], ...] = (
+    (Diverged, "a synthetic image was not finite"),
+    (returned.WrongReturn, "an image of the method was outside [0, 1]"),
+    (returned.WrongReturn, "a label of the method was of no class"),
+)
 
 
 class Declined(Exception):
@@ -91,7 +98,7 @@ class Distillation(TrainingModule):
         granted = Budget(**budget)
         self.method = built = build_method(**method)
         self.prior = str(built.prior)  # what it knows besides the teacher, as declared before it is given that
-        reason = built.supports(self.on)
+        reason = returned.reason(built.supports(self.on))
         if reason is not None:
             raise Declined(reason, self.prior)
         with refused_values(self._run.method):
@@ -101,10 +108,12 @@ class Distillation(TrainingModule):
             self.ctx = self._context(frozen, student, granted, precision, Path(log), streams, real, model)
             with _declining(self.prior):
                 built.setup(self.ctx)
-            self.student, self.others = student, nn.ModuleList(built.modules())
+            self.student, self.others = student, nn.ModuleList(returned.modules(built.modules()))
             self._check_new()
+            returned.check_saved(built)
         self.latest: Tensor | None = None
         self.register_buffer("touched", torch.zeros_like(self.bad), persistent=False)  # like `bad`
+        self.register_buffer("faults", self.bad.new_zeros(len(_FAULTS)), persistent=False)
         self._seen = checksum(student.parameters())  # after the last of the optimizer's steps
         seed_globals(seed % 2**32)  # whatever `setup` drew, the loop begins at the same place
 
@@ -131,8 +140,8 @@ class Distillation(TrainingModule):
         prior: Any,
     ) -> Context:
         spec, device, method = teacher.spec, self.clock.device, self.method
-        shape = (spec.channels, spec.size, spec.size)
-        capacity = method.buffer_capacity(replace(granted))
+        shape = spec.shape
+        capacity = returned.capacity(method.buffer_capacity(replace(granted)))
         if capacity < granted.synthesis_batch and any(stage.synthesis_steps for stage in self.stages):
             raise ValueError(f"a buffer of {capacity} cannot take a synthesis step of {granted.synthesis_batch} images")
         self.batch = granted.batch
@@ -185,15 +194,19 @@ class Distillation(TrainingModule):
         self.touched |= checksum(self.student.parameters()) != self._seen
 
     def check_losses(self) -> None:
+        for found, (kind, fault) in zip(self.faults.tolist(), _FAULTS, strict=True):
+            if found:
+                raise kind(f"{fault} by student step {self.progress.student_steps}")
         super().check_losses()
         self._look()
         if self.touched.item():
             raise DataFreeViolation("the method changed the student beside the optimizer's steps")
 
     def draw(self) -> Batch:
-        batch = self.method.draw(self.ctx)
-        if len(batch.images) > self.batch:
-            raise RuntimeError(f"a student batch of {len(batch.images)} images, {self.batch} are granted")
+        batch = returned.batch(self.method.draw(self.ctx), self.ctx.spec.shape, self.batch)
+        if not (self.ctx.buffer.size or self.progress.images_synthesised or self.method.needs_data):
+            raise returned.WrongReturn("draw() makes its images outside `with ctx.making_images(count):`")
+        self.faults |= returned.faults(batch.images)
         self.latest = batch.images
         return batch
 
@@ -201,9 +214,9 @@ class Distillation(TrainingModule):
         before = self.student.images_trained
         with optim_wrapper.optim_context(self), self._compiling():
             outputs = self.method.distill(self.ctx, data)
+            loss = returned.loss(outputs)
         if (images := self.student.images_trained - before) > self.batch:
-            raise RuntimeError(f"a student step of {images} images, {self.batch} are granted")
-        loss: Any = sum(outputs.values())
+            raise returned.WrongReturn(f"a student step of {images} images, {self.batch} are granted")
         self.bad |= ~torch.isfinite(loss.detach())
         optim_wrapper.backward(loss)
         self._look()
@@ -222,13 +235,15 @@ class Distillation(TrainingModule):
         self.student.eval().requires_grad_(False)
         before = checksum(self._student_state())
         with self.ctx.autocast(), _declining(self.prior):
-            samples = self.method.synthesize(self.ctx)
+            made = self.method.synthesize(self.ctx)
+        samples = returned.samples(made, self.ctx.spec.shape, self.ctx.per_pixel)
         self.touched |= checksum(self._student_state()) != before
         self.student.requires_grad_(True)
         return samples
 
     def keep(self, samples: Samples) -> None:
-        self.bad |= ~torch.isfinite(samples.images).all()  # as bytes they would look like any image
+        # As bytes they would look like any image.
+        self.faults |= returned.faults(samples.images, samples.labels, self.ctx.spec.classes)
         self.ctx.buffer.add(samples)
 
     def reset_student(self) -> None:
@@ -265,6 +280,7 @@ class Distillation(TrainingModule):
             "streams": ctx.rng.state_dict(),
             "teacher_images": ctx.teacher.images_seen,
             "touched": self.touched,
+            "faults": self.faults,
             "seen": self._seen,
         }
 
@@ -272,6 +288,7 @@ class Distillation(TrainingModule):
         super().load_run_state(state)
         self.latest = state["latest"]
         self.touched.copy_(state["touched"])
+        self.faults.copy_(state["faults"])
         self._seen = state["seen"].to(self._seen.device)
         self.ctx.buffer.load_state_dict(state["buffer"])
         self.method.load_state_dict(state["method"])
@@ -290,7 +307,7 @@ def _declining(prior: str) -> Iterator[None]:
 
 def _stages(method: Method, granted: Budget) -> tuple[Stage, ...]:
     """The method's schedule, in copies that it has not had in hand."""
-    return tuple(replace(stage) for stage in method.schedule(replace(granted)))
+    return tuple(replace(stage) for stage in returned.stages(method.schedule(replace(granted))))
 
 
 def _check_trains_on_one(student: Student, shape: tuple[int, int, int]) -> None:

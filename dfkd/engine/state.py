@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from mmengine.runner import Runner
 from dfkd.engine.seeds import global_state, load_global_state
 from dfkd.errors import UserError
 
-VERSION = 7
+VERSION = 8
 MAGIC = b"dfkd state\n"
 
 
@@ -51,6 +52,14 @@ def packed(state: dict) -> bytes:
     return MAGIC + hashlib.sha256(content.getbuffer()).digest() + content.getbuffer()
 
 
+def check(value: object) -> None:
+    """Raise what torch raises where `value` cannot be part of a state: saved, and read back."""
+    content = io.BytesIO()
+    torch.save(value, content)
+    content.seek(0)
+    torch.load(content, weights_only=True)
+
+
 def load(path: Path, device: torch.device) -> dict:
     """Read a state. Raises UserError where the file is damaged or of another version."""
     afresh = "delete it to start this run afresh"
@@ -60,6 +69,8 @@ def load(path: Path, device: torch.device) -> dict:
         if found[: len(MAGIC) + 32] != MAGIC + hashlib.sha256(content).digest():
             raise ValueError("its content does not have the digest that it was written with")
         state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    except pickle.UnpicklingError:  # of which torch tells in a paragraph with escape sequences
+        raise UserError(f"{path} holds more than tensors and plain containers; {afresh}") from None
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} cannot be read ({reason}); {afresh}") from None

@@ -68,7 +68,7 @@ def predicted(resolved: Resolved, device: torch.device) -> float | None:
 
 def _measure(part: str, resolved: Resolved, device: torch.device) -> Speed:
     spec, network = resolved.task.spec, _network(part, resolved.task)
-    shape = (NOISE,) if part == GENERATOR else (spec.channels, spec.size, spec.size)
+    shape = (NOISE,) if part == GENERATOR else spec.shape
     with Operations() as operations, torch.no_grad():
         network.eval()(torch.rand(1, *shape))
     each = operations.flops.total()

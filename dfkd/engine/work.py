@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfkd.engine import diagnostics, machine, samples
+from dfkd.engine import diagnostics, machine, returned, samples
 from dfkd.engine.clock import Clock
 from dfkd.engine.distillation import Declined
 from dfkd.engine.evaluation import on_device
@@ -75,7 +75,7 @@ class _Work:
         """Raise Declined if the method does not apply to the task."""
         self._seal()
         method = build_method(**self.begin["method"])
-        if reason := method.supports(task(self.begin["ask"])):
+        if reason := returned.reason(method.supports(task(self.begin["ask"]))):
             raise Declined(reason, method.prior)
 
     def run(self) -> None:
@@ -140,8 +140,14 @@ def _failure(problem: BaseException, in_full: bool) -> dict[str, Any]:
     elif isinstance(problem, CannotWrite | UserError | DataFreeViolation):
         names = {CannotWrite: "unwritable", DataFreeViolation: "violation"}
         kind, text = names.get(type(problem), "refused"), str(problem)
+        if in_full and isinstance(problem.__cause__, Exception):
+            _show(problem.__cause__, in_full)
+    elif isinstance(problem, returned.WrongReturn):
+        text = f"the method is at fault: {problem}"
     elif isinstance(problem, Exception):
         text = str(problem) or type(problem).__name__
+        if isinstance(problem, PermissionError):
+            text += ": a method may open its own folder, HOME and TMPDIR, and no data"
         _show(problem, in_full)
     return {"status": "failed", "kind": kind, "error": text}
 

@@ -5,7 +5,7 @@ A method without one runs under its own name with its defaults. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -61,15 +61,13 @@ def recipes(table: Table) -> dict[str, dict]:
 @lru_cache(maxsize=32)
 def _book(table: Table, stamped: tuple, methods_stamped: tuple) -> dict[str, dict]:
     """As `recipes`, read from these files and checked against these methods."""
-    layers: dict[str, list[Path]] = {}
-    for path, *_ in stamped:
-        layers.setdefault(path.stem, []).append(path)
-    files = {name: own[-1] for name, own in layers.items()}
+    layers = _layers(path for path, *_ in stamped)
     joined, methods = _joined(layers), catalog.entries()
     known = {*joined, *methods}
     for name, recipe in joined.items():
-        _check(recipe, files[name], table, methods.get(recipe["method"]))
-        with naming(files[name], "ablates"):
+        file = layers[name][-1]
+        _check(recipe, file, table, methods.get(recipe["method"]))
+        with naming(file, "ablates"):
             if "ablates" in recipe and recipe["ablates"] not in known - {name}:
                 raise unknown("recipe", recipe["ablates"], known - {name})
     for protocol in table.protocols.values():
@@ -84,7 +82,7 @@ def find(table: Table, name: str, extra: str | None = None) -> tuple[dict, catal
     """The recipe of that name ({} for a method without one) and the method that it is of."""
     book, methods = recipes(table), catalog.entries(extra)
     recipe = named("method", name, {method: {} for method in methods} | book)
-    where = f" in {[path for path in _files(table) if path.stem == name][-1]}" if name in book else ""
+    where = f" in {_layers(_files(table))[name][-1]}" if name in book else ""
     return recipe, named(f"method{where}", recipe.get("method", name), methods)
 
 
@@ -96,6 +94,14 @@ def _files(table: Table) -> list[Path]:
         with naming(path):
             check_name(path.stem, "a recipe's name")
     return found
+
+
+def _layers(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """The files of each recipe, the base table's first."""
+    layers: dict[str, list[Path]] = {}
+    for path in files:
+        layers.setdefault(path.stem, []).append(path)
+    return layers
 
 
 def _joined(layers: Mapping[str, list[Path]]) -> dict[str, dict]:
@@ -118,7 +124,19 @@ def _inherit(path: Path, read: Mapping[Path, dict], layers: Mapping[str, list[Pa
     for part in reversed(line):
         recipe = merge(recipe, read[part])
     recipe.pop("base", None)
-    return recipe
+    # Whole, and not as joined key by key: `args` of a recipe would lose to what its base has under a protocol.
+    return recipe | {"layers": [read[part] for part in reversed(line)]}
+
+
+def arguments_of(recipe: Mapping[str, Any], protocol: str, pair: str) -> dict[str, Any]:
+    """What it says of its method's arguments: a base's whole, then its own; in each the last of four places wins."""
+    found: dict[str, Any] = {}
+    for layer in recipe.get("layers", ()):
+        there = layer.get("protocols", {}).get(protocol, {})
+        of_pair = there.get("pairs", {}).get(pair, {})
+        for place in (layer.get("args"), layer.get("pairs", {}).get(pair), there.get("args"), of_pair.get("args")):
+            found |= place or {}
+    return found
 
 
 def _check(recipe: dict, path: Path, table: Table, entry: catalog.Entry | None) -> None:

@@ -31,7 +31,7 @@ from dfkd.tables.definition import (
     merge,
     table_of,
 )
-from dfkd.tables.recipes import find, kind_of
+from dfkd.tables.recipes import arguments_of, find, kind_of
 from dfkd.tasks import Task, task
 
 
@@ -93,7 +93,7 @@ def resolve(
     `precision` changes the configuration, unless the protocol's is `auto`: there it says what the machine would.
 
     Precedence, the last wins: the method's defaults, the recipe's `args`, its `pairs`, its `protocols`, the `pairs` of
-    these, `--set`.
+    these (of a recipe with a base: all of the base's, then its own), `--set`.
     Raises UserError for every unknown name (with the nearest one) and every value of a wrong type.
     """
     task(data)
@@ -102,15 +102,13 @@ def resolve(
     table = table_of(data)
     rules = table.protocol(protocol)
     recipe, entry = find(table, method, extra)
+    if shared := entry.arguments.keys() & SETTINGS["properties"].keys():  # of which `--set` would mean one
+        raise UserError(f"{entry.path}: {', '.join(sorted(shared))} is a key of the budget: name the field otherwise")
     pair = pair or rules.pairs[0]
     teacher, student = check_pair(data, pair)
     by_protocol = dict(recipe.get("protocols", {}).get(protocol, {}))
     by_protocol = merge(by_protocol, by_protocol.pop("pairs", {}).get(pair, {}))
-    arguments = {
-        **recipe.get("args", {}),
-        **recipe.get("pairs", {}).get(pair, {}),
-        **by_protocol.get("args", {}),
-    }
+    arguments = arguments_of(recipe, protocol, pair)
     settings = _settings(rules, entry, by_protocol, f"recipe {method!r}: {protocol} of {data}")
     changed = _changes(changes, precision, settings)
     _apply(changed, arguments, settings, entry)
@@ -122,7 +120,21 @@ def resolve(
     names = dict(data=data, teacher=teacher, student=student, method=method, protocol=protocol)
     config = {**names, "class": entry.name, "args": arguments, **settings}
     run, note = Run(**names, seed=seed), recipe.get("note", "")
-    return Resolved(run, table, rules, entry, config, bool(changed), note, runs_in)
+    resolved = Resolved(run, table, rules, entry, config, bool(changed), note, runs_in)
+    if (whole := recipe.get("ablates")) and not changed:
+        _check_differs(resolved, resolve(data, protocol, whole, pair, seed, (), extra, precision))
+    return resolved
+
+
+def _check_differs(ablation: Resolved, whole: Resolved) -> None:
+    """Raise UserError for an ablation that is what it ablates: its row would be that one's, run twice."""
+    one, other = (
+        {**each.config, "method": None, "args": each.entry.arguments | each.config["args"]}
+        for each in (ablation, whole)
+    )
+    if one == other:
+        run = ablation.run
+        raise UserError(f"{run.method} ablates {whole.run.method} and is the same under {run.protocol} of {run.data}")
 
 
 def takes_prior(entry: catalog.Entry) -> bool:

@@ -28,6 +28,11 @@ class InputSpec:
     std: tuple[float, ...]
     classes: int
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: channels, height, width."""
+        return self.channels, self.size, self.size
+
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as JSON has them."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}

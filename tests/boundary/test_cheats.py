@@ -166,12 +166,12 @@ EXTRA_STEP = (
 # On score, budget, teacher and messages: where it is done, what, and what the run ends with; None: without effect.
 TRICKS = {
     "new_student gives the teacher": ("setup", "ctx.new_student = lambda: ctx.teacher", None),
-    "the student is the teacher": ("setup", "ctx.student = ctx.teacher", "does not require grad"),
-    "the student's forward": ("setup", "ctx.student.forward = ctx.teacher.forward", "does not require grad"),
+    "the student is the teacher": ("setup", "ctx.student = ctx.teacher", "no loss .* has a gradient"),
+    "the student's forward": ("setup", "ctx.student.forward = ctx.teacher.forward", "no loss .* has a gradient"),
     "the student's class": (
         "after_step",
         "type(ctx.student).__call__ = lambda s, x: ctx.teacher.network(s.normalise(x))",
-        "does not require grad",
+        "no loss .* has a gradient",
     ),
     "a hook on the student": (
         "setup",

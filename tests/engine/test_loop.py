@@ -24,40 +24,6 @@ from dfkd.engine.loop import StageLoop
 from dfkd.errors import UserError
 from tests.conftest import outcome, student_digest
 
-HEAD = """
-import time
-import torch
-from dataclasses import dataclass
-from dfkd.engine.method import METHODS, Method, Stage
-from dfkd.synthesis.buffer import Batch, Samples
-
-def rand(ctx, count, stream="noise"):
-    shape = (count, ctx.spec.channels, ctx.spec.size, ctx.spec.size)
-    return torch.rand(shape, generator=ctx.rng(stream))
-
-class Noise(Method):
-    def synthesize(self, ctx):
-        return Samples(rand(ctx, ctx.budget.synthesis_batch))
-
-@METHODS.register_module("probe", force=True)
-@dataclass(eq=False)
-class Probe(Noise):
-    SEEN = []
-"""
-
-
-@pytest.fixture
-def probe(tiny, tmp_path):
-    """probe(body, *changes, seed=0): the cell of a method that makes noise, with `body` in its class."""
-    count = iter(range(99))
-
-    def make(body: str, *changes: str, seed: int = 0):
-        path = tmp_path / f"probe_{next(count)}.py"
-        path.write_text(f"{HEAD}\n{body}")
-        return tiny("probe", *changes, seed=seed, extra=str(path))
-
-    return make
-
 
 def seen(cell) -> list:
     module = next(m for m in sys.modules.values() if getattr(m, "__file__", None) == str(cell.entry.path))
@@ -323,8 +289,9 @@ SCRAP = """
     def draw(self, ctx):
         if ctx.synthesis_step:  # the final stage; the student to be thrown away has a stream of its own
             return super().draw(ctx)
-        time.sleep(self.nap)
-        return Batch(rand(ctx, ctx.budget.batch, "scrap"))
+        with ctx.making_images(ctx.budget.batch):
+            time.sleep(self.nap)
+            return Batch(rand(ctx, ctx.budget.batch, "scrap"))
 
     def distill(self, ctx, batch):
         self.SEEN.append((ctx.student_steps, ctx._aside.func.__self__._stack[-1]))

@@ -449,6 +449,12 @@ ROWS: dict[str, Row] = {
     ),
     "recipe: an ablation of nothing": recipe("ablates: fast-6", "mine.yaml: ablates: unknown recipe 'fast-6'"),
     "recipe: an ablation of itself": recipe("ablates: mine", "mine.yaml: ablates: unknown recipe 'mine'"),
+    "recipe: an ablation that takes nothing away": recipe(
+        "base: fast-5\nablates: fast-5\nargs: {k: 5}",
+        "mine ablates fast-5 and is the same under quick of digits",
+        *QUICK,
+        "--method=mine",
+    ),
     "recipe: unknown protocol": recipe("protocols: {quik: {}}", "mine.yaml: protocols: unknown protocol 'quik'"),
     "recipe: unknown argument below a protocol": recipe(
         "method: fast\nprotocols: {quick: {args: {kk: 1}}}",
@@ -536,6 +542,17 @@ ROWS: dict[str, Row] = {
         + "    k: int = 3\n",
         "guest: Guest has hyper-parameters; put @dataclass(eq=False)",
     ),
+    **{
+        f"method: {name}": outside(
+            REGISTERED.format("'guest'").replace("@METHODS", "@dataclass\n@METHODS") + body, part
+        )
+        for name, body, part in (
+            ("a constructor", "    def __init__(self, k=1): ...\n", "Guest has a constructor of its own"),
+            ("no default", "    k: int\n", "guest: no default of k; hyper-parameters are dataclass fields"),
+            ("a default that is computed", "    k: float = 1 / 3\n", "guest: no literal as default of k"),
+            ("a None of no type", "    k: int | str | None = None\n", "guest: no type of k"),
+        )
+    },
     "method: a name that there is": outside(REGISTERED.format("'fast'"), "'fast' is registered in both"),
     # --- files: published.csv, records
     "published.csv: no columns": Row(("leaderboard",), "published.csv", {"results/published.csv": "a,b\n1,2\n"}),

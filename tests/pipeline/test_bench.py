@@ -260,9 +260,18 @@ def test_a_stopped_run_goes_on_with_resume(run, tmp_path):
     path = method_file(tmp_path, "ctx.student_steps == 1 and os.kill(os.getpid(), signal.SIGTERM)")
     arguments = {"method": "outside", "small": BUDGETED}
     assert run(f"--import={path}", **arguments)[0] == 75
+    status, _, errors = run(f"--import={path}", **arguments)
+    assert status == 2 and "state.pt: pass --resume, or --again to begin anew" in errors[-1], "hours would be lost"
     assert run(f"--import={path}", "--resume", **arguments)[0] == 0
     (found,) = written(tmp_path)
     assert records.read(found)["time"]["resumes"] == 1
+
+
+def test_a_stopped_run_begins_anew_when_asked_to(run, tmp_path):
+    """Stopped in its second step each time: a run that went on from there would come to its end."""
+    path = method_file(tmp_path, "ctx.student_steps == 1 and os.kill(os.getpid(), signal.SIGTERM)")
+    for again in ([], ["--again"]):
+        assert run(f"--import={path}", *again, method="outside", small=BUDGETED)[0] == 75
 
 
 def test_a_finished_cell_is_run_again_when_asked_to(run, tmp_path):

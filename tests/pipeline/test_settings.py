@@ -39,6 +39,29 @@ def test_a_recipe_may_say_something_for_one_pair_of_one_protocol(tmp_path, monke
     assert resolve("digits", "quick", "mine", PAIR, changes=["oh=5"]).config["args"]["oh"] == 5.0
 
 
+def test_what_a_recipe_says_beats_its_base_wherever_that_says_it(tmp_path, monkeypatch):
+    """Else an ablation would be none where its base has the argument under a protocol or for a pair."""
+    monkeypatch.setattr(paths, "BENCHMARKS", shutil.copytree(paths.BENCHMARKS, tmp_path / "benchmarks"))
+    folder = tmp_path / "benchmarks/digits/recipes"
+    (folder / "whole.yaml").write_text(
+        "method: fast\n"
+        f"pairs: {{{PAIR}: {{k: 2, bn: 2.0}}}}\n"
+        "protocols:\n"
+        f"  quick: {{rounds: 5, args: {{oh: 3.0}}, pairs: {{{PAIR}: {{rounds: 4, args: {{adv: 4.0}}}}}}}}\n"
+    )
+    (folder / "part.yaml").write_text("base: whole\nablates: whole\nargs: {k: 1, oh: 0.0, adv: 0.0}\n")
+    (folder / "last.yaml").write_text(f"base: part\npairs: {{{PAIR}: {{oh: 7.0}}}}\n")
+    part = resolve("digits", "quick", "part", PAIR).config
+    assert part["rounds"] == 4 and part["args"] == {"k": 1, "bn": 2.0, "oh": 0.0, "adv": 0.0}
+    assert resolve("digits", "quick", "last", PAIR).config["args"] == part["args"] | {"oh": 7.0}
+    assert resolve("digits", "quick", "last", "wrn16_2-wrn16_1").config["args"] == {"k": 1, "oh": 0.0, "adv": 0.0}
+
+
+def test_cmi_500_has_500_steps_under_every_protocol():
+    """Its base has another number under `cpu`."""
+    assert {resolve("cifar10", name, "cmi-500").config["args"]["steps"] for name in ("paper", "scaled", "cpu")} == {500}
+
+
 def test_another_optimizer_keeps_what_both_take():
     assert training("training.optimizer.type=AdamW")["optimizer"] == {
         "type": "AdamW",
@@ -94,6 +117,25 @@ def test_a_changed_recipe_file_is_read_anew(tmp_path, monkeypatch):
     for k in (3, 14):
         (folder / "recipes" / "mine.yaml").write_text(f"method: fast\nargs: {{k: {k}}}\n")
         assert resolve("digits", "quick", "mine", PAIR).config["args"] == {"k": k}
+
+
+def test_a_field_that_has_the_name_of_a_budget_key_is_refused(tmp_path):
+    """`--set rounds=…` would set one of the two, and the record would not tell which."""
+    path = tmp_path / "shadow.py"
+    path.write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "from dfkd.engine.method import METHODS, Method\n"
+        '@METHODS.register_module("shadow")\n'
+        "@dataclass(eq=False)\n"
+        "class Shadow(Method):\n"
+        "    saved: ClassVar[tuple[str, ...]] = ()\n"
+        "    rounds: int = 3\n"
+    )
+    with pytest.raises(UserError, match=r"shadow\.py: rounds is a key of the budget"):
+        resolve("digits", "quick", "shadow", PAIR, extra=str(path))
+    path.write_text(path.read_text().replace("rounds: int", "turns: int"))
+    assert resolve("digits", "quick", "shadow", PAIR, extra=str(path)).entry.arguments == {"turns": 3}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
