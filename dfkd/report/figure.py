@@ -8,11 +8,13 @@ import hashlib
 import io
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dfkd.report.statistics import Result
+from dfkd.report.statistics import Cost, Result
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,6 +94,20 @@ def dash_of(result: Result, among: Iterable[Result]) -> Any:
 def name_of(result: Result) -> str:
     """As a figure names it."""
     return result.cell.method + (" (stale)" if result.state == "stale" else "")
+
+
+def one_class(pair: Sequence[Result]) -> list[Result]:
+    """The results of a pair, each with the costs of one class of hardware, so that it stands at one place.
+
+    Of those on which a row has run that is the one with most rows of the pair, for times compare within a class only.
+    The tables have all of them.
+    """
+    rows = Counter(cost.hardware for result in pair if not result.reference for cost in result.costs)
+
+    def order(cost: Cost) -> tuple[bool, int, int, str]:
+        return bool(cost.curve), rows[cost.hardware], cost.n, cost.hardware
+
+    return [replace(result, costs=tuple(sorted(result.costs, key=order)[-1:])) for result in pair]
 
 
 def markers_of(pairs: Sequence[Sequence[Result]]) -> dict[str, str]:

@@ -97,7 +97,8 @@ def _figures(results: Iterable[Result]) -> dict[str, Pairs]:
             tables.setdefault(name_of(result.cell), []).append(result)
     figures: dict[str, Pairs] = {}
     for name, shown in tables.items():
-        pairs = [list(group) for _, group in itertools.groupby(shown, key=lambda result: result.cell[:4])]
+        groups = itertools.groupby(shown, key=lambda result: result.cell[:4])
+        pairs = [figure.one_class(list(group)) for _, group in groups]
         for ending, drawable in (("", points.drawable), (CURVES, lines.drawable), (IMAGES, histograms.drawable)):
             able = [pair for pair in pairs if any(map(drawable, pair))]
             if able:

@@ -112,6 +112,19 @@ def test_curves_end_in_the_marker_of_their_hardware_where_there_are_several(reco
     assert len(ends) == 2
 
 
+def test_a_row_stands_at_one_place_on_the_hardware_of_most_rows(record):
+    """Two machines ran Fast, twice and once; the other rows ran where it did once, one of them elsewhere alone."""
+    runs = [record("fast-10", seed=seed, hardware=name) for seed, name in enumerate(["A", "A", "B"])]
+    runs += [record("ssdkd", hardware="B"), record("deepinv", hardware="B"), record("cmi", hardware="C")]
+    runs += [record("kd-real", 92.0, seed=seed, reference=True, hardware="A") for seed in range(3)]
+    shown = figure.one_class(gathered(runs))
+    places = {result.cell.method: [cost.hardware for cost in result.costs] for result in shown}
+    assert places == {"fast-10": ["B"], "ssdkd": ["B"], "deepinv": ["B"], "cmi": ["C"], "kd-real": ["A"]}
+    (pairs,) = [pairs for name, pairs in plots._figures(gathered(runs)).items() if name == "cifar10-paper"]
+    assert figure.markers_of(pairs) == {"B": "o", "C": "s"}
+    assert all(result.last.n == 3 for result in shown if result.cell.method == "fast-10")  # the score is of all seeds
+
+
 @pytest.mark.parametrize(
     ("letters", "shape"),
     [([4, 4, 4], (3, 1)), ([33, 52, 15], (2, 2)), ([33, 25, 15, 35], (2, 2)), ([60, 60, 60, 20], (1, 4)), ([], (1, 0))],
