@@ -37,7 +37,8 @@ def value_of(key: str, text: str, example: object, optional: bool = False) -> ob
 
 
 def coerce(key: str, value: object, example: object, optional: bool = False, given: object = None) -> object:
-    """`value` as the type of `example`, a whole number also as a fraction; `given` is how it was written.
+    """`value` as the type of `example`, a whole number also as a fraction, a list as a tuple of what that begins with;
+    `given` is how it was written.
 
     Where it is `optional` None will do, too.
     """
@@ -45,5 +46,7 @@ def coerce(key: str, value: object, example: object, optional: bool = False, giv
         return value
     if isinstance(example, float) and type(value) is int:
         return float(value)
+    if isinstance(example, tuple) and isinstance(value, list):  # YAML and JSON have lists only
+        return tuple(coerce(key, each, example[0], False, given) if example else each for each in value)
     given = value if given is None else given
     raise UserError(f"{key} takes a value of type {type(example).__name__}, not {shown(given)}")

@@ -131,11 +131,19 @@ def test_a_field_that_has_the_name_of_a_budget_key_is_refused(tmp_path):
         "class Shadow(Method):\n"
         "    saved: ClassVar[tuple[str, ...]] = ()\n"
         "    rounds: int = 3\n"
+        "    rates: tuple[float, ...] = (0.1, 0.2)\n"
     )
     with pytest.raises(UserError, match=r"shadow\.py: rounds is a key of the budget"):
         resolve("digits", "quick", "shadow", PAIR, extra=str(path))
     path.write_text(path.read_text().replace("rounds: int", "turns: int"))
-    assert resolve("digits", "quick", "shadow", PAIR, extra=str(path)).entry.arguments == {"turns": 3}
+    assert resolve("digits", "quick", "shadow", PAIR, extra=str(path)).entry.arguments == {
+        "turns": 3,
+        "rates": (0.1, 0.2),
+    }
+    changed = resolve("digits", "quick", "shadow", PAIR, changes=["rates=[1, 0.5]"], extra=str(path))
+    assert changed.config["args"] == {"rates": (1.0, 0.5)}
+    with pytest.raises(UserError, match=r"--set rates takes a value of type float, not '\[1, x\]'"):
+        resolve("digits", "quick", "shadow", PAIR, changes=["rates=[1, x]"], extra=str(path))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
