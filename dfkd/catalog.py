@@ -121,10 +121,15 @@ def _entry(path: Path, name: str, lineage: Sequence[ast.ClassDef]) -> Entry:
     prior, reference = str(constants.get("prior", "none")), bool(constants.get("reference", False))
     if prior not in PRIORS:
         raise UserError(f"{path}: {name}: {unknown('prior', prior, PRIORS)}")
+    fields: dict[str, tuple[object, object]] = {}
     try:
-        fields = {k: v for cls in reversed(lineage) for k, v in _fields(cls).items()}
+        for cls in reversed(lineage):
+            # As for Python, a constant takes the place of a field of a base.
+            fields = {k: v for k, v in fields.items() if k not in _class_vars(cls)} | _fields(cls)
     except ValueError as error:
         raise UserError(f"{path}: {name}: {error}") from None
+    if taken := fields.keys() & _interface():
+        raise UserError(f"{path}: {name}: {sorted(taken)[0]}() is a member of Method: name the field otherwise")
     return Entry(
         name=name,
         path=path,
@@ -138,6 +143,7 @@ def _entry(path: Path, name: str, lineage: Sequence[ast.ClassDef]) -> Entry:
     )
 
 
+_METHOD = paths.CODE / "engine" / "method.py"
 _WANTED = "hyper-parameters are dataclass fields with literal defaults, None with a type such as `float | None`"
 
 # Name → class, and what the names of its bases stand for where it is defined.
@@ -212,9 +218,23 @@ def _fields(node: ast.ClassDef) -> dict[str, tuple[object, object]]:
 
 
 def _annotated(node: ast.ClassDef) -> list[ast.AnnAssign]:
-    """The annotated names of a class; a ClassVar is a constant, as for Python."""
+    """The annotated names of a class that are fields."""
     names = (item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name))
-    return [item for item in names if "ClassVar" not in ast.unparse(item.annotation)]
+    return [item for item in names if not _is_class_var(item)]
+
+
+def _class_vars(node: ast.ClassDef) -> set[str]:
+    return {ast.unparse(i.target) for i in node.body if isinstance(i, ast.AnnAssign) and _is_class_var(i)}
+
+
+def _is_class_var(item: ast.AnnAssign) -> bool:
+    return "ClassVar" in ast.unparse(item.annotation)
+
+
+def _interface() -> set[str]:
+    """The functions of `Method`, which a field of that name would replace."""
+    (method,) = (n for n in _parse(_METHOD).body if isinstance(n, ast.ClassDef) and n.name == "Method")
+    return {item.name for item in method.body if isinstance(item, ast.FunctionDef)}
 
 
 def _is_dataclass(node: ast.ClassDef) -> bool:
@@ -229,7 +249,7 @@ def _default(item: ast.AnnAssign) -> tuple[object, object]:
         raise ValueError(f"no default of {where}")
     try:
         default = ast.literal_eval(item.value)
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(f"no literal as default of {where}") from None
     if default is not None:
         return default, default

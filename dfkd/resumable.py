@@ -130,7 +130,7 @@ def finish(
     hooks: list[dict] = [dict(type="TellingHook", every=SPEAK_EVERY)]
     if state is not None:
         if state.is_file() and not resume:  # perhaps of hours
-            raise UserError(f"this training was stopped and can go on from {state}: pass --resume, or remove that file")
+            raise UserError(f"{state} is a saved state of this training: pass --resume to go on from it, or remove it")
         hooks.append(dict(type="StateHook", path=str(state), interval=SAVE_EVERY, resume=resume))
     loop = dict(type="StageLoop", per=config["per"], time_limit=limit)
     parts = {key: value for key, value in config.items() if key != "per"}

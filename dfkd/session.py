@@ -149,7 +149,7 @@ def _execute(
     seconds = costs.predicted(resolved, costs.devices().get(name_of(device), {}))
     about = "" if seconds is None else f", about {duration(seconds)}"
     print(f"{resolved.run.name} on {device} in {resolved.precision}{about}")
-    given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience}
+    given = {"tensorboard": options.tensorboard, "patience": 60 * options.patience, "again": options.again}
     given |= {"apart": worker is not None, "started": worker, "private": tuple(out / name for name in TASKS)}
     settings = Options(root, str(device), options.resume, **given)
     kept: list[Path | None] = []
@@ -167,13 +167,10 @@ def _execute(
         prior = None if resolved.prior is None else artifacts.prior(resolved.prior, **given)
         facts = resolved, teacher[1], resolved.task.manifest(root), device, prior and prior[1]
         work = work_name(*facts)
-        saved = paths.WORK / work / STATE
-        resumable = options.resume and saved.is_file()
+        resumable = options.resume and (paths.WORK / work / STATE).is_file()
         if not (options.again or resumable) and _is_finished(resolved.run.path(out), partial(work_name, *facts)):
             print(f"finished: {resolved.run.path(out)}; to run it once more: --again")
             return None
-        if not (options.again or options.resume) and saved.is_file():  # perhaps of hours
-            raise UserError(f"this run was stopped and can go on from {saved}: pass --resume, or --again to begin anew")
         limit = max(1e-9, until - time.monotonic()) if until < math.inf else None
         record = run(resolved, *teacher, replace(settings, time_limit=limit), prior, keep)
     _tell(record, "not written, for the method ran in this process" if options.debug else kept[-1])

@@ -22,7 +22,7 @@ from dfkd.engine.context import Context, Student, Teacher
 from dfkd.engine.guard import DataFreeViolation
 from dfkd.engine.hooks import checksum, fingerprint
 from dfkd.engine.method import Budget, Method, Stage, build_method, refused_values
-from dfkd.engine.module import Diverged, TrainingModule
+from dfkd.engine.module import TrainingModule
 from dfkd.engine.seeds import Streams, seed_for, seed_globals
 from dfkd.errors import UserError
 from dfkd.identity import Run
@@ -31,13 +31,6 @@ from dfkd.synthesis.augment import augment_for
 from dfkd.synthesis.batchnorm import NoStatistics
 from dfkd.synthesis.buffer import Batch, ReplayBuffer, Samples, to_bytes
 from dfkd.tasks import InputSpec, task
-
-# What `returned.faults` flags.
-_FAULTS: tuple[tuple[type[Exception], str], ...] = (
-    (Diverged, "a synthetic image was not finite"),
-    (returned.WrongReturn, "an image of the method was outside [0, 1]"),
-    (returned.WrongReturn, "a label of the method was of no class"),
-)
 
 
 class Declined(Exception):
@@ -113,7 +106,7 @@ class Distillation(TrainingModule):
             returned.check_saved(built)
         self.latest: Tensor | None = None
         self.register_buffer("touched", torch.zeros_like(self.bad), persistent=False)  # like `bad`
-        self.register_buffer("faults", self.bad.new_zeros(len(_FAULTS)), persistent=False)
+        self.register_buffer("flags", self.bad.new_zeros(len(returned.FLAGS)), persistent=False)
         self._seen = checksum(student.parameters())  # after the last of the optimizer's steps
         seed_globals(seed % 2**32)  # whatever `setup` drew, the loop begins at the same place
 
@@ -194,19 +187,21 @@ class Distillation(TrainingModule):
         self.touched |= checksum(self.student.parameters()) != self._seen
 
     def check_losses(self) -> None:
-        for found, (kind, fault) in zip(self.faults.tolist(), _FAULTS, strict=True):
-            if found:
-                raise kind(f"{fault} by student step {self.progress.student_steps}")
+        for flag, (kind, what) in zip(self.flags.tolist(), returned.FLAGS, strict=True):
+            if flag:
+                raise kind(f"{what} by student step {self.progress.student_steps}")
         super().check_losses()
         self._look()
         if self.touched.item():
             raise DataFreeViolation("the method changed the student beside the optimizer's steps")
 
     def draw(self) -> Batch:
-        batch = returned.batch(self.method.draw(self.ctx), self.ctx.spec.shape, self.batch)
-        if not (self.ctx.buffer.size or self.progress.images_synthesised or self.method.needs_data):
-            raise returned.WrongReturn("draw() makes its images outside `with ctx.making_images(count):`")
-        self.faults |= returned.faults(batch.images)
+        ctx = self.ctx
+        batch = returned.batch(self.method.draw(ctx), ctx.spec.shape, self.batch, ctx.device)
+        if not (ctx.buffer.size or self.progress.images_synthesised or ctx.real is not None):
+            told = "draw() returned images that nobody counted"
+            raise returned.WrongReturn(f"{told}: make them in synthesize(), or inside `with ctx.making_images(count):`")
+        self.flags |= returned.flags(batch.images)
         self.latest = batch.images
         return batch
 
@@ -243,7 +238,7 @@ class Distillation(TrainingModule):
 
     def keep(self, samples: Samples) -> None:
         # As bytes they would look like any image.
-        self.faults |= returned.faults(samples.images, samples.labels, self.ctx.spec.classes)
+        returned.check_values(self.progress.synthesis_step, samples, self.ctx.spec.classes, self.ctx.per_pixel)
         self.ctx.buffer.add(samples)
 
     def reset_student(self) -> None:
@@ -280,7 +275,7 @@ class Distillation(TrainingModule):
             "streams": ctx.rng.state_dict(),
             "teacher_images": ctx.teacher.images_seen,
             "touched": self.touched,
-            "faults": self.faults,
+            "flags": self.flags,
             "seen": self._seen,
         }
 
@@ -288,7 +283,7 @@ class Distillation(TrainingModule):
         super().load_run_state(state)
         self.latest = state["latest"]
         self.touched.copy_(state["touched"])
-        self.faults.copy_(state["faults"])
+        self.flags.copy_(state["flags"])
         self._seen = state["seen"].to(self._seen.device)
         self.ctx.buffer.load_state_dict(state["buffer"])
         self.method.load_state_dict(state["method"])

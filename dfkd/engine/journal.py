@@ -94,7 +94,7 @@ class Journal:
             raise UserError(f"{self._state} is no state that {JOURNAL} knows; {afresh}") from None
         self._follow_log(there["log"][0])
         if [self._logged, self._sha.hexdigest()] != there["log"]:
-            raise UserError(f"{self._log} does not hold the images of the saved state; run without --resume")
+            raise UserError(f"{self._log} does not hold the images of the saved state; pass --again and not --resume")
         if self._logged:
             os.truncate(self._log, self._logged)
         else:

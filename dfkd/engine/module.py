@@ -17,7 +17,7 @@ from dfkd.synthesis.buffer import Samples
 
 
 class Diverged(Exception):
-    """A loss or a weight of what is trained was not finite."""
+    """A loss, an image or a weight of what is trained was not finite."""
 
     status = "diverged"
 

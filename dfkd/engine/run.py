@@ -40,6 +40,7 @@ MADE = ("student.safetensors", "student.json", GRID)  # what a finished run leav
 class Options:
     """What changes where a run happens and not what it computes; `work` is None for the project's work folder.
 
+    With `resume` a run goes on from its saved state; without, there may be one only with `again`, which gives it up.
     A worker that says nothing for `patience` seconds is taken to hang. Without `apart` the method runs in this process,
     behind the guard alone. `started` is a worker's process that is there already, `private` are folders in which it may
     read nothing, such as that of records.
@@ -48,6 +49,7 @@ class Options:
     data_root: Path
     device: str | None = None
     resume: bool = False
+    again: bool = False
     work: Path | None = None
     save_every: float = 60.0
     time_limit: float | None = None
@@ -83,7 +85,7 @@ def run(
         raise UserError(f"the work folder {folder} lies inside the data root, which a run may not open")
     with _exclusive(folder), _resumable(folder):
         with _told():
-            _prepare(folder, options.resume)
+            _prepare(folder, options.resume, options.again)
         evaluator = Evaluator(resolved, (teacher_weights, card), prior, options.data_root.resolve(), folder, device)
         try:
             with _told():
@@ -274,11 +276,14 @@ def _exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _prepare(folder: Path, resume: bool) -> None:
+def _prepare(folder: Path, resume: bool, again: bool) -> None:
     """Empty the work folder, or of a run that may resume all but its state.
 
-    What a finished run left stays until there is something to put in its place.
+    What a finished run left stays until there is something to put in its place. Raises UserError where a saved state,
+    perhaps of hours, would be lost and nobody said so.
     """
+    if not (resume or again) and (folder / STATE).is_file():
+        raise UserError(f"{folder} holds a saved state of this run: pass --resume to go on from it, or --again")
     if resume:
         _renew(folder / INSIDE)
         if (folder / STATE).is_file():

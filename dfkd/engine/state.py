@@ -57,7 +57,7 @@ def check(value: object) -> None:
     content = io.BytesIO()
     torch.save(value, content)
     content.seek(0)
-    torch.load(content, weights_only=True)
+    torch.load(content, map_location="cpu", weights_only=True)
 
 
 def load(path: Path, device: torch.device) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import traceback
@@ -26,6 +25,7 @@ from dfkd.errors import FULL, CannotWrite, UserError
 from dfkd.signals import Stopped
 from dfkd.tasks import task
 
+AT_FAULT = "the method is at fault"
 Tell = Callable[..., dict[str, Tensor]]  # tell(kind, values, tensors): the tensors that it is answered
 
 
@@ -75,7 +75,11 @@ class _Work:
         """Raise Declined if the method does not apply to the task."""
         self._seal()
         method = build_method(**self.begin["method"])
-        if reason := returned.reason(method.supports(task(self.begin["ask"]))):
+        try:
+            reason = returned.reason(method.supports(task(self.begin["ask"])))
+        except returned.WrongReturn as error:  # told before a teacher is trained for it
+            raise UserError(f"{AT_FAULT}: {error}") from error
+        if reason:
             raise Declined(reason, method.prior)
 
     def run(self) -> None:
@@ -103,7 +107,7 @@ class _Work:
             "teacher_images": model.ctx.teacher.images_seen,
             "shared": round(self.runner.train_loop.shared_seconds, 4),
             "prior": model.prior,
-            "report": _numbers(model.method.report()),
+            "report": returned.report(model.method.report()),
             "time": self.clock.report(),
         }
 
@@ -121,15 +125,6 @@ class _Work:
             self.tell("result", {}, tensors)
 
 
-def _numbers(report: Any) -> dict[str, float]:
-    """What the method says of its run, if that is finite numbers by name. Raises ValueError."""
-    numbers = report.values() if isinstance(report, dict) else [None]
-    good = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
-    if not (good and all(isinstance(name, str) for name in report)):
-        raise ValueError(f"the method's report() is to give finite numbers by name, not {report!r:.200}")
-    return report
-
-
 def _failure(problem: BaseException, in_full: bool) -> dict[str, Any]:
     """An end by an error, told in one line; a traceback goes to stderr where one helps."""
     kind, text = "failed", f"the method raised {type(problem).__name__}: {problem}"
@@ -140,15 +135,15 @@ def _failure(problem: BaseException, in_full: bool) -> dict[str, Any]:
     elif isinstance(problem, CannotWrite | UserError | DataFreeViolation):
         names = {CannotWrite: "unwritable", DataFreeViolation: "violation"}
         kind, text = names.get(type(problem), "refused"), str(problem)
-        if in_full and isinstance(problem.__cause__, Exception):
-            _show(problem.__cause__, in_full)
     elif isinstance(problem, returned.WrongReturn):
-        text = f"the method is at fault: {problem}"
+        text = f"{AT_FAULT}: {problem}"
     elif isinstance(problem, Exception):
         text = str(problem) or type(problem).__name__
-        if isinstance(problem, PermissionError):
-            text += ": a method may open its own folder, HOME and TMPDIR, and no data"
+        if isinstance(problem, PermissionError) and problem.filename and not in_full:
+            text += ": data and records are closed to a method, which writes to its own folder, HOME and TMPDIR only"
         _show(problem, in_full)
+    if in_full and isinstance(problem.__cause__, Exception):
+        _show(problem.__cause__, in_full)
     return {"status": "failed", "kind": kind, "error": text}
 
 

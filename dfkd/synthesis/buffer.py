@@ -135,9 +135,11 @@ class ImageLog:
             images = np.memmap(path, dtype=np.uint8, mode="r", shape=(state["length"], *shape))
             log._hash = hashlib.sha256(images.data)
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} is not the log of the saved state ({error}); run without --resume") from None
+            raise UserError(
+                f"{path} is not the log of the saved state ({error}); pass --again and not --resume"
+            ) from None
         if log._hash.hexdigest() != state["digest"]:
-            raise UserError(f"{path} does not hold the images of the saved state; run without --resume")
+            raise UserError(f"{path} does not hold the images of the saved state; pass --again and not --resume")
         os.truncate(path, size)
         return log, images
 

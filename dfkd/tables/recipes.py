@@ -68,8 +68,11 @@ def _book(table: Table, stamped: tuple, methods_stamped: tuple) -> dict[str, dic
         file = layers[name][-1]
         _check(recipe, file, table, methods.get(recipe["method"]))
         with naming(file, "ablates"):
-            if "ablates" in recipe and recipe["ablates"] not in known - {name}:
-                raise unknown("recipe", recipe["ablates"], known - {name})
+            whole = recipe.get("ablates")
+            if whole is not None and whole not in known - {name}:
+                raise unknown("recipe", whole, known - {name})
+            if whole is not None and "ablates" in joined.get(whole, {}):
+                raise UserError(f"{whole} is an ablation itself")
     for protocol in table.protocols.values():
         with naming(table.path, f"protocols.{protocol.name}.recipes"):
             for name in protocol.recipes:
@@ -128,15 +131,21 @@ def _inherit(path: Path, read: Mapping[Path, dict], layers: Mapping[str, list[Pa
     return recipe | {"layers": [read[part] for part in reversed(line)]}
 
 
-def arguments_of(recipe: Mapping[str, Any], protocol: str, pair: str) -> dict[str, Any]:
-    """What it says of its method's arguments: a base's whole, then its own; in each the last of four places wins."""
-    found: dict[str, Any] = {}
+def said(recipe: Mapping[str, Any], protocol: str, pair: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a recipe says of its method's arguments and of the protocol's settings: all of a base's, then its own.
+
+    In each the last wins: `args`, `pairs`, the protocol, that pair there.
+    """
+    arguments: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for layer in recipe.get("layers", ()):
         there = layer.get("protocols", {}).get(protocol, {})
         of_pair = there.get("pairs", {}).get(pair, {})
         for place in (layer.get("args"), layer.get("pairs", {}).get(pair), there.get("args"), of_pair.get("args")):
-            found |= place or {}
-    return found
+            arguments |= place or {}
+        for part in (there, of_pair):
+            settings = merge(settings, {key: value for key, value in part.items() if key not in ("args", "pairs")})
+    return arguments, settings
 
 
 def _check(recipe: dict, path: Path, table: Table, entry: catalog.Entry | None) -> None:

@@ -31,7 +31,7 @@ from dfkd.tables.definition import (
     merge,
     table_of,
 )
-from dfkd.tables.recipes import arguments_of, find, kind_of
+from dfkd.tables.recipes import find, kind_of, said
 from dfkd.tasks import Task, task
 
 
@@ -103,13 +103,11 @@ def resolve(
     rules = table.protocol(protocol)
     recipe, entry = find(table, method, extra)
     if shared := entry.arguments.keys() & SETTINGS["properties"].keys():  # of which `--set` would mean one
-        raise UserError(f"{entry.path}: {', '.join(sorted(shared))} is a key of the budget: name the field otherwise")
+        raise UserError(f"{entry.path}: a budget has a key {sorted(shared)[0]!r}: name the field otherwise")
     pair = pair or rules.pairs[0]
     teacher, student = check_pair(data, pair)
-    by_protocol = dict(recipe.get("protocols", {}).get(protocol, {}))
-    by_protocol = merge(by_protocol, by_protocol.pop("pairs", {}).get(pair, {}))
-    arguments = arguments_of(recipe, protocol, pair)
-    settings = _settings(rules, entry, by_protocol, f"recipe {method!r}: {protocol} of {data}")
+    arguments, of_recipe = said(recipe, protocol, pair)
+    settings = _settings(rules, entry, of_recipe, f"recipe {method!r}: {protocol} of {data}")
     changed = _changes(changes, precision, settings)
     _apply(changed, arguments, settings, entry)
     runs_in = precision if settings["precision"] == AUTO and precision else settings["precision"]
@@ -142,16 +140,14 @@ def takes_prior(entry: catalog.Entry) -> bool:
     return entry.prior in ("diffusion", catalog.PUBLIC)
 
 
-def _settings(protocol: Protocol, entry: catalog.Entry, by_protocol: dict, where: str) -> dict:
-    """What the protocol and a recipe's part for it say together."""
+def _settings(protocol: Protocol, entry: catalog.Entry, recipe: Mapping[str, Any], where: str) -> dict:
+    """What the protocol and a recipe say together."""
     settings = deepcopy(dict(protocol.settings))
     # A key of the methods that use one only, so that a table's prior says nothing of the others.
     prior = settings.pop("prior", NO_PRIOR)
     if takes_prior(entry):
         settings["prior"] = prior
-    for key, value in by_protocol.items():
-        if key == "args":
-            continue
+    for key, value in recipe.items():
         # Any recipe may do without the prior.
         if key not in protocol.recipe_may_set and (key, value) != ("prior", NO_PRIOR):
             raise UserError(f"{where} fixes {key!r} for all methods")

@@ -307,7 +307,7 @@ TRICKS = {
         "setup",
         "all = (o for o in gc.get_objects() if type(o) is dict); "
         "open(next(o['weights'] for o in all if {'weights', 'arch'} <= o.keys()), 'ab')",
-        "Permission denied",
+        "Permission denied: .*: data and records are closed to a method",
     ),
     "a hook on the teacher": ("setup", "ctx.teacher.register_forward_hook(lambda *a: None)", "left a hook"),
     "os._exit": ("after_step", "os._exit(0)", "left with status 0 before its last message"),

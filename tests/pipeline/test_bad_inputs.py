@@ -448,6 +448,14 @@ ROWS: dict[str, Row] = {
         "--method=mine",
     ),
     "recipe: an ablation of nothing": recipe("ablates: fast-6", "mine.yaml: ablates: unknown recipe 'fast-6'"),
+    "recipe: two ablations of each other": Row(
+        RUN,
+        "is an ablation itself",
+        {
+            "benchmarks/digits/recipes/a.yaml": "method: fast\nablates: b\nargs: {k: 2}",
+            "benchmarks/digits/recipes/b.yaml": "method: fast\nablates: a",
+        },
+    ),
     "recipe: an ablation of itself": recipe("ablates: mine", "mine.yaml: ablates: unknown recipe 'mine'"),
     "recipe: an ablation that takes nothing away": recipe(
         "base: fast-5\nablates: fast-5\nargs: {k: 5}",
@@ -551,6 +559,8 @@ ROWS: dict[str, Row] = {
             ("no default", "    k: int\n", "guest: no default of k; hyper-parameters are dataclass fields"),
             ("a default that is computed", "    k: float = 1 / 3\n", "guest: no literal as default of k"),
             ("a None of no type", "    k: int | str | None = None\n", "guest: no type of k"),
+            ("a default that cannot be", "    k: dict = {[]: 1}\n", "guest: no literal as default of k"),
+            ("a field with a hook's name", "    draw: int = 1\n", "guest: draw() is a member of Method"),
         )
     },
     "method: a name that there is": outside(REGISTERED.format("'fast'"), "'fast' is registered in both"),

@@ -261,7 +261,7 @@ def test_a_stopped_run_goes_on_with_resume(run, tmp_path):
     arguments = {"method": "outside", "small": BUDGETED}
     assert run(f"--import={path}", **arguments)[0] == 75
     status, _, errors = run(f"--import={path}", **arguments)
-    assert status == 2 and "state.pt: pass --resume, or --again to begin anew" in errors[-1], "hours would be lost"
+    assert status == 2 and "holds a saved state of this run: pass --resume" in errors[-1], "hours would be lost"
     assert run(f"--import={path}", "--resume", **arguments)[0] == 0
     (found,) = written(tmp_path)
     assert records.read(found)["time"]["resumes"] == 1

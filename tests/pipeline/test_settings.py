@@ -50,10 +50,13 @@ def test_what_a_recipe_says_beats_its_base_wherever_that_says_it(tmp_path, monke
         f"  quick: {{rounds: 5, args: {{oh: 3.0}}, pairs: {{{PAIR}: {{rounds: 4, args: {{adv: 4.0}}}}}}}}\n"
     )
     (folder / "part.yaml").write_text("base: whole\nablates: whole\nargs: {k: 1, oh: 0.0, adv: 0.0}\n")
-    (folder / "last.yaml").write_text(f"base: part\npairs: {{{PAIR}: {{oh: 7.0}}}}\n")
+    (folder / "last.yaml").write_text(
+        f"base: part\npairs: {{{PAIR}: {{oh: 7.0}}}}\nprotocols: {{quick: {{rounds: 10}}}}\n"
+    )
     part = resolve("digits", "quick", "part", PAIR).config
     assert part["rounds"] == 4 and part["args"] == {"k": 1, "bn": 2.0, "oh": 0.0, "adv": 0.0}
-    assert resolve("digits", "quick", "last", PAIR).config["args"] == part["args"] | {"oh": 7.0}
+    last = resolve("digits", "quick", "last", PAIR).config
+    assert last["rounds"] == 10 and last["args"] == part["args"] | {"oh": 7.0}
     assert resolve("digits", "quick", "last", "wrn16_2-wrn16_1").config["args"] == {"k": 1, "oh": 0.0, "adv": 0.0}
 
 
@@ -119,8 +122,8 @@ def test_a_changed_recipe_file_is_read_anew(tmp_path, monkeypatch):
         assert resolve("digits", "quick", "mine", PAIR).config["args"] == {"k": k}
 
 
-def test_a_field_that_has_the_name_of_a_budget_key_is_refused(tmp_path):
-    """`--set rounds=…` would set one of the two, and the record would not tell which."""
+def test_what_is_a_field_and_may_be_one(tmp_path):
+    """`--set rounds=…` would set one of two things; a ClassVar is a constant, and takes the place of a field."""
     path = tmp_path / "shadow.py"
     path.write_text(
         "from dataclasses import dataclass\n"
@@ -133,13 +136,19 @@ def test_a_field_that_has_the_name_of_a_budget_key_is_refused(tmp_path):
         "    rounds: int = 3\n"
         "    rates: tuple[float, ...] = (0.1, 0.2)\n"
     )
-    with pytest.raises(UserError, match=r"shadow\.py: rounds is a key of the budget"):
+    with pytest.raises(UserError, match=r"shadow\.py: a budget has a key 'rounds'"):
         resolve("digits", "quick", "shadow", PAIR, extra=str(path))
     path.write_text(path.read_text().replace("rounds: int", "turns: int"))
     assert resolve("digits", "quick", "shadow", PAIR, extra=str(path)).entry.arguments == {
         "turns": 3,
         "rates": (0.1, 0.2),
     }
+    path.write_text(
+        path.read_text().replace('("shadow")', '("base")')
+        + '@METHODS.register_module("shadow")\n@dataclass(eq=False)\n'
+        + "class Fixed(Shadow):\n    turns: ClassVar[int] = 7\n"
+    )
+    assert resolve("digits", "quick", "shadow", PAIR, extra=str(path)).entry.arguments == {"rates": (0.1, 0.2)}
     changed = resolve("digits", "quick", "shadow", PAIR, changes=["rates=[1, 0.5]"], extra=str(path))
     assert changed.config["args"] == {"rates": (1.0, 0.5)}
     with pytest.raises(UserError, match=r"--set rates takes a value of type float, not '\[1, x\]'"):

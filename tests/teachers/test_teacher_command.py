@@ -62,7 +62,7 @@ def test_a_time_limit_and_a_signal_are_told_by_the_status(command, tmp_path, mon
     assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
     monkeypatch.setattr(training.Supervised, "train_step", train_step)
     status, _, err = command(*MAKE)
-    assert status == 2 and err.startswith("bench.py: this training was stopped and can go on from ")
+    assert status == 2 and "is a saved state of this training: pass --resume" in err
     assert command(*MAKE, "--resume")[0] == 0
 
 
