@@ -95,7 +95,7 @@ def run_options(verb: argparse.ArgumentParser) -> None:
     cell_options(what, NAMES, "recipes or methods (`list`), with commas")
     what.add_argument("--seed", type=WHOLES, default=[0], help="repetitions, with commas (default 0)")
     import_option(what)
-    what.add_argument("--again", action="store_true", help="from the start, also where a run was finished or stopped")
+    what.add_argument("--again", action="store_true", help="anew, also a finished or stopped run")
     what.add_argument("--jobs", type=WHOLE, default=1, metavar="N", help="of several runs N at a time, sharing threads")
     custom = verb.add_argument_group("custom runs, left out of the tables")
     change_option(custom, "change a hyper-parameter (docs/protocol.md)")
