@@ -49,7 +49,6 @@ class Options:
     data_root: Path
     device: str | None = None
     resume: bool = False
-    again: bool = False
     work: Path | None = None
     save_every: float = 60.0
     time_limit: float | None = None
@@ -58,6 +57,7 @@ class Options:
     apart: bool = True
     started: subprocess.Popen[bytes] | None = None
     private: tuple[Path, ...] = ()
+    again: bool = False
 
 
 def run(

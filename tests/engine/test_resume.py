@@ -163,9 +163,13 @@ def test_what_is_no_state_is_one_clear_error(kind, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_without_resume_a_run_starts_afresh(stopped, execute):
+def test_a_run_starts_afresh_only_when_asked_to(stopped, execute):
     cell, folder = stopped
-    record = execute(cell)
+    before = (folder / STATE).read_bytes()
+    with pytest.raises(UserError, match="holds a saved state of this run: pass --resume to go on from it, or --again"):
+        execute(cell)
+    assert (folder / STATE).read_bytes() == before
+    record = execute(cell, again=True)
     assert record["time"]["resumes"] == 0
     assert not (folder / STATE).exists()
 

@@ -76,13 +76,15 @@ def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(run, tmp_path, interru
     assert told[0].endswith("from step 4")
 
 
-def test_without_resume_it_starts_afresh(run, interrupt):
+def test_without_resume_no_state_is_lost(run, interrupt):
     undo, told = interrupt(4), []
     with pytest.raises(Stopped):
         run()
     undo()
-    run(resume=False, say=told.append)
-    assert told[0].endswith("from step 0")
+    with pytest.raises(UserError, match="is a saved state of this training: pass --resume to go on from it, or remove"):
+        run(resume=False)
+    run(say=told.append)
+    assert not told[0].endswith("from step 0")
 
 
 def test_another_recipe_does_not_go_on_with_this_one_s_state(run, interrupt):

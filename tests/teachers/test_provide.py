@@ -147,7 +147,7 @@ def test_the_time_limit_stops_it(ask, during):
 
 @pytest.mark.parametrize(
     ("change", "goes_on"),
-    [({}, True), ({"resume": False}, False), ({"recipe": RECIPE | {"lr": 0.2}}, False), ({"seed": 1}, False)],
+    [({}, True), ({"recipe": RECIPE | {"lr": 0.2}}, False), ({"seed": 1}, False)],
 )
 def test_only_the_same_training_goes_on(ask, during, change, goes_on):
     undo, told = during(4, interrupt()), []
@@ -156,6 +156,17 @@ def test_only_the_same_training_goes_on(ask, during, change, goes_on):
     undo()
     ask(say=told.append, **change)
     assert any("going on from epoch 1.333/3" in line for line in told) == goes_on
+
+
+def test_without_resume_no_state_is_lost(ask, during):
+    undo, told = during(4, interrupt()), []
+    with pytest.raises(Stopped):
+        ask()
+    undo()
+    with pytest.raises(UserError, match="is a saved state of this training: pass --resume to go on from it, or remove"):
+        ask(resume=False)
+    ask(say=told.append)
+    assert any("going on from epoch 1.333/3" in line for line in told)
 
 
 @pytest.mark.parametrize("place", [0, 40, 5000, -1])
