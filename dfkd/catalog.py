@@ -25,6 +25,8 @@ from dfkd.names import path as typed_path
 
 # A value of each type that an argument may have.
 EXAMPLES: dict[str, object] = {"int": 0, "float": 0.0, "bool": False, "str": "", "list": [], "tuple": ()}
+_WANTED = "hyper-parameters are dataclass fields with literal defaults, None with a type such as `float | None`"
+_METHOD = paths.CODE / "engine" / "method.py"
 PUBLIC = "public images"  # the side information of a method that takes what the table's prior was trained on
 PRIORS = ("none", "class names", "diffusion", PUBLIC)  # what a method may know besides the teacher
 
@@ -125,7 +127,8 @@ def _entry(path: Path, name: str, lineage: Sequence[ast.ClassDef]) -> Entry:
     try:
         for cls in reversed(lineage):
             # As for Python, a constant takes the place of a field of a base.
-            fields = {k: v for k, v in fields.items() if k not in _class_vars(cls)} | _fields(cls)
+            constant = {name for name, item in _annotated(cls).items() if _is_class_var(item)}
+            fields = {k: v for k, v in fields.items() if k not in constant} | _fields(cls)
     except ValueError as error:
         raise UserError(f"{path}: {name}: {error}") from None
     if taken := fields.keys() & _interface():
@@ -142,9 +145,6 @@ def _entry(path: Path, name: str, lineage: Sequence[ast.ClassDef]) -> Entry:
         examples={key: example for key, (_, example) in fields.items()},
     )
 
-
-_METHOD = paths.CODE / "engine" / "method.py"
-_WANTED = "hyper-parameters are dataclass fields with literal defaults, None with a type such as `float | None`"
 
 # Name → class, and what the names of its bases stand for where it is defined.
 Classes = dict[str, tuple[ast.ClassDef, "Classes"]]
@@ -210,21 +210,17 @@ def _fields(node: ast.ClassDef) -> dict[str, tuple[object, object]]:
     """The dataclass fields of a class: default, and an example of the type. Raises ValueError for what is no field."""
     if any(isinstance(item, ast.FunctionDef) and item.name == "__init__" for item in node.body):
         raise ValueError(f"{node.name} has a constructor of its own, whose arguments nobody could know; {_WANTED}")
-    fields = _annotated(node)
+    fields = {name: item for name, item in _annotated(node).items() if not _is_class_var(item)}
     # Without it Python keeps the bases' defaults, and the record would state what did not run.
     if fields and not _is_dataclass(node):
         raise ValueError(f"{node.name} has hyper-parameters; put @dataclass(eq=False) above it")
-    return {item.target.id: _default(item) for item in fields if isinstance(item.target, ast.Name)}
+    return {name: _default(item) for name, item in fields.items()}
 
 
-def _annotated(node: ast.ClassDef) -> list[ast.AnnAssign]:
-    """The annotated names of a class that are fields."""
-    names = (item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name))
-    return [item for item in names if not _is_class_var(item)]
-
-
-def _class_vars(node: ast.ClassDef) -> set[str]:
-    return {ast.unparse(i.target) for i in node.body if isinstance(i, ast.AnnAssign) and _is_class_var(i)}
+def _annotated(node: ast.ClassDef) -> dict[str, ast.AnnAssign]:
+    """The annotated names of a class: its fields, and constants that say ClassVar."""
+    found = (item for item in node.body if isinstance(item, ast.AnnAssign))
+    return {item.target.id: item for item in found if isinstance(item.target, ast.Name)}
 
 
 def _is_class_var(item: ast.AnnAssign) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -175,16 +175,12 @@ def _check_images(where: str, images: object, shape: Sequence[int]) -> None:
 
 def _list(value: object, kind: type[Kind], wanted: str) -> list[Kind]:
     """The things of an iterable, if they are all of the kind."""
-
-    def refuse(what: str) -> NoReturn:
-        raise WrongReturn(f"{wanted}, not {what}")
-
     if not isinstance(value, Iterable) or isinstance(value, str | Tensor | Mapping):
-        refuse(_told(value))
+        raise WrongReturn(f"{wanted}, not {_told(value)}")
     found = list(value)
     for each in found:
         if not isinstance(each, kind):
-            refuse(f"one with {_told(each)} in it")
+            raise WrongReturn(f"{wanted}, not one with {_told(each)} in it")
     return found
 
 
