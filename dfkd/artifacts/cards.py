@@ -104,6 +104,7 @@ class Kind:
         in_folder: what it is called in a weights folder.
         there: whether something of the kind is at a path; UserError for whatever else is.
         weights: the file whose sha256 is the card's digest.
+        passing: keys that say only when and how fast it was made, and are billed to no run.
     """
 
     what: str
@@ -113,6 +114,7 @@ class Kind:
     there: Callable[[Path], bool]
     weights: Callable[[Path], Path]
     card_path: Callable[[Path], Path]
+    passing: tuple[str, ...]
 
     def find(self, name: str, folders: Iterable[Path]) -> Path | None:
         """The first of that name in weights folders, or None. Raises as `there` does."""
@@ -129,15 +131,15 @@ class Kind:
         """Write the complete card of an artifact.
 
         Who makes an artifact writes the card first: a card without weights is what every fresh clone has, weights
-        without their card are nobody's. One that is there and says the same stays, with its date, so that to import
-        weights into a fresh clone changes no committed file.
+        without their card are nobody's. One that is there and says the same but for what is passing stays, so that to
+        import weights into a fresh clone, or to train a teacher there to the same bits, changes no committed file.
         """
         place = self.card_path(path)
         self.check(card, place)
         kept = {key: card[key] for key in self.schema["properties"]}
         with suppress(UserError):
             there = self.read(path)
-            if kept == {**there, "date": kept["date"]}:
+            if kept == there | {key: kept[key] for key in self.passing}:
                 return
         replace_file(place, json.dumps(kept, indent=1) + "\n")
 
@@ -184,12 +186,14 @@ TEACHER = Kind(
     there=file_there,
     weights=Path,
     card_path=lambda path: path.with_suffix(".json"),
+    passing=("date", "seconds"),
 )
 PRIOR = Kind(
     *("prior", PRIOR_SCHEMA, ("name",), "prior_{}"),
     there=_folder_there,
     weights=weights_path,
     card_path=_card_of_prior,
+    passing=("date",),
 )
 
 

@@ -32,6 +32,15 @@ def test_round_trip(tmp_path):
     assert found["recipe"] is None
 
 
+def test_a_prior_made_again_is_billed_by_its_own_seconds(tmp_path):
+    """Its training is in a run's time, which a teacher's is not."""
+    card = PRIOR.new("mine", **FACTS, seconds=3, date="2001-01-01")
+    for again, kept in (card | {"date": "2002-02-02"}, card), (card | {"seconds": 4}, card | {"seconds": 4}):
+        PRIOR.write(tmp_path / "mine", card)
+        PRIOR.write(tmp_path / "mine", again)
+        assert PRIOR.read(tmp_path / "mine") == kept
+
+
 def test_the_card_inside_goes_before_the_one_beside(tmp_path):
     (tmp_path / "mine").mkdir()
     assert PRIOR.card_path(tmp_path / "mine") == tmp_path / "mine.json"

@@ -323,14 +323,17 @@ def test_a_kill_between_card_and_weights_leaves_nothing_in_the_way(ask, given, m
     assert card["origin"] == way and card["digest"] == file_digest(path)
 
 
-def test_importing_the_weights_of_a_card_again_leaves_the_card_as_it_is(ask, given):
-    """In a fresh clone the card is there, of another day, and the weights are not."""
-    path, card = ask(source=given)
+@pytest.mark.parametrize("way", ["imported", "trained"])
+def test_making_the_weights_of_a_card_again_leaves_the_card_as_it_is(ask, given, way):
+    """In a fresh clone the card is there, of another day and a faster machine, and the weights are not."""
+    source = given if way == "imported" else None
+    path, card = ask(source=source)
     place = TEACHER.card_path(path)
-    for change, stays in ({"date": "2026-01-01T00:00:00+00:00"}, True), ({"accuracy": 1.5}, False):
+    day = {"date": "2026-01-01T00:00:00+00:00"}
+    for change, stays in (day, True), (day | {"seconds": 9.5}, True), ({"accuracy": 1.5}, False):
         place.write_text(committed := json.dumps({**card, **change}, sort_keys=True))
         path.unlink()
-        assert file_digest(ask(source=given).path) == card["digest"]
+        assert file_digest(ask(source=source).path) == card["digest"]
         assert (place.read_text() == committed) == stays
     assert TEACHER.read(path)["accuracy"] == card["accuracy"]
 
