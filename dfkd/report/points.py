@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,16 @@ def legend(pairs: Iterable[Sequence[Result]], markers: Mapping[str, str]) -> lis
     several = any(result.last.std is not None for pair in pairs for result in pair if drawable(result))
     bar = {"color": "0.35", "linestyle": "", "marker": "|", "markersize": 9, "markeredgewidth": 1.5}
     spread = [Line2D([], [], label="± one standard deviation over seeds (no bar: one seed)", **bar)]
-    return [*hardware_legend(markers), *spread * several, Line2D([], [], label="Pareto frontier", **FRONTIER)]
+    what = "Pareto frontier" + " on the hardware of most points" * (len(markers) > 1)
+    return [*hardware_legend(markers), *spread * several, Line2D([], [], label=what, **FRONTIER)]
 
 
 def panel(axes: Axes, pair: Sequence[Result], markers: Mapping[str, str]) -> None:
-    """Points with error bars, the frontier, axes and reference rows of one pair."""
+    """Points with error bars, the frontier, axes and reference rows of one pair.
+
+    The frontier is that of the class of hardware with most points: that of a few others would run on below points that
+    beat it, for a row stands at one place though it may have run on several.
+    """
     methods = [result for result in pair if drawable(result)]
     points = [(cost, result) for result in methods for cost in result.costs]
     for hardware, marker in markers.items():
@@ -45,7 +51,7 @@ def panel(axes: Axes, pair: Sequence[Result], markers: Mapping[str, str]) -> Non
     high = max(result.last.mean + (result.last.std or 0) for result in methods)
     references = [result for result in pair if result.reference]
     score_axis(axes, low, high, references, pair)
-    for hardware in markers:
+    for hardware, _ in Counter(cost.hardware for cost, _ in points).most_common(1):
         _frontier(axes, pair, hardware)
     labels = [
         Label(cost.scored, result.last.mean, name_of(result), colour_of(result.family)) for cost, result in points

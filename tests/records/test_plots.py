@@ -72,10 +72,11 @@ def segments(panel):
 def test_the_frontier_passes_through_what_nothing_beats(record):
     runs = [record("fast", 80.0, synthesis=10.0), record("beaten", 79.0, synthesis=20.0)]
     runs += [record("good", 90.0, synthesis=500.0)]
-    panel = axes()
-    points.panel(panel, gathered(runs), {"NVIDIA H200": "o"})
-    (line,) = [line for line in panel.get_lines() if line.get_linewidth() == points.FRONTIER["linewidth"]]
-    assert list(line.get_xydata()[:-1, 0]) == [612.0, 1102.0] and list(line.get_ydata()) == [80.0, 90.0, 90.0]
+    for more in [], [record("elsewhere", 30.0, synthesis=5.0, hardware="A")]:
+        panel, results = axes(), gathered([*runs, *more])
+        points.panel(panel, results, figure.markers_of([results]))
+        (line,) = [line for line in panel.get_lines() if line.get_linewidth() == points.FRONTIER["linewidth"]]
+        assert list(line.get_xydata()[:-1, 0]) == [612.0, 1102.0] and list(line.get_ydata()) == [80.0, 90.0, 90.0]
 
 
 def test_curves_have_a_band_over_seeds_and_the_line_that_time_is_measured_to(record):
